@@ -1,0 +1,49 @@
+# What can be done in a checkout. `make` alone lists it. Everything that needs set-up does it by itself.
+
+PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab lab-down test unit lint format bench wheel lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is needed: Debian's packages (as root) and .venv
+	@packaging/setup.sh
+
+demo: setup ## the main job shown step by step in network namespaces (root; under a minute)
+	@$(PYTHON) packaging/lab/demo.py
+
+lab: setup ## namespaces with a client, a proxy and backends, left standing to play with (root)
+	@$(PYTHON) packaging/lab/lab.py up
+
+lab-down: setup ## take the lab down
+	@$(PYTHON) packaging/lab/lab.py down
+
+test: setup ## all tests; without root those that need none
+	@$(PYTHON) -m pytest
+
+unit: setup ## the tests that need neither root nor a kernel
+	@$(PYTHON) -m pytest tests/unit
+
+lint: setup ## ruff and mypy, as CI runs them
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy --strict
+
+format: setup ## put the Python files into shape
+	@$(PYTHON) -m ruff check --fix --select I .
+	@$(PYTHON) -m ruff format .
+
+bench: setup ## measure (root)
+	@$(PYTHON) -m pytest tests/bench --capture=no
+
+wheel: setup ## build dist/revproxy-*.whl
+	@$(PYTHON) -m hatchling build --target wheel
+
+lock: ## write packaging/requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
+	@packaging/lock.sh
+
+clean: ## remove everything made here, .venv included
+	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

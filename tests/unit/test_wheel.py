@@ -1,0 +1,44 @@
+"""What is in the package that `make wheel` builds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from this checkout, without fetching anything."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    (built,) = out.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"), [("bpf", "**/*.[ch]"), ("schema", "*.json"), ("config.d", "*"), ("man", "*")]
+)
+def test_files_read_at_run_time_are_in_the_wheel(wheel: zipfile.ZipFile, folder: str, pattern: str) -> None:
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(pattern) if path.is_file()}
+    packed = {name.removeprefix("reconciler/_data/") for name in wheel.namelist()}
+    assert wanted - packed == set()
+    assert wanted or folder in ("config.d", "man")
+
+
+def test_every_module_is_in_the_wheel_and_tests_are_not(wheel: zipfile.ZipFile) -> None:
+    wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "reconciler").rglob("*.py")}
+    assert wanted - set(wheel.namelist()) == set()
+    assert {name.split("/")[0] for name in wheel.namelist()} == {"reconciler", "revproxy-0.1.0.dist-info"}
+
+
+def test_both_programs_are_entry_points(wheel: zipfile.ZipFile) -> None:
+    text = wheel.read("revproxy-0.1.0.dist-info/entry_points.txt").decode()
+    assert "revproxyctl = reconciler.cli:main" in text
+    assert "revproxyd = reconciler.daemon:main" in text
