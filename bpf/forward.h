@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The way out: the kernel's routing table asked once a second and connection, and remembered in its entry.
+ * No include guard: see family.h. */
+
+#ifndef REVPROXY_FORWARD_ONCE
+#define REVPROXY_FORWARD_ONCE
+
+#define LOOPBACK_IFINDEX 1
+
+/* bcc 0.26 declares it as it was before Linux 5.10. */
+static long (*redirect_neighbour)(u32 ifindex, struct bpf_redir_neigh *next_hop, int length, u64 flags) =
+	(void *)BPF_FUNC_redirect_neigh;
+
+#define WAY_CACHED 0    /* in the entry: interface and hardware addresses */
+#define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not */
+#define WAY_STACK 2     /* this host, no route, or not wanted */
+
+static __always_inline bool way_is_fresh(const struct connection *c, u32 generation, u64 now)
+{
+	return c->out_ifindex && c->out_generation == generation && now - c->out_ns < NSEC_PER_SEC;
+}
+
+static __always_inline u32 device_flags(u32 ifindex)
+{
+	u32 *flags = lookup(MAP(DEVICE), &ifindex);
+
+	return flags ? *flags : 0;
+}
+#endif
+
+/* Asks where the packet described by e goes, seen from the interface it came in by. A host that is no router says
+ * that forwarding is disabled there; it is then asked as from lo, whose setting user space has seen to: to serve,
+ * the host need not become a router for everybody. */
+static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, struct F(connection) *e,
+				       struct bpf_fib_lookup *fib, u32 generation, u64 now)
+{
+	long result;
+
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->l4_protocol = p->key.protocol;
+	fib->sport = e->sport_be;
+	fib->dport = e->dport_be;
+	fib->ifindex = p->ifindex;
+#if FAMILY == 4
+	fib->family = 2; /* AF_INET */
+	fib->ipv4_src = e->saddr_be[0];
+	fib->ipv4_dst = e->daddr_be[0];
+#else
+	fib->family = 10; /* AF_INET6 */
+	for (int i = 0; i < 4; i++) {
+		fib->ipv6_src[i] = e->saddr_be[i];
+		fib->ipv6_dst[i] = e->daddr_be[i];
+	}
+#endif
+	result = bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+	if (result == BPF_FIB_LKUP_RET_FWD_DISABLED) {
+		fib->ifindex = LOOPBACK_IFINDEX;
+		result = bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+	}
+	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return WAY_NEIGHBOUR;
+	if (result != BPF_FIB_LKUP_RET_SUCCESS)
+		return WAY_STACK;
+	e->c.out_ifindex = fib->ifindex;
+	e->c.out_mtu = fib->mtu_result ?: 0xffff;
+	__builtin_memcpy(e->c.out_dmac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(e->c.out_smac, fib->smac, ETH_ALEN);
+	e->c.out_flags = 0;
+	if (fib->ifindex == p->ifindex || (device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT))
+		e->c.out_flags = OUT_XDP;
+	e->c.out_generation = generation;
+	e->c.out_ns = now;
+	return WAY_CACHED;
+}
+
+/* TC: to the next hop that fib names; the kernel finds its hardware address and holds the packet meanwhile. */
+static __always_inline int F(redirect_neighbour)(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh next = { .nh_family = fib->family };
+
+	for (int i = 0; i < 4; i++)
+		next.ipv6_nh[i] = fib->ipv6_dst[i];
+	return redirect_neighbour(fib->ifindex, &next, sizeof(next), 0);
+}

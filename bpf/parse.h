@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Frame -> what we need to know of it. No include guard: see family.h. */
+
+struct F(packet) {
+	struct F(connection_key) key; /* as it arrived */
+	u32 ifindex;
+	u32 l4_offset;  /* from the start of the frame */
+	u32 length;     /* from the IP header on; of one segment for GSO packets */
+	u32 bytes;      /* from the IP header on; of all segments */
+	u32 segments;
+	u8 hop_limit;
+	u8 heard;       /* HEARD_* of this packet */
+	u8 opens;       /* a TCP SYN without ACK */
+	u8 partial;     /* only the pseudo-header is in the checksum: the rest is left to the sender's offload */
+};
+
+#if FAMILY == 4
+/* Finds the transport header; 0 if the packet is not TCP or UDP in one piece. */
+static __always_inline u32 parse_network4(void *data, void *end, struct packet4 *p, u32 *payload)
+{
+	struct iphdr *ip = data + ETH_HLEN;
+	u32 header, total;
+
+	if ((void *)(ip + 1) > end)
+		return 0;
+	header = ip->ihl * 4;
+	total = bpf_ntohs(ip->tot_len);
+	if (ip->version != 4 || header < sizeof(*ip) || total < header)
+		return 0;
+	if (ip->frag_off & bpf_htons(0x3fff)) /* more fragments, or an offset */
+		return 0;
+	p->key.saddr_be[0] = ip->saddr;
+	p->key.daddr_be[0] = ip->daddr;
+	p->key.protocol = ip->protocol;
+	p->hop_limit = ip->ttl;
+	p->length = total;
+	*payload = total - header;
+	return ETH_HLEN + header;
+}
+#else
+static __always_inline u32 parse_network6(void *data, void *end, struct packet6 *p, u32 *payload)
+{
+	struct ipv6hdr *ip = data + ETH_HLEN;
+
+	if ((void *)(ip + 1) > end)
+		return 0;
+	if (ip->version != 6)
+		return 0;
+	for (int i = 0; i < 4; i++) {
+		p->key.saddr_be[i] = ip->saddr.in6_u.u6_addr32[i];
+		p->key.daddr_be[i] = ip->daddr.in6_u.u6_addr32[i];
+	}
+	p->key.protocol = ip->nexthdr;
+	p->hop_limit = ip->hop_limit;
+	*payload = bpf_ntohs(ip->payload_len);
+	p->length = *payload + sizeof(*ip);
+	return ETH_HLEN + sizeof(*ip);
+}
+#endif
+
+/* Sum over the pseudo-header (RFC 793, RFC 8200 section 8.1) of a packet with so much payload. */
+static __always_inline u16 F(pseudo_header)(const struct F(connection_key) *key, u32 payload)
+{
+	u64 sum = (u64)bpf_htons(key->protocol) + bpf_htons(payload);
+
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		sum += (u64)key->saddr_be[i] + key->daddr_be[i];
+	return csum_fold64(sum);
+}
+
+/* True: the packet may concern us, and p is filled in. */
+static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
+{
+	void *data = packet_start(ctx, hook), *end = packet_end(ctx, hook);
+	u32 payload = 0, offset = F(parse_network)(data, end, p, &payload);
+	void *l4 = data + offset;
+	u32 l4_header = sizeof(struct udphdr);
+	u8 *listens, *targets;
+	u16 check;
+
+	if (!offset || l4 + sizeof(struct udphdr) > end)
+		return false;
+	p->key.sport_be = ((struct udphdr *)l4)->source;
+	p->key.dport_be = ((struct udphdr *)l4)->dest;
+	listens = lookup_index(MAP(PORT), bpf_ntohs(p->key.dport_be));
+	targets = lookup_index(MAP(PORT), bpf_ntohs(p->key.sport_be));
+	if (!listens || !targets || !((*listens & PORT_LISTEN) | (*targets & PORT_TARGET)))
+		return false;
+
+	p->l4_offset = offset;
+	p->heard = HEARD_ANY;
+	if (p->key.protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = l4;
+
+		if ((void *)(tcp + 1) > end)
+			return false;
+		if (tcp->syn)
+			p->heard |= HEARD_SYN;
+		if (tcp->fin)
+			p->heard |= HEARD_FIN;
+		if (tcp->rst)
+			p->heard |= HEARD_RST;
+		p->opens = tcp->syn && !tcp->ack;
+		l4_header = tcp->doff * 4;
+		check = tcp->check;
+	} else if (p->key.protocol == IPPROTO_UDP) {
+		check = ((struct udphdr *)l4)->check;
+	} else {
+		return false;
+	}
+	p->ifindex = ingress_ifindex(ctx, hook);
+	p->segments = 1;
+	p->bytes = p->length;
+	if (hook == HOOK_XDP) {
+		/* Longer than the frame: not for us to judge. */
+		if (frame_length(ctx, hook) < ETH_HLEN + p->length)
+			return false;
+		/* A finished checksum equals this once in 65536 packets; TC treats those rightly too. */
+		p->partial = check == F(pseudo_header)(&p->key, payload);
+	} else {
+		struct __sk_buff *skb = ctx;
+
+		if (skb->gso_segs > 1) {
+			p->segments = skb->gso_segs;
+			p->bytes = skb->len - ETH_HLEN;
+			p->length = skb->gso_size + offset - ETH_HLEN + l4_header;
+		}
+	}
+	return true;
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* revproxy's programs: the entry points.
+ *
+ * xdp_ingress  finishes what it can (redirect, drop) and leaves everything else untouched;
+ * tc_ingress   does all that XDP left, or everything where there is no XDP;
+ * tc_egress    rewrites answers that came through the kernel's stack.
+ *
+ * SLOT_INVERTED 1 makes programs that read the slot packets do not read: a commit is tried with them first.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#ifndef SLOT_INVERTED
+#define SLOT_INVERTED 0
+#endif
+
+#include "types.h"
+#include "maps.h"
+#include "layout_assertions.h" /* made by user space from its own declarations */
+#include "counters.h"
+#include "checksum.h"
+#include "context.h"
+
+#define FAMILY 4
+#include "family.h"
+#undef FAMILY
+#define FAMILY 6
+#include "family.h"
+#undef FAMILY
+
+/* Frames to somebody else, or to many, are none of ours. */
+static __always_inline u16 ethernet_protocol(void *ctx, int hook)
+{
+	struct ethhdr *eth = packet_start(ctx, hook);
+
+	if ((void *)(eth + 1) > packet_end(ctx, hook))
+		return 0;
+	if (hook != HOOK_TC_EGRESS && (eth->h_dest[0] & 1))
+		return 0;
+	return bpf_ntohs(eth->h_proto);
+}
+
+static __always_inline int ingress(void *ctx, int hook)
+{
+	switch (ethernet_protocol(ctx, hook)) {
+	case ETH_P_IP:
+		return ingress4(ctx, hook);
+	case ETH_P_IPV6:
+		return ingress6(ctx, hook);
+	}
+	return verdict_pass(hook);
+}
+
+/* The headers may lie outside the linear part. */
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	void *data = packet_start(skb, HOOK_TC_INGRESS), *end = packet_end(skb, HOOK_TC_INGRESS);
+
+	if (data + HEADERS_MAX > end && end - data < skb->len)
+		bpf_skb_pull_data(skb, skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX);
+}
+
+int xdp_ingress(struct xdp_md *ctx)
+{
+	return ingress(ctx, HOOK_XDP);
+}
+
+int tc_ingress(struct __sk_buff *ctx)
+{
+	if (ctx->pkt_type != 0 /* PACKET_HOST */)
+		return TC_ACT_UNSPEC;
+	pull_headers(ctx);
+	return ingress(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_egress(struct __sk_buff *ctx)
+{
+	pull_headers(ctx);
+	switch (ethernet_protocol(ctx, HOOK_TC_EGRESS)) {
+	case ETH_P_IP:
+		return egress4(ctx);
+	case ETH_P_IPV6:
+		return egress6(ctx);
+	}
+	return TC_ACT_UNSPEC;
+}

@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Asked for by bcc. */
+#define PAGE_SIZE 4096

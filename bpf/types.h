@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Structures shared by the programs and user space.
+ *
+ * Every structure that is a map key or a map value is declared here and nowhere else in C.
+ * reconciler/kernel/layout.py declares the same as numpy types; at each compilation it appends static
+ * assertions on the size of every structure and the offset of every field, so that the two can't drift.
+ *
+ * Configuration values come in two slots; struct control says which slot packets read. Fields ending in
+ * _be are in network byte order, everything else in host order.
+ */
+#ifndef REVPROXY_TYPES_H
+#define REVPROXY_TYPES_H
+
+#define SLOTS 2
+
+/* control[0]: the one word that decides which configuration a packet sees. */
+struct control {
+	u32 active;     /* 0 or 1: the slot packets read; switching is one 32-bit write */
+	u32 generation; /* moves on at every route or neighbour change: drops all cached ways out */
+};
+
+/* settings[0]: per slot. */
+#define SETTING_FAST_PATH 1u     /* redirect past the stack where the route allows it */
+#define SETTING_STATS_EVENTS 2u  /* ring-buffer event per connection opened and closed */
+
+struct settings {
+	u32 flags;
+	u32 unanswered_sec; /* idle limit while only one side has been heard */
+	u32 closing_sec;    /* idle limit after FIN from both sides or RST */
+	u32 reserved;
+};
+
+struct settings_slots {
+	struct settings slot[SLOTS];
+};
+
+/* A destination is one word: what a proxy's default or a source route leads to. */
+#define DEST_KIND_SHIFT 28
+#define DEST_ID_MASK ((1u << DEST_KIND_SHIFT) - 1)
+#define DEST_NONE 0u   /* nothing: a route with it falls through to the default */
+#define DEST_TARGET 1u /* id is an index into target */
+#define DEST_GROUP 2u  /* id is an index into group */
+#define DEST_DENY 3u   /* drop */
+
+/* Listener: (interface, address, protocol, port) -> proxy id per slot, 0 for "no listener". */
+struct listener_key4 {
+	u32 ifindex;
+	__be32 addr_be[1];
+	__be16 port_be;
+	u8 protocol;
+	u8 zero;
+};
+
+struct listener_key6 {
+	u32 ifindex;
+	__be32 addr_be[4];
+	__be16 port_be;
+	u8 protocol;
+	u8 zero;
+};
+
+struct listener_slots {
+	u32 proxy[SLOTS];
+};
+
+/* Proxy: proxy[id]. Id 0 is never used. */
+#define PROXY_PRESENT 1u
+#define PROXY_ROUTES4 2u /* has IPv4 source routes */
+#define PROXY_ROUTES6 4u
+
+#define MODE_DNAT 0
+#define MODE_FULLNAT 1
+
+#define BALANCE_MAGLEV 0
+#define BALANCE_SOURCE 1
+#define BALANCE_RANDOM 2
+
+struct proxy {
+	u8 flags;
+	u8 mode;
+	u8 balance;
+	u8 zero;
+	u32 idle_sec; /* idle limit of an established connection */
+	u32 dest4;    /* where IPv4 clients go that no route names */
+	u32 dest6;
+};
+
+struct proxy_slots {
+	struct proxy slot[SLOTS];
+};
+
+/* Source routes: a prefix trie keyed by proxy id and client prefix; prefixlen counts the 32 bits of the id. */
+struct route_key4 {
+	u32 prefixlen;
+	u32 proxy;
+	__be32 addr_be[1];
+};
+
+struct route_key6 {
+	u32 prefixlen;
+	u32 proxy;
+	__be32 addr_be[4];
+};
+
+/* The trie returns the longest match only, so an entry that is absent in one slot carries there what its
+ * covering prefix says in that slot's configuration. ROUTE_PRESENT is for user space: packets ignore it. */
+#define ROUTE_PRESENT 1u
+
+struct route {
+	u32 dest;
+	u32 flags;
+};
+
+struct route_slots {
+	struct route slot[SLOTS];
+};
+
+/* Target: target[id], not in slots: a target id stands for one (proxy, address, port) until it is freed,
+ * which is when no slot and no connection names it. Id 0 is never used. */
+#define TARGET_DRAINED 1u /* no new connections */
+
+struct target {
+	__be32 addr_be[4]; /* IPv4: the first word */
+	__be16 port_be;    /* 0: keep the port the client used */
+	u8 family;         /* 4 or 6; 0: free */
+	u8 flags;
+	u32 proxy;         /* the proxy it belongs to */
+};
+
+struct target_stats { /* per CPU */
+	u64 connections; /* opened */
+	u64 packets_forward;
+	u64 bytes_forward; /* from the IP header on */
+	u64 packets_reverse;
+	u64 bytes_reverse;
+};
+
+/* Group: group[id] is an inner array of u32: [0] is the table's size n, [1..n] are target ids. Inner maps are
+ * never changed, only exchanged. group_member says which targets with what weight the files asked for. */
+struct group_member_key {
+	u32 group;
+	u32 target;
+};
+
+/* Connections: one entry per direction, keyed by the packet as it arrives. */
+struct connection_key4 {
+	__be32 saddr_be[1];
+	__be32 daddr_be[1];
+	__be16 sport_be;
+	__be16 dport_be;
+	u8 protocol;
+	u8 zero[3];
+};
+
+struct connection_key6 {
+	__be32 saddr_be[4];
+	__be32 daddr_be[4];
+	__be16 sport_be;
+	__be16 dport_be;
+	u8 protocol;
+	u8 zero[3];
+};
+
+#define CONNECTION_REPLY 1u   /* this entry is of the direction target -> client */
+#define CONNECTION_FULLNAT 2u
+
+/* What has been heard; own is of this entry's direction, peer of the other one. */
+#define HEARD_ANY 1u
+#define HEARD_SYN 2u
+#define HEARD_FIN 4u
+#define HEARD_RST 8u
+
+#define OUT_XDP 1u /* the way out takes frames redirected by XDP */
+
+/* The part that does not depend on the address family. */
+struct connection {
+	u64 created_ns; /* CLOCK_MONOTONIC, coarse */
+	u64 last_ns;
+	u64 packets;
+	u64 bytes;
+	u32 proxy;
+	u32 target;
+	u32 idle_sec;
+	u8 flags;
+	u8 own;
+	u8 peer;
+	u8 zero;
+	/* The way out, valid while generation is control's and out_ns is less than a second ago. */
+	u64 out_ns;
+	u32 out_generation;
+	u32 out_ifindex;
+	u16 out_mtu;
+	u8 out_dmac[6];
+	u8 out_smac[6];
+	u8 out_flags;
+	u8 out_zero;
+};
+
+struct connection4 {
+	struct connection c;
+	/* The packet as it leaves: the reverse of this is the key of the other direction's entry. */
+	__be32 saddr_be[1];
+	__be32 daddr_be[1];
+	__be16 sport_be;
+	__be16 dport_be;
+	u32 zero;
+};
+
+struct connection6 {
+	struct connection c;
+	__be32 saddr_be[4];
+	__be32 daddr_be[4];
+	__be16 sport_be;
+	__be16 dport_be;
+	u32 zero;
+};
+
+/* scratch[0], per CPU: entries being made, which the stack has no room for. Either family fits. */
+struct scratch {
+	struct connection6 fresh;
+	struct connection6 reply;
+};
+
+/* port[n]: what port n can be to us in any slot or live connection: a packet whose ports say neither is
+ * foreign and costs two array reads. A superset: clearing a bit is allowed only once nothing uses it. */
+#define PORT_LISTEN 1u /* destination port of packets from clients */
+#define PORT_TARGET 2u /* source port of packets from targets */
+
+/* device[ifindex]: what a way out can do. */
+#define DEVICE_XDP_REDIRECT 1u /* takes frames redirected by XDP */
+
+/* outcome[reason], per CPU. Names are in layout.py. */
+#define OUTCOME_COUNT 16
+enum outcome {
+	OUTCOME_REDIRECT_XDP,     /* forwarded by XDP */
+	OUTCOME_REDIRECT_TC,      /* forwarded by TC past the stack */
+	OUTCOME_STACK,            /* rewritten, handed to the stack */
+	OUTCOME_EGRESS,           /* reply rewritten on its way out of the stack */
+	OUTCOME_DROP_DENIED,      /* a source route says deny */
+	OUTCOME_DROP_NO_TARGET,   /* no target can take it */
+	OUTCOME_DROP_CONFLICT,    /* its reply would be another live connection's */
+	OUTCOME_DROP_TABLE_FULL,  /* the connection table took no entry */
+	OUTCOME_DROP_ERROR,       /* a helper failed in mid-rewrite: never expected to move */
+};
+
+/* Strings kept for user space: who an id is, what is applied. */
+struct proxy_name {
+	char name[64];
+};
+
+/* blob: content-addressed store of applied files and the manifest, in chunks. */
+#define BLOB_CHUNK 4096
+struct blob_key {
+	u8 digest[16]; /* first half of the SHA-256 of the whole uncompressed blob */
+	u32 chunk;
+};
+
+struct blob_chunk {
+	u32 chunks; /* how many this blob has */
+	u32 length; /* bytes used in this one */
+	u8 data[BLOB_CHUNK];
+};
+
+/* revision[0]: per slot, what is applied. */
+struct revision {
+	u64 number;
+	u64 applied_ns; /* CLOCK_REALTIME */
+	u8 manifest[16]; /* digest of the manifest blob; zero: none */
+};
+
+struct revision_slots {
+	struct revision slot[SLOTS];
+};
+
+/* sysctl: what was set and what stood there before. */
+struct sysctl_key {
+	char name[120];
+};
+
+struct sysctl_value {
+	char before[60];
+	char after[60];
+};
+
+#endif

@@ -1,0 +1,97 @@
+"""Every exception this package raises on purpose.
+
+A :class:`RevproxyError` is meant for a person: its text says what failed, on which object, and what the kernel
+said. ``transient`` tells whether trying again without any change can help.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class RevproxyError(Exception):
+    """Base of all. ``transient``: a retry may succeed although nothing was changed."""
+
+    transient = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong in the files. ``line`` and ``column`` start at 1; 0 means the file as a whole.
+
+    ``path`` is where in the document, as keys and indexes: ``proxies[0].listen.port``.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        if not self.line:
+            return f"{self.file}: {self.message}"
+        return f"{self.file}:{self.line}:{self.column}: {self.message}"
+
+
+class ConfigError(RevproxyError):
+    """The files do not make a configuration. ``problems`` holds all of them, sorted."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class KernelError(RevproxyError):
+    """The kernel refused. ``operation`` and ``subject`` say what was tried on what; ``detail`` is the kernel's
+    own explanation (extended ack, verifier log) where it gave one."""
+
+    def __init__(self, operation: str, subject: str, errno: int = 0, detail: str = "") -> None:
+        self.operation, self.subject, self.errno, self.detail = operation, subject, errno, detail
+        text = f"{operation} {subject}"
+        if errno:
+            text += f": {_errno.errorcode.get(errno, errno)}"
+        if detail:
+            text += f": {detail}"
+        super().__init__(text)
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]  # a class attribute in the base, computed here
+        return self.errno in (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.ENODEV)
+
+
+class CompileError(RevproxyError):
+    """The data plane did not compile; the text holds the compiler's messages."""
+
+
+class ForeignProgramError(RevproxyError):
+    """Somebody else's program is where ours would go, and the configuration does not allow a way around."""
+
+
+class CapacityError(RevproxyError):
+    """The configuration needs more proxies, targets, groups or routes than the maps hold."""
+
+
+class LockedError(RevproxyError):
+    """Another process of this instance holds the lock."""
+
+
+class StaleError(RevproxyError):
+    """The live state is not the one the plan was made from."""
+
+
+class TransactionError(RevproxyError):
+    """A commit failed. ``cause`` is what failed; ``rolled_back`` whether the kernel was verified to be as before;
+    ``residue`` lists what the undo could not take back."""
+
+    def __init__(self, cause: Exception, *, rolled_back: bool, residue: Sequence[str] = ()) -> None:
+        self.cause, self.rolled_back, self.residue = cause, rolled_back, tuple(residue)
+        text = f"{cause}"
+        text += "; rolled back" if rolled_back else "; roll-back incomplete: " + "; ".join(self.residue)
+        super().__init__(text)
+
+
+class DaemonError(RevproxyError):
+    """The daemon could not be reached or answered with an error."""

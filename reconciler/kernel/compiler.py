@@ -1,0 +1,94 @@
+"""C -> instructions that name maps by number (:class:`ObjectCode`), in a child process."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from reconciler.errors import CompileError
+from reconciler.kernel import layout
+
+ENTRY_POINTS: Final = ("xdp_ingress", "tc_ingress", "tc_egress")
+TIMEOUT_SEC: Final = 120
+MAP_BASE: Final = 0x52500000  # MAP_BASE of bpf/maps.h
+
+_INSTRUCTION = np.dtype([("code", "u1"), ("registers", "u1"), ("offset", "<i2"), ("immediate", "<i4")])
+_LD_IMM64, _PSEUDO_MAP_FD = 0x18, 1
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCode:
+    """Compiled functions. ``tag``: digest of everything the instructions were made from."""
+
+    tag: str
+    functions: Mapping[str, bytes]
+
+    def instructions(self, function: str, map_fds: Mapping[str, int]) -> bytes:
+        """The function with the descriptors of ``map_fds`` (by map name) in place of map numbers.
+
+        Raises KeyError for a map that is used and not given.
+        """
+        code = np.frombuffer(self.functions[function], dtype=_INSTRUCTION).copy()
+        names = {spec.number: name for name, spec in layout.MAPS.items()}
+        marked = (code["code"] == _LD_IMM64) & (code["registers"] >> 4 == _PSEUDO_MAP_FD)
+        for index in np.flatnonzero(marked):
+            code["immediate"][index] = map_fds[names[int(code["immediate"][index]) - MAP_BASE]]
+        return code.tobytes()
+
+
+def source_tag(source: Path, defines: Mapping[str, int]) -> str:
+    """Hex digest of the C sources, the defines, the layout and the machine."""
+    digest = hashlib.sha256(f"{layout.fingerprint()} {os.uname().machine} {sorted(defines.items())}".encode())
+    for path in sorted(source.rglob("*.[ch]")):
+        digest.update(path.relative_to(source).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_programs(source: Path, defines: Mapping[str, int] | None = None) -> ObjectCode:
+    """Compile ``source/revproxy.c``, or give what this process made of the very same sources last.
+
+    Raises :class:`CompileError` with the compiler's messages.
+    """
+    chosen = tuple(sorted((defines or {}).items()))
+    return _compile(source, chosen, source_tag(source, dict(chosen)))
+
+
+@lru_cache(maxsize=2)  # as many sets as one instance uses: what it runs, and its probe
+def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> ObjectCode:
+    request = {
+        "source": str(source),
+        "functions": ENTRY_POINTS,
+        "defines": dict(defines),
+        "assertions": list(layout.assertions()),
+    }
+    # A path of its own on sys.path: the child must find this package however the parent was started.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "reconciler.kernel.compile_child", json.dumps(request)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SEC,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"compiling {source}/revproxy.c took longer than {TIMEOUT_SEC} s") from error
+    if child.returncode:
+        raise CompileError(f"{source}/revproxy.c does not compile:\n{child.stderr.strip()}")
+    functions = {name: base64.b64decode(code) for name, code in json.loads(child.stdout).items()}
+    if source_tag(source, dict(defines)) != tag:
+        raise CompileError(f"{source} changed while it was being compiled")
+    return ObjectCode(tag, functions)

@@ -1,0 +1,230 @@
+"""The maps and the structures in them, as user space sees them: names, types, sizes, numpy dtypes.
+
+The C side is ``bpf/types.h``. :func:`assertions` yields C static assertions for every structure and field
+declared here; the compiler appends them to each compilation, so a difference is a compile error and not a
+corrupted map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+SLOTS: Final = 2
+
+u8, u16, u32, u64 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
+be16, be32 = np.dtype(">u2"), np.dtype(">u4")
+
+
+def _slots(slot: np.dtype) -> np.dtype:
+    return np.dtype([("slot", slot, (SLOTS,))])
+
+
+control = np.dtype([("active", u32), ("generation", u32)])
+settings = np.dtype([("flags", u32), ("unanswered_sec", u32), ("closing_sec", u32), ("reserved", u32)])
+settings_slots = _slots(settings)
+listener_key4 = np.dtype([("ifindex", u32), ("addr_be", u8, (4,)), ("port_be", be16), ("protocol", u8), ("zero", u8)])
+listener_key6 = np.dtype([("ifindex", u32), ("addr_be", u8, (16,)), ("port_be", be16), ("protocol", u8), ("zero", u8)])
+listener_slots = np.dtype([("proxy", u32, (SLOTS,))])
+proxy = np.dtype(
+    [("flags", u8), ("mode", u8), ("balance", u8), ("zero", u8), ("idle_sec", u32), ("dest4", u32), ("dest6", u32)]
+)
+proxy_slots = _slots(proxy)
+route_key4 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (4,))])
+route_key6 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (16,))])
+route = np.dtype([("dest", u32), ("flags", u32)])
+route_slots = _slots(route)
+target = np.dtype([("addr_be", u8, (16,)), ("port_be", be16), ("family", u8), ("flags", u8), ("proxy", u32)])
+target_stats = np.dtype(
+    [
+        ("connections", u64),
+        ("packets_forward", u64),
+        ("bytes_forward", u64),
+        ("packets_reverse", u64),
+        ("bytes_reverse", u64),
+    ]
+)
+group_member_key = np.dtype([("group", u32), ("target", u32)])
+_tuple4 = [("saddr_be", u8, (4,)), ("daddr_be", u8, (4,)), ("sport_be", be16), ("dport_be", be16)]
+_tuple6 = [("saddr_be", u8, (16,)), ("daddr_be", u8, (16,)), ("sport_be", be16), ("dport_be", be16)]
+connection_key4 = np.dtype([*_tuple4, ("protocol", u8), ("zero", u8, (3,))])
+connection_key6 = np.dtype([*_tuple6, ("protocol", u8), ("zero", u8, (3,))])
+connection = np.dtype(
+    [
+        ("created_ns", u64),
+        ("last_ns", u64),
+        ("packets", u64),
+        ("bytes", u64),
+        ("proxy", u32),
+        ("target", u32),
+        ("idle_sec", u32),
+        ("flags", u8),
+        ("own", u8),
+        ("peer", u8),
+        ("zero", u8),
+        ("out_ns", u64),
+        ("out_generation", u32),
+        ("out_ifindex", u32),
+        ("out_mtu", u16),
+        ("out_dmac", u8, (6,)),
+        ("out_smac", u8, (6,)),
+        ("out_flags", u8),
+        ("out_zero", u8),
+    ]
+)
+connection4 = np.dtype([("c", connection), *_tuple4, ("zero", u32)])
+connection6 = np.dtype([("c", connection), *_tuple6, ("zero", u32)])
+scratch = np.dtype([("fresh", connection6), ("reply", connection6)])
+proxy_name = np.dtype([("name", "S64")])
+BLOB_CHUNK: Final = 4096
+blob_key = np.dtype([("digest", u8, (16,)), ("chunk", u32)])
+blob_chunk = np.dtype([("chunks", u32), ("length", u32), ("data", u8, (BLOB_CHUNK,))])
+revision = np.dtype([("number", u64), ("applied_ns", u64), ("manifest", u8, (16,))])
+revision_slots = _slots(revision)
+sysctl_key = np.dtype([("name", "S120")])
+sysctl_value = np.dtype([("before", "S60"), ("after", "S60")])
+
+STRUCTURES: Final[dict[str, np.dtype]] = {
+    name: dtype for name, dtype in globals().items() if isinstance(dtype, np.dtype) and dtype.names
+}
+
+# Flags and enumerations of types.h; assertions() checks their values too.
+CONSTANTS: Final[dict[str, int]] = {
+    "SETTING_FAST_PATH": 1,
+    "SETTING_STATS_EVENTS": 2,
+    "DEST_KIND_SHIFT": 28,
+    "DEST_NONE": 0,
+    "DEST_TARGET": 1,
+    "DEST_GROUP": 2,
+    "DEST_DENY": 3,
+    "PROXY_PRESENT": 1,
+    "PROXY_ROUTES4": 2,
+    "PROXY_ROUTES6": 4,
+    "MODE_DNAT": 0,
+    "MODE_FULLNAT": 1,
+    "BALANCE_MAGLEV": 0,
+    "BALANCE_SOURCE": 1,
+    "BALANCE_RANDOM": 2,
+    "ROUTE_PRESENT": 1,
+    "TARGET_DRAINED": 1,
+    "CONNECTION_REPLY": 1,
+    "CONNECTION_FULLNAT": 2,
+    "HEARD_ANY": 1,
+    "HEARD_SYN": 2,
+    "HEARD_FIN": 4,
+    "HEARD_RST": 8,
+    "OUT_XDP": 1,
+    "PORT_LISTEN": 1,
+    "PORT_TARGET": 2,
+    "DEVICE_XDP_REDIRECT": 1,
+    "BLOB_CHUNK": BLOB_CHUNK,
+}
+globals().update(CONSTANTS)
+
+OUTCOMES: Final = (
+    "redirect_xdp",
+    "redirect_tc",
+    "stack",
+    "egress",
+    "drop_denied",
+    "drop_no_target",
+    "drop_conflict",
+    "drop_table_full",
+    "drop_error",
+)
+OUTCOME_COUNT: Final = 16
+
+
+class MapType(IntEnum):
+    """The kernel's map types (``enum bpf_map_type``) that are used here."""
+
+    HASH = 1
+    ARRAY = 2
+    PROG_ARRAY = 3
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
+    LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
+
+
+F_NO_PREALLOC: Final = 1
+F_INNER_MAP: Final = 0x1000
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """What a map is wanted to be. ``number`` is its place in ``bpf/maps.h``; ``per_connection`` maps hold
+    ``max_entries`` times the setting ``max_connections`` instead of a fixed number."""
+
+    name: str
+    number: int
+    type: MapType
+    key: np.dtype
+    value: np.dtype
+    max_entries: int
+    flags: int = 0
+    per_connection: bool = False
+    configuration: bool = False  # two-slot value
+
+
+MAX_PROXIES: Final = 16384
+MAX_TARGETS: Final = 65536
+MAX_GROUPS: Final = 16384
+MAX_DEVICES: Final = 4096
+
+MAPS: Final[dict[str, MapSpec]] = {
+    spec.name: spec
+    for spec in (
+        MapSpec("control", 1, MapType.ARRAY, u32, control, 1),
+        MapSpec("settings", 2, MapType.ARRAY, u32, settings_slots, 1, configuration=True),
+        MapSpec("port", 3, MapType.ARRAY, u32, u8, 65536),
+        MapSpec("listener4", 4, MapType.HASH, listener_key4, listener_slots, 65536, F_NO_PREALLOC, configuration=True),
+        MapSpec("listener6", 5, MapType.HASH, listener_key6, listener_slots, 65536, F_NO_PREALLOC, configuration=True),
+        MapSpec("proxy", 6, MapType.ARRAY, u32, proxy_slots, MAX_PROXIES, configuration=True),
+        MapSpec("route4", 7, MapType.LPM_TRIE, route_key4, route_slots, 1 << 20, F_NO_PREALLOC, configuration=True),
+        MapSpec("route6", 8, MapType.LPM_TRIE, route_key6, route_slots, 1 << 20, F_NO_PREALLOC, configuration=True),
+        MapSpec("target", 9, MapType.ARRAY, u32, target, MAX_TARGETS),
+        MapSpec("target_stats", 10, MapType.PERCPU_ARRAY, u32, target_stats, MAX_TARGETS),
+        MapSpec("group", 11, MapType.ARRAY_OF_MAPS, u32, u32, MAX_GROUPS),
+        MapSpec("group_member", 12, MapType.HASH, group_member_key, u32, 1 << 20, F_NO_PREALLOC),
+        MapSpec("connection4", 13, MapType.LRU_HASH, connection_key4, connection4, 2, per_connection=True),
+        MapSpec("connection6", 14, MapType.LRU_HASH, connection_key6, connection6, 2, per_connection=True),
+        MapSpec("device", 15, MapType.HASH, u32, u32, MAX_DEVICES, F_NO_PREALLOC),
+        MapSpec("outcome", 16, MapType.PERCPU_ARRAY, u32, u64, OUTCOME_COUNT),
+        MapSpec("proxy_name", 17, MapType.HASH, u32, proxy_name, MAX_PROXIES, F_NO_PREALLOC),
+        MapSpec("blob", 18, MapType.HASH, blob_key, blob_chunk, 65536, F_NO_PREALLOC),
+        MapSpec("revision", 19, MapType.ARRAY, u32, revision_slots, 1, configuration=True),
+        MapSpec("sysctl", 20, MapType.HASH, sysctl_key, sysctl_value, 4096, F_NO_PREALLOC),
+        MapSpec("scratch", 21, MapType.PERCPU_ARRAY, u32, scratch, 1),
+    )
+}
+
+
+def assertions() -> Iterator[str]:
+    """C source lines that fail to compile when ``types.h`` differs from this module."""
+    for name, dtype in STRUCTURES.items():
+        yield f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "sizeof {name}");'
+        for field, (_, offset, *_rest) in (dtype.fields or {}).items():
+            yield f'_Static_assert(__builtin_offsetof(struct {name}, {field}) == {offset}, "offset {name}.{field}");'
+    for name, value in CONSTANTS.items():
+        yield f'_Static_assert({name} == {value}, "{name}");'
+    for index, name in enumerate(OUTCOMES):
+        yield f'_Static_assert(OUTCOME_{name.upper()} == {index}, "outcome {name}");'
+    for spec in MAPS.values():
+        yield f'_Static_assert(MAP_{spec.name.upper()} == {spec.number}, "map {spec.name}");'
+
+
+def fingerprint() -> str:
+    """Hex digest of every map's type, sizes and fields: part of the pin path, so that a program never opens
+    maps of another layout."""
+    digest = hashlib.sha256()
+    for spec in MAPS.values():
+        digest.update(
+            repr((spec.name, int(spec.type), spec.key.descr, spec.value.descr, spec.max_entries, spec.flags)).encode()
+        )
+    return digest.hexdigest()[:12]
