@@ -1,0 +1,165 @@
+"""A checked tree -> the model: one file's settings and proxies, with places and with the schema's defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reconciler.config import check, schema
+from reconciler.config.document import Document, Mapping, Sequence
+from reconciler.config.explain import path_text
+from reconciler.config.formats import Formats
+from reconciler.config.model import (
+    NOWHERE,
+    Fragment,
+    Listen,
+    Place,
+    Proxy,
+    Settings,
+    SourceRoute,
+    WeightedTarget,
+    XdpChoice,
+)
+from reconciler.config.notation import line_column
+from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
+
+
+def default_settings() -> Settings:
+    """The settings that stand when no file has any."""
+    return _settings(Mapping(0), NOWHERE)
+
+
+def _settings(tree: Mapping, place: Place) -> Settings:
+    def value(key: str) -> Any:
+        return tree.get(key, schema.default("settings", key))
+
+    return Settings(
+        connection_timeout_sec=value("connection_timeout_sec"),
+        max_connections=value("max_connections"),
+        fast_path=value("fast_path"),
+        xdp_mode=XdpChoice(value("xdp_mode")),
+        place=place,
+    )
+
+
+def fragment(document: Document) -> Fragment:
+    """Validate a document and build what it holds. Errors of one proxy don't hide those of the others."""
+    built = Fragment(document.file, problems=document.problems)
+    formats = Formats()
+    checker = schema.Checker(formats)
+    valid = checker.check(document)
+    root = document.root
+    if not isinstance(root, Mapping) or root.get("apiVersion", schema.API_VERSION) != schema.API_VERSION:
+        return built
+    if "settings" in root:
+        built.settings_place = _place(document, root.key_at("settings"))
+        if valid or checker.holds("settings", root["settings"]):
+            built.settings = _settings(root["settings"], built.settings_place)
+    proxies = root.get("proxies")
+    for index, tree in enumerate(proxies if isinstance(proxies, Sequence) else ()):
+        if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):
+            place = _place(document, tree.value_at("name"))
+            built.names.append((tree["name"], place, path_text(("proxies", index, "name"))))
+        if valid or checker.holds("proxy", tree):
+            builder = _ProxyBuilder(document, formats, index)
+            proxy = builder.build(tree)
+            if proxy is not None:
+                built.proxies.append(proxy)
+                built.paths.append(path_text(("proxies", index)))
+                built.target_ips.update(endpoint.ip for endpoint in builder.endpoints.values())
+                problems, warnings = check.proxy(proxy, built.paths[-1])
+                built.problems += problems
+                built.warnings += warnings
+    return built
+
+
+def _place(document: Document, at: int) -> Place:
+    return Place(document.file, *line_column(at))
+
+
+class _ProxyBuilder:
+    """Builds one proxy from a tree that satisfies the schema. What is wrong beyond the schema with single values is
+    noted in the document; then there is no proxy."""
+
+    def __init__(self, document: Document, formats: Formats, index: int) -> None:
+        self.document, self.formats = document, formats
+        self.path: tuple[str | int, ...] = ("proxies", index)
+        self.failed = False
+        self.endpoints: dict[tuple[str, int], Endpoint] = {}
+        self.default_weight: int = schema.default("target", "weight")
+
+    def build(self, tree: Mapping) -> Proxy | None:
+        listen = self._listen(tree["listen"])
+        default_target = self._targets(tree["default_target"], "default_target")
+        routes = self._routes(tree.get("source_routes", ()))
+        if self.failed:
+            return None
+        return Proxy(
+            name=tree["name"],
+            listen=listen,
+            mode=Mode(tree.get("mode", schema.default("proxy", "mode"))),
+            balance=Balance(tree.get("balance", schema.default("proxy", "balance"))),
+            default_target=default_target,
+            source_routes=routes,
+            connection_timeout_sec=tree.get("connection_timeout_sec"),
+            place=_place(self.document, tree.at),
+        )
+
+    def _fail(self, at: int, message: str, *path: str | int) -> None:
+        self.failed = True
+        self.document.problem(at, message, path_text((*self.path, *path)))
+
+    def _listen(self, tree: Mapping) -> Listen:
+        port = tree["port"]
+        addresses: Sequence = tree.get("addresses", Sequence(0))
+        return Listen(
+            interfaces=tuple(tree["interfaces"]),
+            addresses=tuple(self._addresses(addresses)),
+            ports=tuple(port) if isinstance(port, Sequence) else (port,),
+            protocol=Protocol(tree.get("protocol", schema.default("listen", "protocol"))),
+            place=_place(self.document, tree.at),
+            address_places=tuple(_place(self.document, at) for at in addresses.marks),
+        )
+
+    def _addresses(self, tree: Sequence) -> list[IPAddress]:
+        addresses: list[IPAddress] = []
+        for index, text in enumerate(tree):
+            ip = self.formats.address(text)
+            wrong = check.listen_address(ip)
+            if ip in addresses:
+                wrong = f"{ip} stands twice in this list"
+            if wrong:
+                self._fail(tree.marks[index], wrong, "listen", "addresses", index)
+            addresses.append(ip)
+        return addresses
+
+    def _targets(self, tree: Mapping | Sequence, *path: str | int) -> tuple[WeightedTarget, ...]:
+        if isinstance(tree, Mapping):
+            return (self._target(tree, *path),)
+        return tuple(self._target(item, *path, index) for index, item in enumerate(tree))
+
+    def _target(self, tree: Mapping, *path: str | int) -> WeightedTarget:
+        text, port = tree["ip"], tree.get("port", 0)
+        endpoint = self.endpoints.get((text, port))
+        if endpoint is None:
+            ip = self.formats.address(text)
+            endpoint = Endpoint(ip, port)
+            wrong = check.target_address(ip)
+            if wrong:
+                self._fail(tree.value_at("ip"), wrong, *path, "ip")
+            else:
+                self.endpoints[text, port] = endpoint
+        weight = tree.get("weight", self.default_weight)
+        return WeightedTarget(endpoint, weight, _place(self.document, tree.at))
+
+    def _routes(self, tree: Any) -> tuple[SourceRoute, ...]:
+        routes = []
+        for index, item in enumerate(tree):
+            text = item["source"]
+            source, host_bits = self.formats.network(text)
+            wrong = check.source(source, host_bits)
+            if wrong:
+                self._fail(item.value_at("source"), wrong, "source_routes", index, "source")
+            deny = "action" in item
+            targets = () if deny else self._targets(item["target"], "source_routes", index, "target")
+            routes.append(SourceRoute(source, deny, targets, _place(self.document, item.at)))
+        return tuple(routes)

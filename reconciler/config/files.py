@@ -1,0 +1,157 @@
+"""Directory, paths or stored text -> Config: discovery, reading, and remembering by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from reconciler.config import build, check
+from reconciler.config.document import parse
+from reconciler.config.model import Config, Fragment, SourceFile
+from reconciler.errors import ConfigError, Problem
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+MAX_FILE_BYTES: Final = 8 << 20
+"""The largest file that is read: 8 MiB, room for some 100,000 source routes."""
+_REMEMBERED_LOADS: Final = 4
+
+
+class Cache:
+    """Remembers what files held, by path and content, so that an unchanged file costs no more than reading it.
+    Entries that the last few loads had no use for are dropped."""
+
+    def __init__(self) -> None:
+        self._fragments: dict[tuple[str, bytes], tuple[int, Fragment]] = {}
+        self._load = 0
+
+    def begin(self) -> None:
+        """A load begins."""
+        self._load += 1
+        oldest = self._load - _REMEMBERED_LOADS
+        self._fragments = {key: entry for key, entry in self._fragments.items() if entry[0] >= oldest}
+
+    def fragment(self, file: SourceFile) -> Fragment:
+        """What the file holds, parsed now or before."""
+        key = (file.path, file.digest)
+        known = self._fragments.get(key)
+        fragment = known[1] if known else build.fragment(parse(file.path, file.content))
+        self._fragments[key] = (self._load, fragment)
+        return fragment
+
+
+def load(directory: Path, cache: Cache | None = None) -> Config:
+    """The configuration in a directory's files. Raises :class:`ConfigError` with every error of every file, also if
+    there is no such directory. A directory without files is an empty configuration."""
+    problems: list[Problem] = []
+    return _config(_read(_discover(directory, problems), problems), problems, cache)
+
+
+def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
+    """The configuration in some files and directories together. A file that is named counts whatever its suffix,
+    and once however often it is named. Raises :class:`ConfigError`."""
+    problems: list[Problem] = []
+    found: dict[Path, Path] = {}  # by what it really is
+    for path in paths:
+        for file in _discover(path, problems) if path.is_dir() else [path]:
+            found.setdefault(file.resolve(), file)
+    return _config(_read(found.values(), problems), problems, cache)
+
+
+def parse_sources(sources: Mapping[str, bytes], cache: Cache | None = None) -> Config:
+    """The configuration in texts, by path; the suffix of the path says whether it is JSON. Raises
+    :class:`ConfigError`."""
+    return _config([_source_file(path, content) for path, content in sources.items()], [], cache)
+
+
+def _source_file(path: str, content: bytes) -> SourceFile:
+    return SourceFile(path, hashlib.sha256(content).digest()[:16], content)
+
+
+def _display(path: Path) -> str:
+    """A path as text that can be printed whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _whole(path: Path, message: str) -> Problem:
+    return Problem(_display(path), 0, 0, "", message)
+
+
+def _discover(directory: Path, problems: list[Problem]) -> list[Path]:
+    try:
+        names = sorted(os.listdir(directory))  # noqa: PTH208  # names, in their own order
+    except OSError as error:
+        what = "there is no such directory" if isinstance(error, FileNotFoundError) else _words(error)
+        problems.append(_whole(directory, what))
+        return []
+    return [directory / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+
+
+def _words(error: OSError) -> str:
+    return f"can't be read: {error.strerror or error}"
+
+
+def _read(paths: Iterable[Path], problems: list[Problem]) -> list[SourceFile]:
+    files = []
+    for path in paths:
+        try:
+            content = _content(path)
+        except OSError as error:
+            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+            problems.append(_whole(path, "a symbolic link to nothing" if dangling else _words(error)))
+        except ValueError as error:
+            problems.append(_whole(path, str(error)))
+        else:
+            files.append(_source_file(_display(path), content))
+    return files
+
+
+def _content(path: Path) -> bytes:
+    """A regular file's bytes. Raises :class:`OSError`, and :class:`ValueError` for what is no regular file or too
+    large. Does not block on a pipe that nobody writes to."""
+    _regular(path.stat())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        _regular(os.fstat(descriptor))
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(_too_large(len(content)))
+    return content
+
+
+def _regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("is a directory, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ValueError(_too_large(status.st_size))
+
+
+def _too_large(size: int) -> str:
+    return f"too large: {size} bytes, the limit is {MAX_FILE_BYTES}"
+
+
+def _config(files: list[SourceFile], problems: list[Problem], cache: Cache | None) -> Config:
+    cache = cache or Cache()
+    cache.begin()
+    fragments = [cache.fragment(file) for file in files]
+    problems, warnings = list(problems), []
+    for fragment in fragments:
+        problems += fragment.problems
+        warnings += fragment.warnings
+    found = check.across(fragments)
+    problems += found[0]
+    warnings += found[1]
+    if problems:
+        raise ConfigError(problems)
+    settings = next((fragment.settings for fragment in fragments if fragment.settings), None)
+    return Config(
+        settings=settings or build.default_settings(),
+        proxies=tuple(proxy for fragment in fragments for proxy in fragment.proxies),
+        files=tuple(files),
+        warnings=tuple(sorted(warnings)),
+    )

@@ -1,0 +1,62 @@
+"""The schema's formats ``ip`` and ``network``: text -> ipaddress values, each text parsed once."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from reconciler.state.objects import IPAddress, IPNetwork
+
+
+def _parse_address(text: str) -> IPAddress:
+    """As ipaddress would, without a zone, in a fifth of the time. Raises :class:`ValueError`."""
+    try:
+        if ":" in text:
+            return IPv6Address(socket.inet_pton(socket.AF_INET6, text))
+        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except OSError:
+        raise ValueError(f"{text!r} is no address") from None
+
+
+def _parse_network(text: str) -> tuple[IPNetwork, bool]:
+    address, slash, length = text.partition("/")
+    ip = _parse_address(address)
+    bits = int(length) if length.isascii() and length.isdecimal() and len(length) <= 3 else -1
+    if not slash:
+        bits = ip.max_prefixlen
+    if not 0 <= bits <= ip.max_prefixlen:
+        raise ValueError(f"{text!r} is not of the form address/length")
+    number, spare = int(ip), ip.max_prefixlen - bits
+    start = number >> spare << spare
+    network = IPv4Network((start, bits)) if ip.version == 4 else IPv6Network((start, bits))
+    return network, start != number
+
+
+class Formats:
+    """Parses addresses and networks and remembers them, for as long as one file is worked on."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, IPAddress] = {}
+        self._networks: dict[str, tuple[IPNetwork, bool]] = {}
+
+    def address(self, text: str) -> IPAddress:
+        """An address without a zone. Raises :class:`ValueError`."""
+        if text not in self._addresses:
+            self._addresses[text] = _parse_address(text)
+        return self._addresses[text]
+
+    def network(self, text: str) -> tuple[IPNetwork, bool]:
+        """A network written as address/length, or a single address; and whether bits are set beyond the length,
+        which the network then lacks. Raises :class:`ValueError`."""
+        if text not in self._networks:
+            self._networks[text] = _parse_network(text)
+        return self._networks[text]
+
+    def known(self, name: str, text: str) -> bool:
+        """Whether a text is of the schema's format ``name``. Raises :class:`KeyError` for an unknown one."""
+        parse = {"ip": self.address, "network": self.network}[name]
+        try:
+            parse(text)
+        except ValueError:
+            return False
+        return True

@@ -1,0 +1,42 @@
+"""The words of error messages: how values are quoted, which known key a misspelt one is nearest to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def show(value: Any) -> str:
+    """A value as a message quotes it: one line, at most some 60 characters."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case str() if len(value) > 60:
+            return repr(value[:57] + "...")
+        case _:
+            return repr(value)[:60]
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` probably stands for, if one is near. Case does not count."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'port'?)``, or nothing."""
+    found = nearest(word, known)
+    return f" (did you mean {found!r}?)" if found else ""
+
+
+def count(number: int, noun: str) -> str:
+    """``1 target``, ``2 targets``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,137 @@
+"""What the files say, as frozen values: Config, Proxy, Listen, WeightedTarget, SourceRoute;
+and a Fragment of a Config, which is what one file holds.
+
+Every object carries its :class:`Place`. Places do not take part in comparisons: two configurations are equal when
+they ask for the same, wherever in the files they do it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from reconciler.errors import Problem
+from reconciler.state.objects import Balance, Endpoint, IPAddress, IPNetwork, Mode, Protocol
+
+
+class XdpChoice(StrEnum):
+    """``settings.xdp_mode``. ``auto``: per interface, native where that is a gain; ``off``: TC only."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    GENERIC = "generic"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where in the files. ``line`` and ``column`` start at 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+NOWHERE = Place("", 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedTarget:
+    """One target of a list. ``weight`` 0 to 65535: its share among the list's targets of the same family."""
+
+    endpoint: Endpoint
+    weight: int
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRoute:
+    """Where clients from ``source`` go: to ``targets``, all of the family of ``source``, or with ``deny`` nowhere."""
+
+    source: IPNetwork
+    deny: bool
+    targets: tuple[WeightedTarget, ...]
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """What a proxy takes. No ``addresses``: the interfaces' own, of the families the proxy has targets for."""
+
+    interfaces: tuple[str, ...]
+    addresses: tuple[IPAddress, ...]
+    ports: tuple[int, ...]
+    protocol: Protocol
+    place: Place = field(default=NOWHERE, compare=False)
+    address_places: tuple[Place, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """One proxy. ``connection_timeout_sec`` None: the setting holds."""
+
+    name: str
+    listen: Listen
+    mode: Mode
+    balance: Balance
+    default_target: tuple[WeightedTarget, ...]
+    source_routes: tuple[SourceRoute, ...] = ()
+    connection_timeout_sec: int | None = None
+    place: Place = field(default=NOWHERE, compare=False)
+
+    @property
+    def families(self) -> frozenset[int]:
+        """The address families, 4 and 6, that any target of the proxy belongs to."""
+        found = {target.endpoint.ip.version for target in self.default_target}
+        found.update(target.endpoint.ip.version for route in self.source_routes for target in route.targets)
+        return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``settings:`` with the schema's defaults filled in; :func:`reconciler.config.build.default_settings` makes
+    the one that stands when no file has any."""
+
+    connection_timeout_sec: int
+    max_connections: int
+    fast_path: bool
+    xdp_mode: XdpChoice
+    place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file that was read. ``digest``: first 16 bytes of the SHA-256 of ``content``."""
+
+    path: str
+    digest: bytes
+    content: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The desired state as the files say it: checked, with defaults. Proxies stand in the files' order."""
+
+    settings: Settings
+    proxies: tuple[Proxy, ...] = ()
+    files: tuple[SourceFile, ...] = ()
+    warnings: tuple[Problem, ...] = field(default=(), compare=False)
+
+
+@dataclass(slots=True)
+class Fragment:
+    """What one file contributes; not changed once built. ``names``: every proxy's name with its place and path, also
+    of those that are too wrong to be in ``proxies``; ``paths`` goes with ``proxies``; ``target_ips``: all of them."""
+
+    file: str
+    settings: Settings | None = None
+    settings_place: Place | None = None  # also of settings that are wrong
+    proxies: list[Proxy] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    names: list[tuple[str, Place, str]] = field(default_factory=list)
+    target_ips: set[IPAddress] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)

@@ -1,0 +1,453 @@
+"""Bad input: every case of a file that is refused, with the exact place and words; and all errors at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconciler.config import document, parse_sources
+from reconciler.errors import ConfigError
+
+# Line 1 to 12; a case replaces some of its text.
+BASE = """\
+apiVersion: revproxy/v1
+settings: {fast_path: true}
+proxies:
+  - name: web
+    listen:
+      interfaces: [eth0]
+      addresses: [192.0.2.1]
+      port: 80
+    default_target: {ip: 10.0.0.1, port: 8080}
+    source_routes:
+      - source: 192.168.0.0/16
+        target: {ip: 10.0.0.10, port: 8080}
+"""
+TARGET = "{ip: 10.0.0.1, port: 8080}\n"
+LISTEN_PORT = "port: 80\n"
+
+# name -> ((old, new), ...), expected lines without "web.yaml:"
+CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
+    # -- keys
+    "unknown key": (((LISTEN_PORT, "prot: 80\n"),), ("8:7: unknown key 'prot' (did you mean 'port'?)",)),
+    "unknown key, near none": (
+        (("settings: {", "settings: {xyzzy: 1, "),),
+        ("2:12: unknown key 'xyzzy' (known: connection_timeout_sec, max_connections, fast_path, xdp_mode)",),
+    ),
+    "unknown key in another case": (
+        (("apiVersion", "apiversion"),),
+        ("1:1: unknown key 'apiversion' (did you mean 'apiVersion'?)",),
+    ),
+    "duplicate key": (
+        ((LISTEN_PORT, LISTEN_PORT + "      port: 81\n"),),
+        ("9:7: the key 'port' stands twice in this mapping: first in line 8",),
+    ),
+    "number as key": (((LISTEN_PORT, LISTEN_PORT + "      80: x\n"),), ("9:7: a key must be a string, not 80",)),
+    "list as key": (((LISTEN_PORT, LISTEN_PORT + "      [a]: x\n"),), ("9:7: a key must be a string, not a list",)),
+    "missing key": (
+        (("  - name: web\n    listen:", "  - listen:"),),
+        ("4:5: the key 'name' is missing",),
+    ),
+    "missing apiVersion": (
+        (("apiVersion: revproxy/v1\n", ""),),
+        ("1:1: the key 'apiVersion' is missing: write 'apiVersion: revproxy/v1' at the top",),
+    ),
+    "another apiVersion": (
+        (("revproxy/v1", "revproxy/v2"), (LISTEN_PORT, "prot: 80\n")),
+        ("1:13: 'apiVersion' must be 'revproxy/v1', not 'revproxy/v2': this version reads no other",),
+    ),
+    # -- types and ranges
+    "port: text": (
+        ((LISTEN_PORT, "port: http\n"),),
+        ("8:13: 'port' must be an integer from 1 to 65535, or a non-empty list of them, not 'http'",),
+    ),
+    "target port: text": (
+        ((TARGET, "{ip: 10.0.0.1, port: http}\n"),),
+        ("9:42: 'port' must be an integer from 1 to 65535, not 'http'",),
+    ),
+    "port: a float": (
+        ((LISTEN_PORT, "port: [80.0]\n"),),
+        ("8:14: an item of 'port' must be an integer from 1 to 65535, not 80.0",),
+    ),
+    "port: a boolean": (
+        ((TARGET, "{ip: 10.0.0.1, port: true}\n"),),
+        ("9:42: 'port' must be an integer from 1 to 65535, not true",),
+    ),
+    "port: zero": (((LISTEN_PORT, "port: 0\n"),), ("8:13: 'port' must be an integer from 1 to 65535, not 0",)),
+    "port: too large": (
+        ((LISTEN_PORT, "port: [80, 65536]\n"),),
+        ("8:18: an item of 'port' must be an integer from 1 to 65535, not 65536",),
+    ),
+    "port: twice": (((LISTEN_PORT, "port: [80, 81, 80]\n"),), ("8:22: 80 stands twice in this list",)),
+    "port: none": (
+        ((LISTEN_PORT, "port: []\n"),),
+        ("8:13: 'port' must be an integer from 1 to 65535, or a non-empty list of them, not a list",),
+    ),
+    "weight: too large": (
+        ((TARGET, "{ip: 10.0.0.1, weight: 65536}\n"),),
+        ("9:44: 'weight' must be an integer from 0 to 65535, not 65536",),
+    ),
+    "a boolean of YAML 1.1": (((": true}", ": on}"),), ("2:23: 'fast_path' must be true or false, not 'on'",)),
+    "max_connections: zero": (
+        ((": true", ": true, max_connections: 0"),),
+        ("2:46: 'max_connections' must be an integer from 1 to 1000000000, not 0",),
+    ),
+    "timeout: text": (
+        ((": true", ": true, connection_timeout_sec: 5s"),),
+        ("2:53: 'connection_timeout_sec' must be a whole number of seconds from 1 to 4294967295, not '5s'",),
+    ),
+    "xdp_mode: misspelt": (
+        ((": true", ": true, xdp_mode: nativ"),),
+        ("2:39: 'xdp_mode' must be 'auto', 'native', 'generic' or 'off', not 'nativ' (did you mean 'native'?)",),
+    ),
+    "protocol: misspelt": (
+        ((LISTEN_PORT, LISTEN_PORT + "      protocol: tpc\n"),),
+        ("9:17: 'protocol' must be 'tcp' or 'udp', not 'tpc' (did you mean 'tcp'?)",),
+    ),
+    "name: not a label": (
+        ((": web", ": Web"),),
+        (
+            "4:11: 'name' must be a DNS label: lowercase letters, digits and inner hyphens, at most 63 characters, "
+            "not 'Web'",
+        ),
+    ),
+    "name: too long": (
+        ((": web", ": " + "a" * 64),),
+        (
+            "4:11: 'name' must be a DNS label: lowercase letters, digits and inner hyphens, at most 63 characters, "
+            "not '" + "a" * 57 + "...'",
+        ),
+    ),
+    "name: ends in a line break": (
+        ((": web", ': "web\\n"'),),
+        (
+            "4:11: 'name' must be a DNS label: lowercase letters, digits and inner hyphens, at most 63 characters, "
+            r"not 'web\n'",
+        ),
+    ),
+    "interfaces: text": (
+        ((": [eth0]", ": eth0"),),
+        ("6:19: 'interfaces' must be a non-empty list of interface names, not 'eth0'",),
+    ),
+    "interfaces: none": (
+        ((": [eth0]", ": []"),),
+        ("6:19: 'interfaces' must be a non-empty list of interface names, not a list",),
+    ),
+    "interfaces: no such name": (
+        ((": [eth0]", ": [eth0, a/b, abcdefghijklmnop]"),),
+        (
+            "6:26: an item of 'interfaces' must be an interface name: 1 to 15 printable characters without '/', ':' "
+            "and spaces, not 'a/b'",
+            "6:31: an item of 'interfaces' must be an interface name: 1 to 15 printable characters without '/', ':' "
+            "and spaces, not 'abcdefghijklmnop'",
+        ),
+    ),
+    "interfaces: twice": (((": [eth0]", ": [eth0, eth0]"),), ("6:26: 'eth0' stands twice in this list",)),
+    "null": (
+        (("proxies:\n" + BASE.partition("proxies:\n")[2], "proxies: ~\n"),),
+        ("3:10: 'proxies' must be a list of proxies, not null",),
+    ),
+    "target: text": (
+        ((TARGET, "10.0.0.1:8080\n"),),
+        ("9:21: 'default_target' must be a target or a non-empty list of targets, not '10.0.0.1:8080'",),
+    ),
+    "target: empty list": (
+        ((TARGET, "[]\n"),),
+        ("9:21: 'default_target' must be a target or a non-empty list of targets, not a list",),
+    ),
+    "target: no ip": (((TARGET, "[{port: 1}]\n"),), ("9:22: the key 'ip' is missing",)),
+    # -- addresses
+    "ip: not an address": (
+        ((TARGET, "{ip: 10.0.0.300}\n"),),
+        ("9:26: 'ip' must be an IPv4 or IPv6 address, not '10.0.0.300'",),
+    ),
+    "ip: a number": (((TARGET, "{ip: 10.0}\n"),), ("9:26: 'ip' must be an IPv4 or IPv6 address, not 10.0",)),
+    "ip: with a zone": (
+        ((TARGET, "{ip: 'fe80::1%eth0'}\n"),),
+        ("9:26: 'ip' must be an IPv4 or IPv6 address, not 'fe80::1%eth0'",),
+    ),
+    "ip: multicast": (
+        ((TARGET, "{ip: 224.0.0.1}\n"),),
+        ("9:26: 224.0.0.1 is a multicast address, which can't be a target",),
+    ),
+    "ip: unspecified": (
+        ((TARGET, "{ip: 0.0.0.0}\n"),),
+        ("9:26: 0.0.0.0 stands for no address, which can't be a target",),
+    ),
+    "ip: broadcast": (
+        ((TARGET, "{ip: 255.255.255.255}\n"),),
+        ("9:26: 255.255.255.255 is the broadcast address, which can't be a target",),
+    ),
+    "ip: link-local": (
+        ((TARGET, "{ip: 'fe80::1'}\n"),),
+        ("9:26: fe80::1 is a link-local address, which can't be a target: it means nothing without an interface",),
+    ),
+    "ip: IPv4 in IPv6": (
+        ((TARGET, "{ip: '::ffff:10.0.0.1'}\n"),),
+        ("9:26: ::ffff:a00:1 is an IPv4 address in IPv6 form: write 10.0.0.1",),
+    ),
+    "address: any": (
+        (("[192.0.2.1]", "[192.0.2.1, 0.0.0.0]"),),
+        ("7:30: 0.0.0.0 stands for no address: leave 'addresses' out to listen on the interfaces' own",),
+    ),
+    "address: twice": (
+        (("[192.0.2.1]", "[192.0.2.1, '2001:db8::1', '2001:0DB8::1']"),),
+        ("7:45: 2001:db8::1 stands twice in this list",),
+    ),
+    "addresses: none": (
+        (("[192.0.2.1]", "[]"),),
+        ("7:18: 'addresses' must be a non-empty list of IPv4 and IPv6 addresses, not a list",),
+    ),
+    "source: not a network": (
+        (("/16", "/33"),),
+        ("11:17: 'source' must be an IPv4 or IPv6 network such as 192.168.0.0/16, not '192.168.0.0/33'",),
+    ),
+    "source: a netmask": (
+        (("/16", "/255.255.0.0"),),
+        ("11:17: 'source' must be an IPv4 or IPv6 network such as 192.168.0.0/16, not '192.168.0.0/255.255.0.0'",),
+    ),
+    "source: host bits": (
+        (("192.168.0.0/16", "192.168.7.0/16"),),
+        ("11:17: the address has bits set beyond the length /16: the network is 192.168.0.0/16",),
+    ),
+    "source: IPv4 in IPv6": (
+        (("192.168.0.0/16", "'::ffff:10.0.0.0/104'"),),
+        ("11:17: ::ffff:a00:0/104 is an IPv4 network in IPv6 form: write 10.0.0.0/8",),
+    ),
+    # -- routes
+    "route: nowhere": (
+        (("        target: {ip: 10.0.0.10, port: 8080}\n", ""),),
+        ("11:9: one of the keys 'target' and 'action' is missing",),
+    ),
+    "route: target and action": (
+        (("10, port: 8080}\n", "10, port: 8080}\n        action: deny\n"),),
+        ("13:9: 'target' and 'action' exclude each other",),
+    ),
+    "route: action misspelt": (
+        (("target: {ip: 10.0.0.10, port: 8080}", "action: drop"),),
+        ("12:17: 'action' must be 'deny', not 'drop'",),
+    ),
+    "identical sources": (
+        (("    source_routes:\n", "    source_routes:\n      - {source: 192.168.0.0/16, action: deny}\n"),),
+        ("12:9: there is a route for 192.168.0.0/16 already, at web.yaml:11:9",),
+    ),
+    "route: families": (
+        (("10.0.0.10", "'fd00::1'"), ("      addresses: [192.0.2.1]\n", "")),
+        ("11:17: the target [fd00::1]:8080 is IPv6, the source 192.168.0.0/16 is IPv4",),
+    ),
+    # -- target lists
+    "target twice": (
+        ((TARGET, "[{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.1, weight: 3}]\n"),),
+        ("9:54: the target 10.0.0.1 stands twice in this list: first at web.yaml:9:22",),
+    ),
+    "weights sum to 0": (
+        ((TARGET, "[{ip: 10.0.0.1, weight: 0}, {ip: 10.0.0.2, weight: 0}]\n"),),
+        ("9:22: the weights of 2 targets sum to 0: the proxy would lead nowhere",),
+    ),
+    "weights of one family sum to 0": (
+        ((TARGET, "[{ip: 10.0.0.1}, {ip: 'fd00::1', weight: 0}]\n"), ("      addresses: [192.0.2.1]\n", "")),
+        ("8:38: the weights of 1 IPv6 target sum to 0: the proxy would lead nowhere",),
+    ),
+    "weight of a route's only target is 0": (
+        (("10, port: 8080", "10, weight: 0"),),
+        ("12:17: the weights of 1 target sum to 0: the route would lead nowhere",),
+    ),
+    "target of a family that is not listened on": (
+        (("192.0.2.1", "'2001:db8::1'"),),
+        ("9:21: the target 10.0.0.1:8080 is IPv4, but no listen address of the proxy is (and 1 more target likewise)",),
+    ),
+    "target is its own listener": (
+        (("10.0.0.10, port: 8080", "192.0.2.1, port: 80"),),
+        ("12:17: the target 192.0.2.1:80 is the proxy's own listener: it would forward to itself",),
+    ),
+    "target without port is its own listener": (
+        (("10.0.0.10, port: 8080", "192.0.2.1"),),
+        ("12:17: the target 192.0.2.1 is the proxy's own listener: it would forward to itself",),
+    ),
+    # -- known to the format, not to this version
+    "tests": ((("proxies:", "tests: []\nproxies:"),), ("3:1: 'tests' is not supported by this version",)),
+    "settings": (
+        ((": true", ": true, metrics: {}, takeover: false, sync: auto, stats_enabled: true"),),
+        tuple(
+            f"2:{column}: '{key}' is not supported by this version"
+            for column, key in ((29, "metrics"), (42, "takeover"), (59, "sync"), (71, "stats_enabled"))
+        ),
+    ),
+    "health_check": (
+        ((": web\n", ": web\n    health_check: {type: tcp}\n"), (TARGET, "{ip: 10.0.0.1, health_check: {}}\n")),
+        (
+            "5:5: 'health_check' is not supported by this version",
+            "10:36: 'health_check' is not supported by this version",
+        ),
+    ),
+    "fullnat": (
+        ((": web\n", ": web\n    mode: fullnat\n"),),
+        ("5:11: 'mode: fullnat' is not supported by this version",),
+    ),
+    # -- notation
+    "not YAML": (
+        ((": web", ": [web"),),
+        ("5:11: not YAML: ",),
+    ),
+    "a tab": ((("    listen", "\tlisten"),), ("5:1: not YAML: ",)),
+    "a control character": ((("web", "w\x00b"),), ("4:12: not YAML: the character U+0000 is not allowed",)),
+    "two documents": ((("proxies:", "---\nproxies:"),), ("3:1: a second document begins: a file holds one",)),
+    "YAML 1.1": (
+        (("apiVersion", "# old\n%YAML 1.1\n---\napiVersion"),),
+        ("2:1: the directive asks for another YAML than 1.2",),
+    ),
+    "a tag": (
+        ((": web", ": !!python/name:os.system web"),),
+        ("4:11: the tag '!!python/name:os.system' has no meaning here",),
+    ),
+    "a tag that does not fit": (((": web", ": !!int web"),), ("4:11: the tag '!!int' has no meaning here",)),
+    "an alias of nothing": (((": web", ": *web"),), ("4:11: the alias '*web' has no anchor before it",)),
+    "an alias in itself": (((": [eth0]", ": &a [*a]"),), ("6:23: the alias '*a' stands within what it stands for",)),
+    "merging no mapping": (
+        ((": {fast_path: true", ": {<<: [1]"),),
+        ("2:16: '<<' takes a mapping or a list of mappings, not 1",),
+    ),
+    "deep": ((("[eth0]", "[" * 40 + "]" * 40),), ("6:47: nested deeper than 32 levels",)),
+}
+
+
+def errors(**files: str | bytes) -> list[str]:
+    """The errors of files; NAME stands for NAME.yaml."""
+    sources = {f"{name}.yaml": text.encode() if isinstance(text, str) else text for name, text in files.items()}
+    with pytest.raises(ConfigError) as caught:
+        parse_sources(sources)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_error_with_place(case: str) -> None:
+    changes, expected = CASES[case]
+    text = BASE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    found = errors(web=text)
+    assert len(found) == len(expected), found
+    for line, wanted in zip(found, expected, strict=True):
+        # A YAML parser's own words differ between its C and its Python form.
+        assert line.startswith(f"web.yaml:{wanted}") if wanted.endswith("YAML: ") else line == f"web.yaml:{wanted}"
+
+
+def test_base_is_right() -> None:
+    assert parse_sources({"web.yaml": BASE.encode()}).warnings == ()
+
+
+def test_not_utf8() -> None:
+    assert errors(web="apiVersion: é\n".encode() + b"name: \xff\n") == ["web.yaml:2:7: not UTF-8: byte 0xff"]
+
+
+def test_alias_bomb() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, 12)]
+    assert errors(bomb="\n".join(lines)) == ["bomb.yaml:6:10: aliases stand for more than 100000 values"]
+
+
+def test_alias_chain_is_as_deep_as_what_it_stands_for() -> None:
+    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100)]
+    assert errors(chain="\n".join(lines)) == ["chain.yaml:32:12: nested deeper than 32 levels"]
+
+
+def test_more_values_than_a_file_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "MAX_VALUES", 5)
+    assert errors(list="[1, 2, 3, 4,\n5]") == ["list.yaml:2:2: more than 5 values in one file"]
+    monkeypatch.setattr(document, "MAX_VALUES", 7)
+    assert errors(list="[1, 2, 3, 4,\n5]")[0].startswith("list.yaml:1:1: the file must be a mapping")
+
+
+def test_json() -> None:
+    for text, expected in {
+        '{"apiVersion": "revproxy/v1",\n "proxies": [1,]}': "2:16: not JSON: ",
+        '{"apiVersion": "revproxy/v1"': "1:29: not JSON: ",
+        '{"apiVersion": "revproxy/v1",\n "proxies": NaN}': "2:13: not JSON: NaN",
+        "[" * 100_000: "1:1: not JSON: ",
+        '{"apiVersion":"revproxy/v1",\n\t"prxies":[]}': "2:2: unknown key 'prxies' (did you mean 'proxies'?)",
+        '{"apiVersion":"revproxy/v1",\n\n  "proxies": [{}, "a\\n\\"b"]}': "3:15: the key 'default_target' is missing",
+        '{"apiVersion":"revproxy/v1",\n "\\ud800": 1}': "2:2: unknown key '\\ud800' (known: apiVersion, ",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            parse_sources({"a.json": text.encode()})
+        assert str(caught.value.problems[0]).startswith(f"a.json:{expected}")
+        str(caught.value).encode()
+
+
+def test_all_errors_of_all_files_at_once() -> None:
+    first = BASE.replace(LISTEN_PORT, "prot: 80\n").replace("10.0.0.10", "10.0.0.300").replace(": true", ": 1")
+    second = BASE.replace("/16", "/8")  # its proxy is wrong, and its name and settings stand in the other file
+    assert errors(a=first, b=second, c="a: [") == [
+        "a.yaml:2:23: 'fast_path' must be true or false, not 1",
+        "a.yaml:8:7: unknown key 'prot' (did you mean 'port'?)",
+        "a.yaml:12:22: 'ip' must be an IPv4 or IPv6 address, not '10.0.0.300'",
+        "b.yaml:2:1: 'settings' stands in a second file: first at a.yaml:2:1",
+        "b.yaml:4:11: there is a proxy 'web' already, at a.yaml:4:11",
+        "b.yaml:11:17: the address has bits set beyond the length /8: the network is 192.0.0.0/8",
+        *errors(c="a: ["),
+    ]
+
+
+def test_no_more_errors_of_a_file_than_a_person_reads() -> None:
+    routes = "".join(f"      - {{source: 10.{n >> 8}.{n & 255}.0/24}}\n" for n in range(1500))
+    found = errors(web=BASE + routes)
+    assert len(found) == 1001
+    assert found[0] == "web.yaml:1:1: more than 1000 errors: the rest is not shown"
+
+
+def listening(name: str, listen: str, target: str = "{ip: 10.0.0.1}") -> str:
+    return f"apiVersion: revproxy/v1\nproxies:\n  - name: {name}\n    listen: {listen}\n    default_target: {target}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "on"),
+    [
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1, eth0], port: [81, 80]}", "its own IPv4 addresses"),
+        (
+            "{interfaces: [eth0], port: 80, addresses: [192.0.2.2, 192.0.2.1]}",
+            "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}",
+            "192.0.2.1",
+        ),
+    ],
+)
+def test_two_proxies_on_one_listener(first: str, second: str, on: str) -> None:
+    assert errors(a=listening("a", first), b=listening("b", second)) == [
+        f"b.yaml:4:13: the proxy 'a' listens on tcp port 80 of eth0, {on}, already, at a.yaml:4:13"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "target"),
+    [
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1], port: 80}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 81}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, protocol: udp}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80}", "'fd00::1'"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}", "10.0.0.1"),
+    ],
+)
+def test_two_proxies_apart(first: str, second: str, target: str) -> None:
+    sources = {"a.yaml": listening("a", first), "b.yaml": listening("b", second, f"{{ip: {target}}}")}
+    assert len(parse_sources({name: text.encode() for name, text in sources.items()}).proxies) == 2
+
+
+def test_target_that_is_another_proxys_listener_is_a_warning() -> None:
+    a = listening("a", "{interfaces: [eth0], port: 80}", "{ip: 192.0.2.9}")
+    b = listening("b", "{interfaces: [eth0], port: 80, addresses: [192.0.2.9]}")
+    warnings = parse_sources({"a.yaml": a.encode(), "b.yaml": b.encode()}).warnings
+    assert [str(warning) for warning in warnings] == [
+        "a.yaml:5:21: the target 192.0.2.9 is where the proxy 'b' listens, at b.yaml:4:13: "
+        "what is forwarded there does not go through that proxy"
+    ]
+    udp = listening("b", "{interfaces: [eth0], port: 80, protocol: udp, addresses: [192.0.2.9]}")
+    assert parse_sources({"a.yaml": a.encode(), "b.yaml": udp.encode()}).warnings == ()
+
+
+def test_problems_say_where_in_the_document() -> None:
+    text = BASE.replace("10.0.0.10", "nowhere").replace(LISTEN_PORT, "prot: 80\n")
+    with pytest.raises(ConfigError) as caught:
+        parse_sources({"web.yaml": text.encode()})
+    assert [problem.path for problem in caught.value.problems] == [
+        "proxies[0].listen.prot",
+        "proxies[0].source_routes[0].target.ip",
+    ]
