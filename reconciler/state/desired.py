@@ -1,0 +1,384 @@
+"""What the kernel should hold: Config + HostFacts + RuntimeFacts -> :class:`Desired`.
+
+Pure: interfaces, addresses, routes and live values come in as facts. Nothing here knows under which numbers the maps
+hold things; that is :mod:`reconciler.state.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final
+
+from reconciler.errors import ConfigError, ForeignProgramError, Problem
+from reconciler.state.facts import HostFacts, Interface, RouteKind, RuntimeFacts
+from reconciler.state.objects import (
+    DENY,
+    Attachment,
+    DataPlaneSettings,
+    Destination,
+    Endpoint,
+    IPAddress,
+    IPNetwork,
+    KernelState,
+    ListenerKey,
+    ProgramState,
+    ProxyState,
+    RouteKey,
+    XdpMode,
+)
+
+if TYPE_CHECKING:
+    from reconciler.config.model import Config, Place, Proxy, WeightedTarget
+
+
+class Causes:
+    """Where in the files an object of the desired state comes from. Looked up when asked for: of a hundred thousand
+    routes a change concerns a few."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._settings = config.settings.place if config else None
+        self._proxies = {proxy.name: proxy for proxy in config.proxies} if config else {}
+        self._routes: dict[str, dict[tuple[int, int, int], Place]] = {}
+
+    def place(self, kind: str, name: str) -> Place | None:
+        """The place of an object as a :class:`~reconciler.state.diff.Change` names it, e.g. ("route",
+        "web/192.168.0.0/16"); None where no file speaks of it."""
+        if kind in ("setting", "program"):
+            return self._named(self._settings)
+        proxy_name, _, rest = name.partition("/")
+        proxy = self._proxies.get(proxy_name)
+        if proxy is None or kind == "interface":
+            return None
+        if kind == "target":
+            found = (target.place for target in proxy.default_target if str(target.endpoint) == rest)
+            return self._named(next(found, None))
+        if kind == "route":
+            return self._named(self._route(proxy, ip_network(rest)))
+        return self._named(proxy.place)
+
+    def _route(self, proxy: Proxy, source: IPNetwork) -> Place | None:
+        if proxy.name not in self._routes:
+            self._routes[proxy.name] = {_numbers(route.source): route.place for route in proxy.source_routes}
+        return self._routes[proxy.name].get(_numbers(source))
+
+    @staticmethod
+    def _named(place: Place | None) -> Place | None:
+        return place if place and place.file else None
+
+
+def _numbers(network: IPNetwork) -> tuple[int, int, int]:
+    """Hashes and compares faster than the network."""
+    return network.version, int(network.network_address), network.prefixlen
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The desired state and what is worth knowing about how it came to be.
+
+    ``waiting``: interfaces the files name and the host does not have. ``warnings``: sentences for a person.
+    ``names``: interface names by ifindex. ``live_sysctls``: what the wanted sysctls are now.
+    """
+
+    state: KernelState
+    waiting: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    causes: Causes = field(default_factory=Causes, compare=False)
+    names: Mapping[int, str] = field(default_factory=dict)
+    live_sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+class Memo:
+    """Destinations and routes of proxies met before, to be handed to each call of :func:`desired` by a caller that
+    makes many. A proxy that is the same object as last time costs nothing."""
+
+    def __init__(self) -> None:
+        self.destinations: dict[tuple[WeightedTarget, ...], Destination] = {}
+        self.routes: dict[int, tuple[Proxy, dict[RouteKey, Destination]]] = {}
+
+    def keep_only(self, proxies: Iterable[Proxy]) -> None:
+        """Forget what these proxies do not use."""
+        identities = {id(proxy) for proxy in proxies}
+        self.routes = {key: value for key, value in self.routes.items() if key in identities}
+        if len(self.destinations) > 1024 + 2 * sum(len(routes) for _, routes in self.routes.values()):
+            self.destinations.clear()
+
+
+def desired(
+    config: Config, host: HostFacts, runtime: RuntimeFacts | None = None, *, tag: str, memo: Memo | None = None
+) -> Desired:
+    """The kernel state that ``config`` asks for on this host.
+
+    ``tag`` is the digest of the programs that should run. Raises ConfigError if, on this host, two proxies would
+    share a listener or a target is its own proxy's listener, and ForeignProgramError if an XDP program of somebody
+    else is where the files insist on ours.
+    """
+    runtime, memo = runtime or RuntimeFacts(), memo or Memo()
+    warnings: list[str] = []
+    listeners = _listeners(config, host)
+    attachments = _attachments(config, host, runtime, listeners, warnings)
+    routes: dict[RouteKey, Destination] = {}
+    for proxy in config.proxies:
+        routes.update(_routes(proxy, memo))
+    sysctls = _sysctls(config, host, listeners, attachments, warnings)
+    _warn_of_targets(config, host, warnings)
+    state = KernelState(
+        program=ProgramState(tag, config.settings.max_connections),
+        settings=DataPlaneSettings(fast_path=config.settings.fast_path),
+        proxies={proxy.name: _proxy(proxy, config, memo) for proxy in config.proxies},
+        listeners=listeners,
+        routes=routes,
+        attachments=attachments,
+        sysctls=sysctls,
+        devices=_devices(host, attachments),
+    )
+    memo.keep_only(config.proxies)
+    return Desired(
+        state=state,
+        waiting=tuple(
+            sorted({name for proxy in config.proxies for name in proxy.listen.interfaces} - set(host.interfaces))
+        ),
+        warnings=tuple(warnings),
+        causes=Causes(config),
+        names={interface.ifindex: interface.name for interface in host.interfaces.values()},
+        live_sysctls={name: host.sysctls[name] for name in sysctls},
+    )
+
+
+def target_addresses(config: Config) -> frozenset[IPAddress]:
+    """Every address whose way out :func:`desired` wants to find in ``HostFacts.route_to``."""
+    addresses = {target.endpoint.ip for proxy in config.proxies for target in proxy.default_target}
+    addresses.update(t.endpoint.ip for proxy in config.proxies for route in proxy.source_routes for t in route.targets)
+    return frozenset(addresses)
+
+
+def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
+    """The sysctls whose live values :func:`desired` wants to find in ``HostFacts.sysctls``, the host having these
+    interfaces."""
+    if config.settings.fast_path:
+        return ("net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding")
+    per_interface = [
+        name
+        for interface in sorted(interfaces)
+        for name in (
+            f"net/ipv4/conf/{interface}/forwarding",
+            f"net/ipv6/conf/{interface}/accept_ra",
+            f"net/ipv6/conf/{interface}/forwarding",
+        )
+    ]
+    return (*per_interface, *(f"net/ipv6/conf/{name}/forwarding" for name in _ALL6))
+
+
+_ALL6: Final = ("default", "all")
+
+
+# -- proxies and routes --------------------------------------------------------------------------------------------
+
+
+def _destination(targets: tuple[WeightedTarget, ...], memo: Memo) -> Destination:
+    """One family's targets as a destination; equal ones are the same object. An endpoint named twice has the sum; the
+    weight of one that stands alone says nothing, and is 1."""
+    found = memo.destinations.get(targets)
+    if found is None:
+        weights: dict[Endpoint, int] = {}
+        for target in targets:
+            weights[target.endpoint] = weights.get(target.endpoint, 0) + target.weight
+        if len(weights) == 1:
+            weights = {endpoint: min(weight, 1) for endpoint, weight in weights.items()}
+        found = memo.destinations[targets] = Destination(tuple(sorted(weights.items())))
+    return found
+
+
+def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
+    families = [
+        tuple(target for target in proxy.default_target if target.endpoint.ip.version == version) for version in (4, 6)
+    ]
+    default4, default6 = (_destination(targets, memo) if targets else None for targets in families)
+    idle_sec = proxy.connection_timeout_sec
+    return ProxyState(
+        name=proxy.name,
+        mode=proxy.mode,
+        balance=proxy.balance,
+        idle_sec=config.settings.connection_timeout_sec if idle_sec is None else idle_sec,
+        default4=default4,
+        default6=default6,
+    )
+
+
+def _routes(proxy: Proxy, memo: Memo) -> dict[RouteKey, Destination]:
+    known = memo.routes.get(id(proxy))
+    if known is None or known[0] is not proxy:
+        routes = {
+            RouteKey(proxy.name, route.source): DENY if route.deny else _destination(route.targets, memo)
+            for route in proxy.source_routes
+        }
+        known = memo.routes[id(proxy)] = (proxy, routes)
+    return known[1]
+
+
+# -- listeners -----------------------------------------------------------------------------------------------------
+
+
+def _addresses(proxy: Proxy, interface: Interface) -> Iterator[IPAddress]:
+    """The addresses a proxy takes on one interface: those named, or the interface's own except IPv6 link-local
+    ones; in both cases of the families it has targets for."""
+    families = proxy.families
+    own = (each.ip for each in interface.addresses if not (each.version == 6 and each.ip.is_link_local))
+    return (ip for ip in proxy.listen.addresses or own if ip.version in families)
+
+
+def _listeners(config: Config, host: HostFacts) -> dict[ListenerKey, str]:
+    listeners: dict[ListenerKey, str] = {}
+    owners: dict[ListenerKey, Proxy] = {}
+    problems: dict[tuple[str, str], Problem] = {}
+    for proxy in config.proxies:
+        for name in proxy.listen.interfaces:
+            interface = host.interfaces.get(name)
+            if interface is None:
+                continue
+            for ip in _addresses(proxy, interface):
+                for port in proxy.listen.ports:
+                    key = ListenerKey(interface.ifindex, ip, proxy.listen.protocol, port)
+                    owner = owners.setdefault(key, proxy)
+                    listeners.setdefault(key, proxy.name)
+                    if owner is not proxy:
+                        problems.setdefault((owner.name, proxy.name), _conflict(proxy, owner, name, key))
+    own_targets = list(_own_targets(config, listeners))
+    if problems or own_targets:
+        raise ConfigError([*problems.values(), *own_targets])
+    return listeners
+
+
+def _problem(place: Place, path: str, message: str) -> Problem:
+    return Problem(place.file, place.line, place.column, path, message)
+
+
+def _conflict(proxy: Proxy, owner: Proxy, interface: str, key: ListenerKey) -> Problem:
+    place = owner.listen.place if owner.listen.place.file else owner.place
+    return _problem(
+        proxy.listen.place if proxy.listen.place.file else proxy.place,
+        f"proxies.{proxy.name}.listen",
+        f"proxy {proxy.name} would listen on {interface} {listen_text(key)}, which proxy {owner.name} ({place}) has",
+    )
+
+
+def _own_targets(config: Config, listeners: Mapping[ListenerKey, str]) -> Iterator[Problem]:
+    """Targets that are a listener of their own proxy: its packets would come back to it for ever."""
+    heard = {(name, key.ip, key.port): key for key, name in listeners.items()}
+    ips = {(name, ip) for name, ip, _ in heard}
+    for proxy in config.proxies:
+        lists = (proxy.default_target, *(route.targets for route in proxy.source_routes))
+        for target in (target for targets in lists for target in targets):
+            ip, port = target.endpoint.ip, target.endpoint.port
+            if (proxy.name, ip) not in ips:
+                continue
+            if any((proxy.name, ip, each) in heard for each in ((port,) if port else proxy.listen.ports)):
+                text = f"target {target.endpoint} is a listener of its own proxy {proxy.name}"
+                yield _problem(target.place, f"proxies.{proxy.name}", text)
+
+
+def listen_text(key: ListenerKey) -> str:
+    """A listener's address, port and protocol as people write it: 192.0.2.1:80/tcp, [2001:db8::1]:53/udp."""
+    return f"{Endpoint(key.ip, key.port)}/{key.protocol}"
+
+
+# -- interfaces ----------------------------------------------------------------------------------------------------
+
+
+def _attachments(
+    config: Config,
+    host: HostFacts,
+    runtime: RuntimeFacts,
+    listeners: Mapping[ListenerKey, str],
+    warnings: list[str],
+) -> dict[int, Attachment]:
+    """Every interface that listens, leads to a target, or still carries connections of targets that have gone."""
+    by_index = {interface.ifindex: interface for interface in host.interfaces.values()}
+    wanted = {host.interfaces[n].ifindex for p in config.proxies for n in p.listen.interfaces if n in host.interfaces}
+    wanted.update(key.ifindex for key in listeners)
+    ways = {host.route_to.get(ip) for ip in target_addresses(config)} | set(runtime.busy_interfaces)
+    wanted.update(way for way in ways if way is not None and way in by_index and by_index[way].kind != "loopback")
+    return {
+        ifindex: Attachment(
+            ifindex, by_index[ifindex].name, _xdp_mode(config, host, runtime, by_index[ifindex], warnings)
+        )
+        for ifindex in sorted(wanted)
+    }
+
+
+def _xdp_mode(
+    config: Config, host: HostFacts, runtime: RuntimeFacts, interface: Interface, warnings: list[str]
+) -> XdpMode:
+    choice = str(config.settings.xdp_mode)
+    if choice == "off" or interface.kind == "loopback":
+        return XdpMode.OFF
+    foreign = host.foreign_xdp.get(interface.ifindex)
+    if foreign is not None:
+        if choice != "auto":
+            raise ForeignProgramError(f"{interface.name} carries {foreign}; xdp_mode {choice} needs its place")
+        warnings.append(f"{interface.name} carries {foreign}: served through TC")
+        return XdpMode.OFF
+    if choice != "auto":
+        return XdpMode(choice)
+    if interface.ifindex in runtime.refused_xdp:
+        warnings.append(f"{interface.name} refused a native XDP program: served through TC")
+        return XdpMode.OFF
+    return XdpMode.NATIVE if interface.xdp_native and interface.kind != "veth" else XdpMode.OFF
+
+
+def _devices(host: HostFacts, attachments: Mapping[int, Attachment]) -> frozenset[int]:
+    """Interfaces that take redirected XDP frames. Where the kernel doesn't tell, our own native program on it is the
+    sign, except on a veth, where it is the peer that counts."""
+    able = set()
+    for interface in host.interfaces.values():
+        attachment = attachments.get(interface.ifindex)
+        if attachment is None:
+            continue
+        takes = interface.xdp_transmit
+        if takes is None:
+            takes = attachment.xdp is XdpMode.NATIVE and interface.kind != "veth"
+        if takes:
+            able.add(interface.ifindex)
+    return frozenset(able)
+
+
+# -- sysctls and warnings ------------------------------------------------------------------------------------------
+
+
+def _sysctls(
+    config: Config,
+    host: HostFacts,
+    listeners: Mapping[ListenerKey, str],
+    attachments: Mapping[int, Attachment],
+    warnings: list[str],
+) -> dict[str, str]:
+    """Forwarding, as far as it is needed. The fast path asks the FIB in the name of lo; without it the stack forwards,
+    and an interface that forwards IPv6 takes router advertisements only with accept_ra 2."""
+    families = {key.ip.version for key in listeners}
+    wanted: dict[str, str] = {}
+    if config.settings.fast_path:
+        wanted = {f"net/ipv{version}/conf/lo/forwarding": "1" for version in sorted(families)}
+    else:
+        if 4 in families:
+            wanted.update({f"net/ipv4/conf/{each.name}/forwarding": "1" for each in attachments.values()})
+        if 6 in families:
+            names = (f"net/ipv6/conf/{name}/accept_ra" for name in sorted(host.interfaces))
+            # 2 as well: it may be ours, and is to stay then.
+            wanted.update({name: "2" for name in names if host.sysctls.get(name) in ("1", "2")})
+            # The one for all sets every other: each is named, so that what stood there is remembered.
+            wanted.update({f"net/ipv6/conf/{name}/forwarding": "1" for name in (*sorted(host.interfaces), *_ALL6)})
+    missing = sorted(name for name in wanted if name not in host.sysctls)
+    warnings.extend(f"sysctl {name} does not exist on this host" for name in missing)
+    return {name: value for name, value in wanted.items() if name in host.sysctls}
+
+
+def _warn_of_targets(config: Config, host: HostFacts, warnings: list[str]) -> None:
+    for ip in sorted(target_addresses(config), key=lambda each: (each.version, int(each))):
+        route = host.routes.get(ip)
+        if route is not None and route.kind in (RouteKind.UNREACHABLE, RouteKind.OTHER):
+            warnings.append(
+                f"no route to target {ip}"
+                if route.kind == RouteKind.UNREACHABLE
+                else f"target {ip} is no unicast address here"
+            )

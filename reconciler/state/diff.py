@@ -1,0 +1,393 @@
+"""What differs between the desired and the observed state, in the files' own words.
+
+:func:`compare` finds it, in time proportional to the size but cheaply; :func:`changes_of` says it as
+:class:`Change` values, in time proportional to the difference; :func:`diff_text` prints those.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from reconciler.state.desired import Desired, listen_text
+from reconciler.state.objects import (
+    Attachment,
+    DataPlaneSettings,
+    Destination,
+    Endpoint,
+    KernelState,
+    ListenerKey,
+    Observed,
+    ProgramState,
+    ProxyState,
+    RouteKey,
+)
+from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
+
+if TYPE_CHECKING:
+    from reconciler.config.model import Place
+
+Action = Literal["create", "update", "delete", "attach", "detach", "replace"]
+Kind = Literal["program", "setting", "interface", "proxy", "target", "route"]
+Json = dict[str, Any]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+Pair = tuple[V | None, V | None]
+"""Before and after; None: not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference. ``before`` is live, ``after`` is what the files want; each a JSON value, None for "not there".
+    ``place``: where in the files the object stands, if it does."""
+
+    action: Action
+    object: Kind
+    name: str
+    before: Any
+    after: Any
+    place: Place | None = None
+
+    def to_json(self) -> Json:
+        """The form scripts rely on."""
+        return {
+            "action": self.action,
+            "object": self.object,
+            "name": self.name,
+            "before": self.before,
+            "after": self.after,
+        }
+
+
+def diff(desired: Desired, observed: Observed) -> tuple[Change, ...]:
+    """Every difference, in a fixed order: programs, settings, interfaces, proxies, targets, routes, each by name."""
+    return changes_of(compare(desired, observed), desired, observed)
+
+
+# -- comparing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Only what differs, by key. ``sysctls`` pairs the live value with the one to be. ``ports``: bits the port map
+    lacks; ``lost_ports`` those among them that the observed state needs as well."""
+
+    program: Pair[ProgramState] | None
+    settings: Pair[DataPlaneSettings] | None
+    proxies: dict[str, Pair[ProxyState]]
+    listeners: dict[ListenerKey, Pair[str]]
+    routes: dict[RouteKey, Pair[Destination]]
+    attachments: dict[int, Pair[Attachment]]
+    devices: dict[int, tuple[bool, bool]]
+    sysctls: dict[str, tuple[str, str]]
+    forgotten_sysctls: dict[str, tuple[str, str]]
+    ports: dict[int, int]
+    lost_ports: dict[int, int]
+
+
+def compare(desired: Desired, observed: Observed) -> Delta:
+    """What :class:`Delta` says. A hundred thousand equal routes take some tens of milliseconds."""
+    old, new = observed.state, desired.state
+    ports = _lacking(wanted_ports(new), observed.ports)
+    lost = _lacking(wanted_ports(old), observed.ports) if ports else {}
+    return Delta(
+        program=None if old.program == new.program else (old.program, new.program),
+        settings=None if old.settings == new.settings else (old.settings, new.settings),
+        proxies=difference(old.proxies, new.proxies),
+        listeners=difference(old.listeners, new.listeners),
+        routes=difference(old.routes, new.routes),
+        attachments=difference(old.attachments, new.attachments),
+        devices={each: (each in old.devices, each in new.devices) for each in sorted(old.devices ^ new.devices)},
+        sysctls=_sysctls_to_set(desired, observed),
+        forgotten_sysctls=_sysctls_to_restore(desired, observed),
+        ports=ports,
+        lost_ports={port: bits & ports.get(port, 0) for port, bits in lost.items() if bits & ports.get(port, 0)},
+    )
+
+
+def difference(old: Mapping[K, V], new: Mapping[K, V]) -> dict[K, Pair[V]]:
+    """The keys whose values differ, with both values. Values are compared once per pair of objects, since a few
+    objects usually stand for many keys."""
+    found: dict[K, Pair[V]] = {}
+    verdicts: dict[tuple[int, int], bool] = {}
+    added = 0
+    for key, after in new.items():
+        before = old.get(key)
+        if before is after:
+            continue
+        if before is None:
+            added += 1
+        else:
+            pair = (id(before), id(after))
+            equal = verdicts.get(pair)
+            if equal is None:
+                equal = verdicts[pair] = before == after
+            if equal:
+                continue
+        found[key] = (before, after)
+    if len(old) + added != len(new):
+        for key, value in old.items():
+            if key not in new:
+                found[key] = (value, None)
+    return found
+
+
+def destinations(state: KernelState) -> dict[tuple[str, int], Destination]:
+    """Every destination of a state once per proxy and object, by (proxy name, identity)."""
+    found = {(key[0], id(destination)): destination for key, destination in state.routes.items()}
+    for proxy in state.proxies.values():
+        for destination in (proxy.default4, proxy.default6):
+            if destination is not None:
+                found[proxy.name, id(destination)] = destination
+    return found
+
+
+def wanted_ports(state: KernelState) -> dict[int, int]:
+    """The bits the port map needs for a state: every listener's port, every target's port; for a target that keeps
+    the client's port, those of its proxy's listeners."""
+    wanted: dict[int, int] = {}
+    of_proxy: dict[str, set[int]] = {}
+    for key, name in state.listeners.items():
+        wanted[key.port] = PORT_LISTEN
+        of_proxy.setdefault(name, set()).add(key.port)
+    for (proxy, _), destination in destinations(state).items():
+        for endpoint, _weight in destination.members:
+            for port in (endpoint.port,) if endpoint.port else of_proxy.get(proxy, ()):
+                wanted[port] = wanted.get(port, 0) | PORT_TARGET
+    return wanted
+
+
+def _lacking(wanted: Mapping[int, int], there: Mapping[int, int]) -> dict[int, int]:
+    return {port: bits & ~there.get(port, 0) for port, bits in sorted(wanted.items()) if bits & ~there.get(port, 0)}
+
+
+def _sysctls_to_set(desired: Desired, observed: Observed) -> dict[str, tuple[str, str]]:
+    """accept_ra comes first: an interface that forwards IPv6 with accept_ra 1 drops what it has learnt. The one for all
+    interfaces comes last: it sets every one of them, and what stood there is to be remembered before."""
+    live = dict(desired.live_sysctls) | observed.state.sysctls
+    wanted = desired.state.sysctls
+    names = sorted(wanted, key=_sysctl_order)
+    return {name: (live.get(name, ""), wanted[name]) for name in names if live.get(name, "") != wanted[name]}
+
+
+def _sysctl_order(name: str) -> tuple[bool, bool, str]:
+    return "/all/" in name, not name.endswith("/accept_ra"), name
+
+
+def _sysctls_to_restore(desired: Desired, observed: Observed) -> dict[str, tuple[str, str]]:
+    """The other way round. What somebody else has changed since stays as it is."""
+    found = {}
+    for name in sorted(observed.remembered, key=_sysctl_order, reverse=True):
+        if name not in desired.state.sysctls:
+            original, ours = observed.remembered[name]
+            live = observed.state.sysctls.get(name, "")
+            found[name] = (live, original if live == ours else live)
+    return found
+
+
+# -- in the files' words -------------------------------------------------------------------------------------------
+
+
+def changes_of(delta: Delta, desired: Desired, observed: Observed) -> tuple[Change, ...]:
+    """The differences as changes; empty exactly when nothing is to be done."""
+    found = [
+        *_program(delta),
+        *_settings(delta, observed),
+        *_interfaces(delta, desired),
+        *_proxies(delta, desired, observed),
+        *_targets(delta),
+        *_routes(delta),
+    ]
+    place = desired.causes.place
+    return tuple(
+        Change(each.action, each.object, each.name, each.before, each.after, place(each.object, each.name))
+        for each in found
+    )
+
+
+def _change(kind: Kind, name: str, before: Any, after: Any) -> Change:
+    action: Action = "create" if before is None else "delete" if after is None else "update"
+    return Change(action, kind, name, before, after)
+
+
+def _program(delta: Delta) -> Iterator[Change]:
+    if delta.program:
+        before, after = (program and asdict(program) for program in delta.program)
+        yield Change("create" if before is None else "replace", "program", "revproxy", before, after)
+
+
+def _settings(delta: Delta, observed: Observed) -> Iterator[Change]:
+    if delta.settings:
+        before, after = (asdict(settings) if settings else {} for settings in delta.settings)
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                yield _change("setting", name, before.get(name), after.get(name))
+    for name, (live, wanted) in sorted(delta.sysctls.items()):
+        yield Change("update" if name in observed.remembered else "create", "setting", name, live, wanted)
+    for name, (live, original) in sorted(delta.forgotten_sysctls.items()):
+        yield Change("delete", "setting", name, live, original)
+    for port, bits in delta.lost_ports.items():
+        there = observed.ports.get(port, 0)
+        yield Change("update", "setting", f"port/{port}", _port_uses(there), _port_uses(there | bits))
+
+
+def _port_uses(bits: int) -> list[str]:
+    return [word for bit, word in ((PORT_LISTEN, "listen"), (PORT_TARGET, "target")) if bits & bit]
+
+
+def _interfaces(delta: Delta, desired: Desired) -> Iterator[Change]:
+    found = []
+    for ifindex in delta.attachments.keys() | delta.devices.keys():
+        before, after = delta.attachments.get(ifindex, (None, None))
+        known = before or after
+        name = known.name if known else desired.names.get(ifindex, f"if{ifindex}")
+        was, will = (_attachment(each) for each in (before, after))
+        if ifindex in delta.devices:
+            redirect_was, redirect_will = delta.devices[ifindex]
+            was = was if was is None and after else (was or {}) | {"xdp_redirect": redirect_was}
+            will = will if will is None and before else (will or {}) | {"xdp_redirect": redirect_will}
+        action: Action = "update"
+        if known:
+            action = "attach" if before is None else "detach" if after is None else "replace"
+        found.append(Change(action, "interface", name, was, will))
+    yield from sorted(found, key=lambda change: change.name)
+
+
+def _attachment(attachment: Attachment | None) -> Json | None:
+    return {"xdp": str(attachment.xdp), "tc": attachment.tc} if attachment else None
+
+
+def _proxies(delta: Delta, desired: Desired, observed: Observed) -> Iterator[Change]:
+    names = set(delta.proxies)
+    for pair in delta.listeners.values():
+        names.update(name for name in pair if name is not None)
+    if not names:
+        return
+    before, after = (_listens(state, names, desired.names) for state in (observed.state, desired.state))
+    for name in sorted(names):
+        was = _proxy(observed.state.proxies.get(name), before.get(name))
+        will = _proxy(desired.state.proxies.get(name), after.get(name))
+        if was != will:
+            yield _change("proxy", name, was, will)
+
+
+def _listens(state: KernelState, names: set[str], interfaces: Mapping[int, str]) -> dict[str, list[str]]:
+    """Per proxy, what it listens on: "eth0 192.0.2.1:80/tcp"."""
+    found: dict[str, list[ListenerKey]] = {}
+    for key, name in state.listeners.items():
+        if name in names:
+            found.setdefault(name, []).append(key)
+    return {
+        name: [
+            f"{interfaces.get(key.ifindex, f'if{key.ifindex}')} {listen_text(key)}"
+            for key in sorted(keys, key=listener_order)
+        ]
+        for name, keys in found.items()
+    }
+
+
+def listener_order(key: ListenerKey) -> tuple[int, int, int, str, int]:
+    """Sorts listeners: by interface, address, protocol, port."""
+    return key.ifindex, key.ip.version, int(key.ip), key.protocol, key.port
+
+
+def endpoint_order(endpoint: Endpoint) -> tuple[int, int, int]:
+    """Sorts endpoints of both families."""
+    return endpoint.ip.version, int(endpoint.ip), endpoint.port
+
+
+def _proxy(proxy: ProxyState | None, listens: list[str] | None) -> Json | None:
+    if proxy is None:
+        return {"listen": listens} if listens else None
+    return {
+        "listen": listens or [],
+        "mode": str(proxy.mode),
+        "balance": str(proxy.balance),
+        "connection_timeout_sec": proxy.idle_sec,
+    }
+
+
+def _targets(delta: Delta) -> Iterator[Change]:
+    for name, (before, after) in sorted(delta.proxies.items()):
+        was, will = _weights(before), _weights(after)
+        for endpoint in sorted(was.keys() | will.keys(), key=endpoint_order):
+            if was.get(endpoint) != will.get(endpoint):
+                pair = ({"weight": each[endpoint]} if endpoint in each else None for each in (was, will))
+                yield _change("target", f"{name}/{endpoint}", *pair)
+
+
+def _weights(proxy: ProxyState | None) -> dict[Endpoint, int]:
+    if proxy is None:
+        return {}
+    return {
+        endpoint: weight
+        for destination in (proxy.default4, proxy.default6)
+        if destination is not None
+        for endpoint, weight in destination.members
+    }
+
+
+def _routes(delta: Delta) -> Iterator[Change]:
+    for key, (before, after) in sorted(delta.routes.items(), key=lambda item: item[0]):
+        yield _change("route", f"{key.proxy}/{key.source}", _destination(before), _destination(after))
+
+
+def _destination(destination: Destination | None) -> Json | None:
+    if destination is None:
+        return None
+    if destination.deny:
+        return {"action": "deny"}
+    return {"target": [{"address": str(endpoint), "weight": weight} for endpoint, weight in destination.members]}
+
+
+# -- printing ------------------------------------------------------------------------------------------------------
+
+_COLOURS = {"-": "\033[31m", "+": "\033[32m", "h": "\033[1m"}
+
+
+def diff_text(changes: Iterable[Change], color: bool = False) -> str:
+    """A unified diff per object, live against files; empty for no changes. ``color``: with terminal escapes."""
+
+    def paint(kind: str, line: str) -> str:
+        return f"{_COLOURS[kind]}{line}\033[0m" if color and kind in _COLOURS else line
+
+    return "".join(f"{line}\n" for change in changes for line in _object_diff(change, paint))
+
+
+def _object_diff(change: Change, paint: Callable[[str, str], str]) -> Iterator[str]:
+    name = f"{change.object}/{change.name}"
+    place = f" ({change.place.file}:{change.place.line})" if change.place else ""
+    absent_before = " (absent)" if change.before is None else ""
+    absent_after = " (absent)" if change.after is None else ""
+    yield paint("h", f"--- live {name}{absent_before}")
+    yield paint("h", f"+++ files {name}{absent_after}{place}")
+    before, after = list(yaml_lines(change.before)), list(yaml_lines(change.after))
+    whole = len(before) + len(after)
+    for line in list(difflib.unified_diff(before, after, n=whole, lineterm=""))[3:]:  # our own header instead
+        yield paint(line[0], line)
+
+
+def yaml_lines(value: Any) -> Iterator[str]:
+    """A change's ``before`` or ``after`` as lines that look like the files."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(item, list) and item:
+                yield f"{key}:"
+                yield from (f"  - {_scalar(each)}" for each in item)
+            else:
+                yield f"{key}: {_scalar(item)}"
+    elif value is not None:
+        yield _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_scalar(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_scalar(item) for item in value) + "]"
+    return str(value)

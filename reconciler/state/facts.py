@@ -1,0 +1,131 @@
+"""What the host is like: interfaces, ways to the targets, sysctls. Gathered by ``kernel/host.py``, used by
+``desired.py``. Plain frozen values; nothing here asks the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Interface, IPv6Interface
+
+from reconciler.state.objects import IPAddress
+
+InterfaceAddress = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """A BPF program as the kernel describes it. ``tag``: 16 hex digits, the kernel's digest of its instructions."""
+
+    id: int
+    name: str = ""
+    tag: str = ""
+
+    def __str__(self) -> str:
+        return f"program {self.id} ({self.name or 'unnamed'}, tag {self.tag or 'unknown'})"
+
+
+@dataclass(frozen=True, slots=True)
+class XdpProgram:
+    """An XDP program on an interface. ``mode``: native, generic or offload. ``link``: it is held there by a
+    bpf_link, so that no netlink request can replace or remove it; None where the kernel doesn't tell."""
+
+    ifindex: int
+    mode: str
+    program: ProgramInfo
+    link: bool | None = None
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.program}" + (", held by a bpf_link" if self.link else "")
+
+
+class RouteKind(StrEnum):
+    """``unicast``: leaves by an interface. ``local``: an address of this host. ``unreachable``: no route, or one
+    that refuses (unreachable, blackhole, prohibit). ``other``: broadcast, multicast and the like."""
+
+    UNICAST = "unicast"
+    LOCAL = "local"
+    UNREACHABLE = "unreachable"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The way to one address. ``ifindex`` is where packets leave (lo for local ones), None if unreachable;
+    ``gateway`` None: on the link. ``source``: the address this host would use."""
+
+    kind: RouteKind
+    ifindex: int | None = None
+    gateway: IPAddress | None = None
+    source: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface.
+
+    ``kind`` is the kernel's link kind (veth, bridge, bond, vlan, ...), ``loopback``, or ``physical`` for a link
+    without one. ``driver`` is what ethtool says, empty if nothing. ``xdp_native``: it takes a native XDP program.
+    ``xdp_transmit``: it takes frames redirected to it by XDP; None: unknown (before Linux 6.3).
+    ``xdp_features``: the kernel's own words for what it can do; None: unknown.
+    """
+
+    ifindex: int
+    name: str
+    kind: str = "physical"
+    up: bool = True
+    addresses: tuple[InterfaceAddress, ...] = ()
+    xdp_native: bool = False
+    forwarding4: bool = False
+    forwarding6: bool = False
+    driver: str = ""
+    mtu: int = 1500
+    carrier: bool = True
+    xdp_transmit: bool | None = None
+    xdp_features: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """One look at the network namespace.
+
+    ``route_to``: the interface by which packets to each asked-for target leave; None: the target is on this
+    host, or there is no way; ``routes`` tells which. ``sysctls``: live values of those asked for; one that does
+    not exist on this host is not in it. ``foreign_xdp``: interfaces that carry somebody else's XDP program.
+    """
+
+    interfaces: Mapping[str, Interface] = field(default_factory=dict)
+    route_to: Mapping[IPAddress, int | None] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    foreign_xdp: Mapping[int, XdpProgram] = field(default_factory=dict)
+    routes: Mapping[IPAddress, Route] = field(default_factory=dict)
+
+    def by_index(self, ifindex: int) -> Interface | None:
+        """The interface with that number, if there is one."""
+        return next((each for each in self.interfaces.values() if each.ifindex == ifindex), None)
+
+    def local_addresses(self) -> Iterator[IPAddress]:
+        """Every address of this host, of all interfaces."""
+        for interface in self.interfaces.values():
+            for address in interface.addresses:
+                yield address.ip
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """What live connections still need, read from the connection tables.
+
+    ``busy_targets`` and ``busy_proxies``: ids that connections name. ``busy_ports``: port -> PORT_LISTEN |
+    PORT_TARGET bits without which their packets would not be recognised. ``busy_interfaces``: ifindexes over which
+    connections of retired targets or removed proxies run. ``refused_xdp``: interfaces that refused a native
+    program although they should take one (``xdp_mode: auto`` then serves them through TC).
+    ``connections``: live connections per (proxy name, endpoint text), for a plan to tell what they go through.
+    """
+
+    busy_targets: frozenset[int] = frozenset()
+    busy_proxies: frozenset[int] = frozenset()
+    busy_ports: Mapping[int, int] = field(default_factory=dict)
+    busy_interfaces: frozenset[int] = frozenset()
+    refused_xdp: frozenset[int] = frozenset()
+    connections: Mapping[tuple[str, str], int] = field(default_factory=dict)

@@ -1,0 +1,375 @@
+"""How to bring the kernel from the observed to the desired state: the operations, in order, as data.
+
+A plan's phases follow the commit protocol: ``stage`` (no packet sees it), ``attach``, ``switch`` (the one write that
+counts), ``finish`` (clearing up, repeatable). Planning is pure; ``kernel/transaction.py`` carries plans out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from reconciler.state.allocate import DestNumbers, Limits, Numbers, allocate
+from reconciler.state.desired import Desired
+from reconciler.state.diff import Change, Delta, Json, changes_of, compare, listener_order, wanted_ports
+from reconciler.state.facts import RuntimeFacts
+from reconciler.state.objects import Destination, KernelState, Observed, ProxyState, Revision, RouteKey
+from reconciler.state.operations import (
+    DEVICE_XDP_REDIRECT,
+    Attach,
+    ClosePort,
+    Detach,
+    FreeBlob,
+    FreeGroup,
+    FreeProxyName,
+    FreeTarget,
+    LoadProgram,
+    OpenPort,
+    Operation,
+    ProxySlot,
+    PutBlob,
+    PutDevice,
+    PutGroup,
+    PutProxyName,
+    PutTarget,
+    RestoreSysctl,
+    RouteSlot,
+    SetSysctl,
+    StageListener,
+    StageProxy,
+    StageRevision,
+    StageRoute,
+    StageSettings,
+    Switch,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Live connections of a target that a plan takes something away from."""
+
+    proxy: str
+    target: str
+    connections: int
+
+    fate = "stay where they are until they end"
+
+    def to_json(self) -> Json:
+        return {"proxy": self.proxy, "target": self.target, "connections": self.connections, "fate": self.fate}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What differs and what will be done about it. ``switch`` None: nothing that packets choose by changes (an
+    interface or a sysctl is put right). ``base`` is the revision it was made from, ``revision`` the new one."""
+
+    changes: tuple[Change, ...] = ()
+    stage: tuple[Operation, ...] = ()
+    attach: tuple[Operation, ...] = ()
+    switch: Switch | None = None
+    finish: tuple[Operation, ...] = ()
+    base: Revision = field(default_factory=Revision)
+    revision: Revision | None = None
+    touched: tuple[Touched, ...] = ()
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """All of them in the order in which they are carried out."""
+        return (*self.stage, *self.attach, *((self.switch,) if self.switch else ()), *self.finish)
+
+    @property
+    def empty(self) -> bool:
+        """The kernel is as the files say."""
+        return not self.changes and not self.operations
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Operations per map (or other place in the kernel), by name."""
+        return dict(sorted(Counter(operation.map for operation in self.operations).items()))
+
+    def to_json(self) -> Json:
+        """The form scripts rely on, and more: counts per map, the new revision's number, connections touched."""
+        return {
+            "changes": [change.to_json() for change in self.changes],
+            "operations": len(self.operations),
+            "counts": self.counts,
+            "revision": self.revision.number if self.revision else None,
+            "connections": [each.to_json() for each in self.touched],
+        }
+
+
+def make_plan(
+    desired: Desired,
+    observed: Observed,
+    *,
+    limits: Limits,
+    runtime: RuntimeFacts,
+    revision: Revision | None = None,
+    blobs: Mapping[bytes, bytes] | None = None,
+) -> Plan:
+    """The plan from ``observed``, which must not be ``unfinished``, to ``desired``; empty if they are equal.
+
+    ``revision`` and ``blobs`` (digest -> content) say what is being applied. They are recorded if anything changes for
+    packets or, with any difference, if the manifest is another; a mere repair of interfaces or sysctls records
+    nothing. Targets and proxies that ``runtime`` says live connections use are kept until housekeeping finds
+    them idle. Raises CapacityError if the maps can't hold it.
+    """
+    delta = compare(desired, observed)
+    changes = changes_of(delta, desired, observed)
+    if not changes:
+        return Plan(base=observed.revision)
+    numbers = allocate(desired.state, observed.allocation, limits)
+    _check_capacity(delta, observed.state, limits)
+    slots = _slots(delta, desired.state, observed, numbers)
+    recorded = revision if slots or (revision and revision.manifest != observed.revision.manifest) else None
+    wanted_blobs = blobs or {}
+    stage = [*_prepare(delta, observed, numbers)]
+    if recorded:
+        stage += [PutBlob(each, wanted_blobs[each]) for each in sorted(wanted_blobs.keys() - observed.blobs)]
+    stage += slots
+    if recorded:
+        stage.append(StageRevision(observed.revision, recorded))
+    finish = [*_detach_and_restore(delta), *_free_groups(observed, numbers)]
+    finish += _free_idle(desired.state, observed, runtime, numbers)
+    if recorded:
+        finish += [FreeBlob(digest) for digest in sorted(observed.blobs - wanted_blobs.keys())]
+    return Plan(
+        changes=changes,
+        stage=tuple(stage),
+        attach=tuple(_attach(delta, desired.state, observed)),
+        switch=Switch(observed.active, 1 - observed.active) if slots or recorded else None,
+        finish=tuple(finish),
+        base=observed.revision,
+        revision=recorded,
+        touched=_touched(delta, runtime),
+    )
+
+
+def housekeeping(
+    desired: Desired, observed: Observed, *, limits: Limits, runtime: RuntimeFacts
+) -> tuple[Operation, ...]:
+    """What can be freed although nothing is to change: retired targets and proxies whose last connection has ended,
+    and ports only they used. To be carried out like a plan's ``finish``."""
+    return tuple(_free_idle(desired.state, observed, runtime, allocate(desired.state, observed.allocation, limits)))
+
+
+def _check_capacity(delta: Delta, old: KernelState, limits: Limits) -> None:
+    """During a commit the maps hold what was and what will be."""
+    for version in (4, 6):
+        listeners = sum(key.ip.version == version for key in old.listeners)
+        listeners += sum(before is None and key.ip.version == version for key, (before, _) in delta.listeners.items())
+        limits.check(f"listener{version}", listeners, f"IPv{version} listeners")
+        added = sum(before is None and key.version == version for key, (before, _) in delta.routes.items())
+        if added:
+            routes = sum(key[1] == version for key in old.routes)
+            limits.check(f"route{version}", routes + added, f"IPv{version} source routes")
+
+
+# -- before the switch ---------------------------------------------------------------------------------------------
+
+
+def _prepare(delta: Delta, observed: Observed, numbers: Numbers) -> Iterator[Operation]:
+    """What is not in slots: harmless until a slot refers to it."""
+    if delta.program:
+        before, after = delta.program
+        if after is not None:
+            yield LoadProgram(before, after)
+    for ifindex, (_, able) in delta.devices.items():
+        if not able:
+            yield PutDevice(ifindex, DEVICE_XDP_REDIRECT, None)
+    for name, (live, wanted) in delta.sysctls.items():
+        yield SetSysctl(name, live, wanted)
+    for name in numbers.new_proxies:
+        yield PutProxyName(numbers.proxies[name], name)
+    for proxy, endpoint in numbers.new_targets:
+        yield PutTarget(numbers.targets[proxy, endpoint], numbers.proxies[proxy], endpoint)
+    for group in numbers.new_groups:
+        proxy, destination = group
+        members = tuple((numbers.targets[proxy, endpoint], weight) for endpoint, weight in destination.members)
+        yield PutGroup(numbers.groups[group], members, tuple(str(endpoint) for endpoint, _ in destination.members))
+    for port, bits in delta.ports.items():
+        there = observed.ports.get(port, 0)
+        yield OpenPort(port, there, there | bits)
+
+
+def _slots(delta: Delta, new: KernelState, observed: Observed, numbers: Numbers) -> list[Operation]:
+    """The two-slot values that differ: what the active slot says, so that undo can write it, and what is to be."""
+    found: list[Operation] = []
+    old, allocation = observed.state, observed.allocation
+    proxy_ids = allocation.proxies | numbers.proxies
+    old_dests = DestNumbers(allocation.targets, allocation.groups)
+    new_dests = DestNumbers(numbers.targets, numbers.groups)
+    if delta.settings and delta.settings[1] is not None:
+        found.append(StageSettings(delta.settings[0], delta.settings[1]))
+    for name, before, after in _proxy_slots(delta, old, new, old_dests, new_dests):
+        if before != after and name in proxy_ids:
+            found.append(StageProxy(proxy_ids[name], before, after))
+    old_routes, new_routes = (_Routes(state.routes, len(delta.routes)) for state in (old, new))
+    for key in sorted(delta.routes):
+        proxy_id = proxy_ids.get(key.proxy)
+        if proxy_id is not None:
+            before_route = old_routes.slot(key, old_dests)
+            found.append(StageRoute(proxy_id, key.source, before_route, new_routes.slot(key, new_dests)))
+    for listener in sorted(delta.listeners, key=listener_order):
+        was, will = (proxy_ids.get(name, 0) if name else 0 for name in delta.listeners[listener])
+        found.append(StageListener(listener, was, will))
+    return found
+
+
+def _proxy_slots(
+    delta: Delta, old: KernelState, new: KernelState, old_dests: DestNumbers, new_dests: DestNumbers
+) -> Iterator[tuple[str, ProxySlot | None, ProxySlot | None]]:
+    """Both values of each proxy that may differ: in itself, or in whether it has routes of a family."""
+    names = set(delta.proxies)
+    if any(before is None or after is None for before, after in delta.routes.values()):
+        names.update(key.proxy for key in delta.routes)
+    if not names:
+        return
+    old_families, new_families = (_families(state, names) for state in (old, new))
+    for name in sorted(names):
+        yield (
+            name,
+            _proxy_slot(old.proxies.get(name), old_dests, old_families),
+            _proxy_slot(new.proxies.get(name), new_dests, new_families),
+        )
+
+
+def _families(state: KernelState, names: Iterable[str]) -> set[tuple[str, int]]:
+    """(proxy, IP version) for which there is a route."""
+    return {(key[0], key[1]) for key in state.routes if key[0] in names}
+
+
+def _proxy_slot(proxy: ProxyState | None, dests: DestNumbers, families: set[tuple[str, int]]) -> ProxySlot | None:
+    if proxy is None:
+        return None
+    return ProxySlot(
+        mode=proxy.mode,
+        balance=proxy.balance,
+        idle_sec=proxy.idle_sec,
+        dest4=dests.of(proxy.name, proxy.default4),
+        dest6=dests.of(proxy.name, proxy.default6),
+        routes4=(proxy.name, 4) in families,
+        routes6=(proxy.name, 6) in families,
+    )
+
+
+class _Routes:
+    """One configuration's routes, asked what a trie entry says in it.
+
+    The trie returns the longest match of either configuration. So an entry that is not in this one has to say what
+    the next shorter match that *is* in it says; entries in between, being in the other configuration only, say the
+    same by the same rule.
+    """
+
+    def __init__(self, routes: Mapping[RouteKey, Destination], lookups: int) -> None:
+        self._routes = routes
+        self._lengths: dict[tuple[str, int], list[int]] | None = None
+        if lookups > 1000:  # dearer than a few lookups, cheaper than many
+            lengths: dict[tuple[str, int], set[int]] = {}
+            for proxy, version, length in {(key[0], key[1], key[3]) for key in routes}:
+                lengths.setdefault((proxy, version), set()).add(length)
+            self._lengths = {key: sorted(found, reverse=True) for key, found in lengths.items()}
+
+    def slot(self, key: RouteKey, dests: DestNumbers) -> RouteSlot:
+        destination = self._routes.get(key)
+        if destination is not None:
+            return RouteSlot(dests.of(key.proxy, destination), True)
+        return RouteSlot(dests.of(key.proxy, self._covering(key)), False)
+
+    def _covering(self, key: RouteKey) -> Destination | None:
+        proxy, version, network, own_length = key
+        bits = 32 if version == 4 else 128
+        lengths: Iterable[int] = range(own_length - 1, -1, -1)
+        if self._lengths is not None:
+            lengths = self._lengths.get((proxy, version), ())
+        for length in lengths:
+            if length < own_length:
+                rest = bits - length
+                shorter = RouteKey.of_numbers(proxy, version, network >> rest << rest, length)
+                destination = self._routes.get(shorter)
+                if destination is not None:
+                    return destination
+        return None
+
+
+def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Operation]:
+    """Interfaces to bring to what they should be; all of ours if the programs are exchanged."""
+    touched = set(delta.attachments)
+    if delta.program and delta.program[0] is not None:
+        touched.update(new.attachments)
+    for ifindex in sorted(touched):
+        after = new.attachments.get(ifindex)
+        if after is not None:
+            yield Attach(observed.state.attachments.get(ifindex), after)
+    for ifindex, (_, able) in delta.devices.items():
+        if able:
+            yield PutDevice(ifindex, None, DEVICE_XDP_REDIRECT)
+
+
+# -- after the switch ----------------------------------------------------------------------------------------------
+
+
+def _detach_and_restore(delta: Delta) -> Iterator[Operation]:
+    for _, (before, after) in sorted(delta.attachments.items()):
+        if before is not None and after is None:
+            yield Detach(before)
+    for name, (live, original) in delta.forgotten_sysctls.items():
+        yield RestoreSysctl(name, live, original)
+
+
+def _free_groups(observed: Observed, numbers: Numbers) -> Iterator[Operation]:
+    """Groups that the new configuration does not use: no connection names a group."""
+    targets = observed.allocation.targets
+    gone = {number: group for group, number in observed.allocation.groups.items() if group not in numbers.groups}
+    for number, (proxy, destination) in sorted(gone.items()):
+        members = [targets.get((proxy, endpoint)) for endpoint, _ in destination.members]
+        yield FreeGroup(number, tuple(member for member in members if member is not None))
+
+
+def _free_idle(state: KernelState, observed: Observed, runtime: RuntimeFacts, numbers: Numbers) -> Iterator[Operation]:
+    """Targets, proxies and ports that neither the configuration nor a live connection needs."""
+    allocation = observed.allocation
+    needed_names = set(state.proxies)
+    for key, number in sorted(allocation.targets.items(), key=lambda item: item[1]):
+        if key in numbers.targets:
+            continue
+        if number in runtime.busy_targets:
+            needed_names.add(key[0])
+        else:
+            yield FreeTarget(number)
+    for name, number in sorted(allocation.proxies.items(), key=lambda item: item[1]):
+        if name not in needed_names and number not in runtime.busy_proxies:
+            yield FreeProxyName(number)
+    wanted = wanted_ports(state)
+    for port, there in sorted(observed.ports.items()):
+        needed = wanted.get(port, 0) | runtime.busy_ports.get(port, 0)
+        if there & ~needed:
+            there |= wanted.get(port, 0)  # opened by the same plan
+            yield ClosePort(port, there, there & needed)
+
+
+# -- connections ---------------------------------------------------------------------------------------------------
+
+
+def _touched(delta: Delta, runtime: RuntimeFacts) -> tuple[Touched, ...]:
+    """Live connections whose target would not be chosen again by what chose it, or whose proxy goes."""
+    gone = {name for name, (_, after) in delta.proxies.items() if after is None}
+    leaving: set[tuple[str, str]] = set()
+    for name, pair in delta.proxies.items():
+        for before, after in zip(*((p.default4, p.default6) if p else (None, None) for p in pair), strict=True):
+            leaving.update((name, endpoint) for endpoint in _leaving(before, after))
+    for key, (was, will) in delta.routes.items():
+        leaving.update((key.proxy, endpoint) for endpoint in _leaving(was, will))
+    return tuple(
+        Touched(proxy, target, count)
+        for (proxy, target), count in sorted(runtime.connections.items())
+        if count and (proxy in gone or (proxy, target) in leaving)
+    )
+
+
+def _leaving(before: Destination | None, after: Destination | None) -> set[str]:
+    if before is None or before is after:
+        return set()
+    stay = {endpoint for endpoint, weight in after.members if weight} if after else set()
+    return {str(endpoint) for endpoint, _ in before.members if endpoint not in stay}
