@@ -1,0 +1,154 @@
+"""Where pins live: finding the bpffs, mounting one where there is none, and giving it back.
+
+Pins must outlive the process, so a bpffs is mounted in the mount namespace of the *witness*: process 1 or, where it
+lets nobody look (a container whose process 1 has more capabilities), the eldest ancestor that does. ``ip netns exec``
+mounts a new /sys, under which /sys/fs/bpf is empty: then the pins are reached through the witness's /proc/PID/root.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from reconciler.errors import KernelError
+from reconciler.kernel.gateway import Gateway
+
+COMMON: Final = Path("/sys/fs/bpf")
+"""The mount point that everybody shares. Mounted if missing, never unmounted."""
+
+SOURCE: Final = "revproxy"
+"""What a bpffs that is ours names as its source in the mount table."""
+
+_KERNELS_OWN: Final = ("maps.debug", "progs.debug")  # in the root of every bpffs
+_OCTAL: Final = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of a mount table."""
+
+    point: Path
+    type: str
+    source: str
+
+
+def mounts(process: str = "self") -> list[Mount]:
+    """The mount table of a process, as ``/proc/<process>/mountinfo`` gives it; later entries hide earlier ones."""
+    table = []
+    for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4]
+        for octal, character in _OCTAL.items():
+            point = point.replace(octal, character)
+        kind, source = after.split()[:2]
+        table.append(Mount(Path(point), kind, source))
+    return table
+
+
+def mount_of(path: Path, process: str = "self") -> Mount:
+    """The mount that ``path`` (absolute, existing or not) lies on, as that process sees it."""
+    best = Mount(Path("/"), "", "")
+    for mount in mounts(process):
+        if (path == mount.point or mount.point in path.parents) and len(mount.point.parts) >= len(best.point.parts):
+            best = mount
+    return best
+
+
+def witness() -> str:
+    """The process whose mount namespace counts, as its number; "self" if none of our ancestors lets us look."""
+    for process in ("1", *reversed(_ancestors())):
+        try:
+            Path(f"/proc/{process}/ns/mnt").stat()
+            Path(f"/proc/{process}/root/").stat()
+        except OSError:
+            continue
+        return process
+    return "self"
+
+
+def _ancestors() -> list[str]:
+    """Our parent, its parent and so on."""
+    found: list[str] = []
+    process = "self"
+    while True:
+        try:
+            status = Path(f"/proc/{process}/status").read_text()
+        except OSError:
+            return found
+        process = next((line.split()[1] for line in status.splitlines() if line.startswith("PPid:")), "0")
+        if process == "0":
+            return found
+        found.append(process)
+
+
+def locate(directory: Path) -> Path | None:
+    """The path by which this process reaches ``directory`` on a bpffs: itself, or through the witness. None if
+    neither of them sees a bpffs there."""
+    if mount_of(directory).type == "bpf":
+        return directory
+    process = witness()
+    try:
+        shared = process != "self" and mount_of(directory, process).type == "bpf"
+    except OSError:
+        return None
+    return Path(f"/proc/{process}/root") / directory.relative_to("/") if shared else None
+
+
+def provide(directory: Path, gateway: Gateway | None = None) -> Path:
+    """The path to use for ``directory``, after mounting a bpffs if there is none: at /sys/fs/bpf if it is below,
+    else at the directory itself. Raises :class:`KernelError`."""
+    gateway = gateway or Gateway()
+    if (found := locate(directory)) is None:
+        point = COMMON if COMMON in (directory, *directory.parents) else directory
+        gateway.call("mount", str(point), lambda: _mount(point))
+        found = locate(directory)
+    if found is None:
+        raise KernelError("mount", str(directory), detail="mounted a bpffs, but it is not to be seen")
+    _check_names(directory, mount_of(directory, _seen_by(directory, found)).point)
+    return found
+
+
+def release(directory: Path, gateway: Gateway | None = None) -> None:
+    """After ``down``: remove ``directory`` if it is empty, or unmount the bpffs that :func:`provide` mounted there.
+
+    What others put into it stays, and with it the directory or mount.
+    """
+    gateway = gateway or Gateway()
+    found = locate(directory)
+    if found is None or not found.is_dir() or any(path.name not in _KERNELS_OWN for path in found.iterdir()):
+        return
+    mount = mount_of(directory, _seen_by(directory, found))
+    if mount.point != directory:
+        gateway.call("remove directory", str(directory), found.rmdir)
+    elif mount.source == SOURCE and directory != COMMON:
+        gateway.call("unmount", str(directory), lambda: _run("umount", str(directory)))
+
+
+def _seen_by(directory: Path, found: Path) -> str:
+    return "self" if found == directory else found.parts[2]
+
+
+def _check_names(directory: Path, point: Path) -> None:
+    """The kernel refuses names with a dot in them on a bpffs, with a bare EPERM."""
+    for part in directory.relative_to(point).parts:
+        if "." in part:
+            raise KernelError(
+                "use", str(directory), detail=f'a bpffs takes no names with a dot in them, such as "{part}"'
+            )
+
+
+def _mount(point: Path) -> None:
+    _run("mkdir", "-p", str(point))
+    _run("mount", "-t", "bpf", "-o", "mode=0700", "bpf" if point == COMMON else SOURCE, str(point))
+
+
+def _run(*command: str) -> None:
+    """Run a command in the witness's mount namespace."""
+    process = witness()
+    elsewhere = not Path("/proc/self/ns/mnt").samefile(f"/proc/{process}/ns/mnt")
+    prefix = ("nsenter", f"--mount=/proc/{process}/ns/mnt", "--") if elsewhere else ()
+    done = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise KernelError(command[0], command[-1], detail=done.stderr.strip())

@@ -1,0 +1,387 @@
+"""Typed, batched access to the pinned maps of ``layout.py``.
+
+Keys and values are numpy arrays of the layout's dtypes. Every write goes through the :class:`Gateway`; reads do not.
+
+Measured on Linux 6.18, two CPUs: a batch reads 100,000 trie entries in 70 to 85 ms (key by key, 220 ms for the keys
+and 270 ms for the values), 100,000 entries of an LRU hash in 45 ms, an array of 65,536 in 15 ms, and writes 100,000
+trie entries in 95 ms. A hash's batch read gives ENOSPC when one bucket holds more than was asked for: ask for more.
+Arrays of maps take batch updates but no batch deletes (ENOTSUPP), and before Linux 6.15 their batch read stops at the
+first hole (EINTR): then entries are read one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from reconciler.errors import KernelError
+from reconciler.kernel import bpf, layout
+from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.layout import MapSpec, MapType
+
+CHUNK: Final = 4096
+"""Entries in one batch call: the kernel allocates memory for all of them at once."""
+
+_UNSUPPORTED: Final = (524, errno.EOPNOTSUPP, errno.EINVAL)  # 524 is the kernel's own ENOTSUPP
+_PER_CPU: Final = (MapType.PERCPU_ARRAY,)
+
+Array = npt.NDArray[Any]
+
+
+def address(array: Array) -> int:
+    """Where the array's memory starts."""
+    return int(array.__array_interface__["data"][0])
+
+
+def join(parts: Sequence[Array], like: Array) -> Array:
+    """The parts one after the other, laid out as ``like``. (``np.concatenate`` turns big-endian fields into
+    little-endian ones: the values are the same, the bytes are not.)"""
+    joined = np.empty((sum(map(len, parts)), *like.shape[1:]), like.dtype)
+    start = 0
+    for part in parts:
+        joined[start : start + len(part)] = part
+        start += len(part)
+    return joined
+
+
+def capacity(spec: MapSpec, max_connections: int) -> int:
+    """``max_entries`` for a map.
+
+    An LRU hash evicts before it is full: each CPU keeps up to 128 free entries to itself (of 100,000 written to a
+    table of just that size 99,904 stayed, the same from two CPUs; none was lost with 5 per cent to spare). Per
+    direction one entry, then, with a tenth and 128 for each CPU on top.
+    """
+    if not spec.per_connection:
+        return spec.max_entries
+    entries = spec.max_entries * max_connections
+    return entries + entries // 10 + 128 * bpf.possible_cpus()
+
+
+def connections_for(spec: MapSpec, entries: int) -> int:
+    """The ``max_connections`` that :func:`capacity` made ``entries`` from."""
+    share = entries - 128 * bpf.possible_cpus()
+    guess = share * 10 // 11 // spec.max_entries
+    return next((n for n in (guess, guess + 1) if capacity(spec, n) == entries), guess)
+
+
+class Map:
+    """One open map."""
+
+    def __init__(self, spec: MapSpec, fd: int, gateway: Gateway) -> None:
+        self.spec, self.fd, self.gateway = spec, fd, gateway
+        self.subject = f"map {spec.name}"
+        cpus = bpf.possible_cpus() if spec.type in _PER_CPU else 0
+        self.value_dtype: np.dtype[Any] = np.dtype((spec.value, (cpus,))) if cpus else spec.value
+        self.key_size, self.value_size = spec.key.itemsize, self.value_dtype.itemsize
+        self._batches = True
+
+    # -- arrays ----------------------------------------------------------------------------------------------
+
+    def keys_array(self, keys: Any) -> Array:
+        """``keys`` (one or many: ints, structured scalars, an array) as a contiguous one-dimensional key array."""
+        return np.ascontiguousarray(np.asarray(keys, self.spec.key).reshape(-1))
+
+    def values_array(self, count: int) -> Array:
+        """Zeroed values; of a per-CPU map ``count`` times one for each possible CPU."""
+        return np.zeros(count, self.value_dtype)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def get(self, key: Any) -> Array | None:
+        """The value as an array of one (of a per-CPU map: 1 x CPUs), None if there is none."""
+        keys, value = self.keys_array(key), self.values_array(1)
+        return value if bpf.map_lookup(self.fd, address(keys), address(value)) else None
+
+    def get_many(self, keys: Array) -> tuple[npt.NDArray[np.bool_], Array]:
+        """Which keys exist, and their values (zero where not), in the keys' order. One call for each key.
+
+        A trie answers with the longest prefix that covers the key, as packets see it: :meth:`get_exactly`."""
+        keys = self.keys_array(keys)
+        values, found = self.values_array(len(keys)), np.zeros(len(keys), np.bool_)
+        key, value = address(keys), address(values)
+        for index in range(len(keys)):
+            found[index] = bpf.map_lookup(self.fd, key + index * self.key_size, value + index * self.value_size)
+        return found, values
+
+    def get_exactly(self, keys: Array) -> tuple[npt.NDArray[np.bool_], Array]:
+        """:meth:`get_many` for a trie, by reading all of it: no kernel call asks for one entry of a trie. (The next
+        key of one that is not there is the first, but before Linux 6.13 also that of one that resembles it.)"""
+        keys = self.keys_array(keys)
+        all_keys, all_values = self.items()
+        places = {key.tobytes(): place for place, key in enumerate(all_keys)}
+        values, found = self.values_array(len(keys)), np.zeros(len(keys), np.bool_)
+        for index, key in enumerate(keys):
+            place = places.get(key.tobytes())
+            if place is not None:
+                found[index], values[index] = True, all_values[place]
+        return found, values
+
+    def items(self) -> tuple[Array, Array]:
+        """All keys and values. What is written or deleted meanwhile may or may not be among them; in a hash that
+        others write to, an entry may come twice."""
+        if self._batches:
+            try:
+                return self._items_in_batches()
+            except KernelError as error:
+                if error.errno not in (*_UNSUPPORTED, errno.EINTR):
+                    raise
+                self._batches = False
+        keys = self.keys()
+        found, values = self.get_many(keys)
+        return keys[found], values[found]
+
+    def _items_in_batches(self) -> tuple[Array, Array]:
+        chunk = CHUNK
+        positions = [ct.create_string_buffer(max(self.key_size, 8)) for _ in range(2)]
+        keys, values = np.zeros(chunk, self.spec.key), self.values_array(chunk)
+        parts: list[tuple[Array, Array]] = []
+        position: int | None = None
+        while True:
+            upcoming = ct.addressof(positions[len(parts) % 2])
+            count, failed = bpf.map_lookup_batch(self.fd, position, upcoming, address(keys), address(values), chunk)
+            if failed == errno.ENOSPC:
+                chunk *= 2
+                keys, values = np.zeros(chunk, self.spec.key), self.values_array(chunk)
+                continue
+            if failed not in (0, errno.ENOENT):
+                raise KernelError("read", self.subject, failed)
+            parts.append((keys[:count].copy(), values[:count].copy()))
+            if failed == errno.ENOENT:
+                return join([k for k, _ in parts], keys), join([v for _, v in parts], values)
+            position = upcoming
+
+    def keys(self) -> Array:
+        """All keys, without reading the values."""
+        found: list[bytes] = []
+        key, following = np.zeros(1, self.spec.key), np.zeros(1, self.spec.key)
+        current: int | None = None
+        while len(found) <= self.spec.max_entries and bpf.map_next_key(self.fd, current, address(following)):
+            key[0] = following[0]
+            current = address(key)
+            found.append(key.tobytes())
+        return np.frombuffer(b"".join(found), self.spec.key)
+
+    def sums(self) -> Array:
+        """Of a per-CPU map with values of unsigned 64-bit counters: the sums over CPUs, indexed by key."""
+        _, values = self.items()
+        fields = self.spec.value.names
+        if not fields:
+            return np.asarray(values.sum(axis=1))
+        sums = np.zeros(len(values), self.spec.value)
+        for field in fields:
+            sums[field] = values[field].sum(axis=1)
+        return sums
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def put(self, key: Any, value: Array) -> None:
+        """Write one entry, whether it exists or not. One gateway call."""
+        keys = self.keys_array(key)
+        values = np.ascontiguousarray(np.asarray(value, self.spec.value))
+        if values.nbytes != self.value_size:
+            raise ValueError(f"{self.subject}: a value of {values.nbytes} bytes instead of {self.value_size}")
+        self.gateway.call("update", self.subject, lambda: bpf.map_update(self.fd, address(keys), address(values)))
+
+    def delete(self, key: Any) -> bool:
+        """Delete one entry. False if there was none. One gateway call."""
+        keys = self.keys_array(key)
+        return self.gateway.call("delete", self.subject, lambda: bpf.map_delete(self.fd, address(keys)))
+
+    def put_many(self, keys: Array, values: Array) -> None:
+        """Write many entries, in order. One gateway call for each :data:`CHUNK` of them; when it fails, some of that
+        chunk may be written."""
+        keys = self.keys_array(keys)
+        values = np.ascontiguousarray(np.asarray(values, self.spec.value))
+        if values.nbytes != len(keys) * self.value_size:
+            raise ValueError(f"{self.subject}: {len(keys)} keys but {values.nbytes} bytes of values")
+        for start in range(0, len(keys), CHUNK):
+            self.gateway.call(
+                "update batch",
+                self.subject,
+                lambda at=start: self._put_chunk(keys[at : at + CHUNK], values[at : at + CHUNK]),  # type: ignore[misc]
+            )
+
+    def delete_many(self, keys: Array) -> None:
+        """Delete many entries; those that do not exist are passed over. One gateway call for each chunk."""
+        keys = self.keys_array(keys)
+        for start in range(0, len(keys), CHUNK):
+            self.gateway.call(
+                "delete batch",
+                self.subject,
+                lambda at=start: self._delete_chunk(keys[at : at + CHUNK]),  # type: ignore[misc]
+            )
+
+    def _put_chunk(self, keys: Array, values: Array) -> None:
+        done, failed = bpf.map_update_batch(self.fd, address(keys), address(values), len(keys))
+        if failed not in (0, *_UNSUPPORTED):
+            raise KernelError("update", self.subject, failed, f"after {done} of {len(keys)}")
+        if failed:
+            for index in range(len(keys)):
+                bpf.map_update(
+                    self.fd, address(keys) + index * self.key_size, address(values) + index * self.value_size
+                )
+
+    def _delete_chunk(self, keys: Array) -> None:
+        """A batch stops at a key that is not there: pass over it and go on."""
+        start = 0
+        while start < len(keys):
+            count = len(keys) - start
+            done, failed = bpf.map_delete_batch(self.fd, address(keys) + start * self.key_size, count)
+            if failed == errno.ENOENT:
+                start += min(done, count) + 1
+            elif failed in _UNSUPPORTED:
+                for index in range(start, len(keys)):
+                    bpf.map_delete(self.fd, address(keys) + index * self.key_size)
+                return
+            elif failed:
+                raise KernelError("delete", self.subject, failed)
+            else:
+                return
+
+    def close(self) -> None:
+        """Give the descriptor back. The map lives on where it is pinned or used."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Maps:
+    """All maps of one instance: made, opened, checked and removed as a set.
+
+    They are pinned at ``<bpffs_dir>/<layout fingerprint>/maps/<name>``. A set of which one is missing counts as none:
+    its making was interrupted, or programs that hold the lost one can't be told anything any more.
+    """
+
+    def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
+        self.root = bpffs_dir / layout.fingerprint()
+        self.directory = self.root / "maps"
+        self.gateway = gateway or Gateway()
+        self._maps: dict[str, Map] = {}
+
+    def __getitem__(self, name: str) -> Map:
+        if not self._maps:
+            raise KernelError("open", f"map {name}", errno.ENOENT, "the maps are not open")
+        return self._maps[name]
+
+    @property
+    def exists(self) -> bool:
+        """A whole set is pinned."""
+        return all((self.directory / name).exists() for name in layout.MAPS)
+
+    @property
+    def is_open(self) -> bool:
+        """The maps can be read and written."""
+        return bool(self._maps)
+
+    @property
+    def max_connections(self) -> int:
+        """What the connection tables were made for."""
+        table = self["connection4"]
+        return connections_for(table.spec, bpf.map_info(table.fd).max_entries)
+
+    def open(self) -> None:
+        """Open a whole set. Raises :class:`KernelError`: ENOENT if there is none, EINVAL if a pinned map is not
+        what the layout says."""
+        self.close()
+        opened: dict[str, Map] = {}
+        try:
+            for spec in layout.MAPS.values():
+                opened[spec.name] = self._open_one(spec)
+        except KernelError:
+            for each in opened.values():
+                each.close()
+            raise
+        self._maps = opened
+
+    def create(self, max_connections: int) -> None:
+        """Make a whole set and open it. What an interrupted making left is removed first; a whole set is an error
+        (EEXIST). Killed anywhere, it can be called again."""
+        if self.exists:
+            raise KernelError("create", str(self.directory), errno.EEXIST)
+        self.remove()
+        self.gateway.call(
+            "make directory", str(self.directory), lambda: self.directory.mkdir(parents=True, exist_ok=True)
+        )
+        for spec in layout.MAPS.values():
+            fd = create_map(spec, max_connections)
+            try:
+                path = str(self.directory / spec.name)
+                self.gateway.call("pin", f"map {spec.name}", lambda fd=fd, path=path: bpf.obj_pin(fd, path))  # type: ignore[misc]
+            finally:
+                os.close(fd)
+        self.open()
+
+    def remove(self) -> None:
+        """Unpin the maps and remove their directory. The kernel frees them once no program and
+        no descriptor is left. Nothing pinned is fine."""
+        self.close()
+        if not self.directory.is_dir():
+            return
+        for path in sorted(self.directory.iterdir()):
+            self.gateway.call("unpin", f"map {path.name}", lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+        for directory in (self.directory, self.root):
+            if not any(directory.iterdir()):
+                self.gateway.call("remove directory", str(directory), directory.rmdir)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for each in self._maps.values():
+            each.close()
+        self._maps = {}
+
+    def _open_one(self, spec: MapSpec) -> Map:
+        fd = bpf.obj_get(str(self.directory / spec.name))
+        try:
+            check(spec, bpf.map_info(fd))
+        except KernelError:
+            os.close(fd)
+            raise
+        return Map(spec, fd, self.gateway)
+
+
+def create_map(spec: MapSpec, max_connections: int) -> int:
+    """Make one map of the layout, not pinned, and return its descriptor."""
+    inner = 0
+    if spec.type is MapType.ARRAY_OF_MAPS:
+        inner = bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
+    try:
+        return bpf.map_create(
+            spec.type,
+            spec.name,
+            spec.key.itemsize,
+            spec.value.itemsize,
+            capacity(spec, max_connections),
+            spec.flags,
+            inner,
+        )
+    finally:
+        if inner:
+            os.close(inner)
+
+
+def check(spec: MapSpec, info: bpf.MapInfo) -> None:
+    """Raise :class:`KernelError` (EINVAL) naming each property in which a map is not what ``spec`` says."""
+    wanted = {
+        "type": int(spec.type),
+        "key size": spec.key.itemsize,
+        "value size": spec.value.itemsize,
+        "max_entries": info.max_entries if spec.per_connection else spec.max_entries,
+        "flags": spec.flags,
+    }
+    found = {
+        "type": info.type,
+        "key size": info.key_size,
+        "value size": info.value_size,
+        "max_entries": info.max_entries,
+        "flags": info.flags,
+    }
+    wrong = [f"{name} {found[name]} instead of {value}" for name, value in wanted.items() if found[name] != value]
+    if wrong:
+        raise KernelError("open", f"map {spec.name}", errno.EINVAL, "not ours: " + ", ".join(wrong))

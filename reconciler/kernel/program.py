@@ -1,0 +1,252 @@
+"""The programs of one instance: compiled, loaded, pinned, exchanged.
+
+They are pinned at ``<bpffs_dir>/<layout fingerprint>/progs/<tag>_<max_connections>/<entry point>``; the symbolic link
+``progs/current`` names the set in force. A new set is loaded beside the old one, attached in its place, and then made
+current, so that a process killed in between leaves the old set current and both sets known.
+
+Other connection tables come with another ``max_connections``: made as ``maps/connection4_next``, filled from the old
+ones when the new programs are loaded and again after they are attached, then renamed over the old ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel.compiler import ENTRY_POINTS, compile_programs, source_tag
+from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.identity import LoadedProgram, OwnPrograms
+from reconciler.state.objects import ProgramState
+from reconciler.state.operations import LoadProgram
+
+LICENSE: Final = "Dual BSD/GPL"
+TYPES: Final = {
+    "xdp_ingress": bpf.PROG_TYPE_XDP,
+    "tc_ingress": bpf.PROG_TYPE_SCHED_CLS,
+    "tc_egress": bpf.PROG_TYPE_SCHED_CLS,
+}
+TABLES: Final = tuple(spec.name for spec in layout.MAPS.values() if spec.per_connection)
+NEXT: Final = "_next"
+
+
+class Programs:
+    """Loads and finds the programs of the instance whose maps are given. ``source``: the folder with revproxy.c."""
+
+    def __init__(self, own_maps: maps.Maps, source: Path, gateway: Gateway | None = None) -> None:
+        self.maps, self.source, self.gateway = own_maps, source, gateway or own_maps.gateway
+        self.directory = own_maps.root / "progs"
+        self._open: dict[Path, dict[str, LoadedProgram]] = {}
+
+    # -- what is there ---------------------------------------------------------------------------------------
+
+    def wanted(self, max_connections: int) -> ProgramState:
+        """The state that today's sources make. Compiles nothing."""
+        return ProgramState(source_tag(self.source, {}), max_connections)
+
+    @property
+    def current(self) -> ProgramState | None:
+        """The set in force, None if there is none."""
+        try:
+            name = (self.directory / "current").readlink().name
+        except FileNotFoundError:
+            return None
+        return _parse(name) if self._complete(self.directory / name) else None
+
+    def own(self) -> OwnPrograms:
+        """What links are to attach and to know as ours. Descriptors stay open until :meth:`close`.
+
+        A set that is loaded but not yet current (within a commit) is what is attached; the current one is then
+        among the former.
+        """
+        sets = [path for path in self._sets() if self._complete(path)]
+        current = self.current
+        chosen = self._staged or (self._path(current) if current else None)
+        former = {program.info.id for path in sets if path != chosen for program in self._load_pins(path).values()}
+        programs = self._load_pins(chosen) if chosen in sets and chosen is not None else {}
+        return OwnPrograms(
+            str(self.maps.root.parent),
+            programs.get("xdp_ingress"),
+            programs.get("tc_ingress"),
+            programs.get("tc_egress"),
+            frozenset(former),
+        )
+
+    # -- changing it: stage, undo, finish --------------------------------------------------------------------
+
+    _staged: Path | None = None
+
+    def stage(self, operation: LoadProgram) -> None:
+        """Make the maps where there are none; compile, load and pin ``operation.after`` beside what is there.
+
+        Raises :class:`CompileError` and :class:`KernelError` (with the verifier's words); nothing that is attached
+        is touched.
+        """
+        code = compile_programs(self.source)
+        if not self.maps.exists:
+            self.maps.create(operation.after.max_connections)
+        elif not self.maps.is_open:
+            self.maps.open()
+        self._discard_next()
+        path = self._path(operation.after)
+        self._remove_set(path)
+        fds = {name: self.maps[name].fd for name in layout.MAPS}
+        next_tables: dict[str, maps.Map] = {}
+        try:
+            if operation.after.max_connections != self.maps.max_connections:
+                next_tables = self._make_next(operation.after.max_connections)
+                fds |= {name: table.fd for name, table in next_tables.items()}
+            self.gateway.call("make directory", str(path), lambda: path.mkdir(parents=True, exist_ok=True))
+            for function in ENTRY_POINTS:
+                instructions = code.instructions(function, fds)
+                fd = self.gateway.call(
+                    "load",
+                    f"program {function}",
+                    lambda f=function, i=instructions: bpf.prog_load(TYPES[f], f, LICENSE, i),  # type: ignore[misc]
+                )
+                try:
+                    self.gateway.call(
+                        "pin",
+                        f"program {function}",
+                        lambda fd=fd, f=function: bpf.obj_pin(fd, str(path / f)),  # type: ignore[misc]
+                    )
+                finally:
+                    os.close(fd)
+        finally:
+            for table in next_tables.values():
+                table.close()
+        self._staged = path
+
+    def withdraw(self, _operation: LoadProgram) -> None:
+        """From now on attaching means the current set again; the staged one is still known as ours."""
+        self._staged = None
+
+    def undo(self, operation: LoadProgram) -> None:
+        """Take :meth:`stage` back; with ``before`` None the maps go too."""
+        self._staged = None
+        self._discard_next()
+        if self._path(operation.after) != (self._path(self.current) if self.current else None):
+            self._remove_set(self._path(operation.after))
+        if operation.before is None:
+            self.remove()
+            self.maps.remove()
+
+    def finish(self, operation: LoadProgram) -> None:
+        """Make the staged set current and forget the others. Can be repeated."""
+        path = self._path(operation.after)
+        if any(self._next_path(name).exists() for name in TABLES):
+            self._adopt_next()
+        link, fresh = self.directory / "current", self.directory / "fresh"
+        if not link.is_symlink() or link.readlink().name != path.name:
+            if fresh.is_symlink():
+                self.gateway.call("unlink", str(fresh), fresh.unlink)
+            self.gateway.call("symlink", str(fresh), lambda: fresh.symlink_to(path.name))
+            self.gateway.call("rename", str(link), lambda: fresh.rename(link))
+        self._staged = None
+        for other in self._sets():
+            if other != path:
+                self._remove_set(other)
+
+    def remove(self) -> None:
+        """Unpin every set. What is attached stays so until it is detached."""
+        self._staged = None
+        self._discard_next()
+        if not self.directory.is_dir():
+            return
+        for name in ("current", "fresh"):
+            link = self.directory / name
+            if link.is_symlink():
+                self.gateway.call("unlink", str(link), link.unlink)
+        for path in self._sets():
+            self._remove_set(path)
+        self.gateway.call("remove directory", str(self.directory), self.directory.rmdir)
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for programs in self._open.values():
+            for program in programs.values():
+                os.close(program.fd)
+        self._open = {}
+
+    # -- pins ------------------------------------------------------------------------------------------------
+
+    def _path(self, state: ProgramState) -> Path:
+        return self.directory / f"{state.tag}_{state.max_connections}"
+
+    def _sets(self) -> Iterator[Path]:
+        if self.directory.is_dir():
+            yield from sorted(path for path in self.directory.iterdir() if path.is_dir() and not path.is_symlink())
+
+    def _complete(self, path: Path) -> bool:
+        return all((path / function).exists() for function in ENTRY_POINTS)
+
+    def _load_pins(self, path: Path) -> dict[str, LoadedProgram]:
+        if path not in self._open:
+            self._open[path] = {
+                function: LoadedProgram.of(bpf.obj_get(str(path / function))) for function in ENTRY_POINTS
+            }
+        return self._open[path]
+
+    def _remove_set(self, path: Path) -> None:
+        for program in self._open.pop(path, {}).values():
+            os.close(program.fd)
+        if not path.is_dir():
+            return
+        for pin in sorted(path.iterdir()):
+            self.gateway.call("unpin", f"program {pin.name}", lambda pin=pin: pin.unlink(missing_ok=True))  # type: ignore[misc]
+        self.gateway.call("remove directory", str(path), path.rmdir)
+
+    # -- connection tables of another size -------------------------------------------------------------------
+
+    def _next_path(self, name: str) -> Path:
+        return self.maps.directory / f"{name}{NEXT}"
+
+    def _make_next(self, max_connections: int) -> dict[str, maps.Map]:
+        tables: dict[str, maps.Map] = {}
+        for name in TABLES:
+            spec = layout.MAPS[name]
+            table = maps.Map(spec, maps.create_map(spec, max_connections), self.gateway)
+            tables[name] = table
+            path = str(self._next_path(name))
+            self.gateway.call("pin", f"map {name}{NEXT}", lambda t=table, p=path: bpf.obj_pin(t.fd, p))  # type: ignore[misc]
+            keys, values = self.maps[name].items()
+            table.put_many(keys, values)
+        return tables
+
+    def _discard_next(self) -> None:
+        if not self.maps.directory.is_dir():
+            return
+        for name in TABLES:
+            path = self._next_path(name)
+            if path.exists():
+                self.gateway.call("unpin", f"map {name}{NEXT}", lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+
+    def _adopt_next(self) -> None:
+        """Carry over what the old programs added meanwhile, then put the new tables in the old ones' place."""
+        for name in TABLES:
+            path = self._next_path(name)
+            if not path.exists():
+                continue
+            table = maps.Map(layout.MAPS[name], bpf.obj_get(str(path)), self.gateway)
+            try:
+                keys, values = self.maps[name].items()
+                known, _ = table.items()
+                late = ~np.isin(_as_bytes(keys), _as_bytes(known))
+                table.put_many(keys[late], values[late])
+            finally:
+                table.close()
+            self.gateway.call("rename", f"map {name}", lambda p=path, n=name: p.rename(self.maps.directory / n))  # type: ignore[misc]
+        self.maps.open()
+
+
+def _as_bytes(array: maps.Array) -> maps.Array:
+    return np.ascontiguousarray(array).view(np.dtype((np.void, array.dtype.itemsize)))
+
+
+def _parse(name: str) -> ProgramState | None:
+    tag, _, count = name.rpartition("_")
+    return ProgramState(tag, int(count)) if tag and count.isdigit() else None

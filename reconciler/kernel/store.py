@@ -1,0 +1,164 @@
+"""What is applied, kept in the kernel: a content-addressed store of files and manifests, and the revision.
+
+A blob is compressed with zlib and cut into chunks. Chunk 0 is written last: a blob without it is none. Readers check
+the digest, so that a blob is what it was or an error, never something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from reconciler.errors import KernelError
+from reconciler.kernel import layout
+from reconciler.kernel.maps import Array, Maps
+from reconciler.state.objects import Revision
+
+DIGEST_BYTES: Final = 16
+NO_DIGEST: Final = bytes(DIGEST_BYTES)
+MAX_BLOB_BYTES: Final = 256 << 20
+"""More than this comes out of no blob: a damaged one can't fill the memory."""
+
+
+class StoreError(KernelError):
+    """A blob is missing, incomplete or damaged."""
+
+    def __init__(self, digest: bytes, detail: str) -> None:
+        super().__init__("read", f"blob {digest.hex()}", detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """An applied file: its path below the configuration directory and the digest of its content."""
+
+    path: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a revision was made from. The commit's fields are None outside a git work tree."""
+
+    files: tuple[ManifestFile, ...] = ()
+    commit: str | None = None
+    author: str | None = None
+    subject: str | None = None
+
+
+def digest_of(content: bytes) -> bytes:
+    """The name of a blob: the first half of its SHA-256."""
+    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Canonical JSON: the same manifest always has the same digest."""
+    document = {
+        "files": [{"path": each.path, "digest": each.digest.hex()} for each in manifest.files],
+        "commit": manifest.commit,
+        "author": manifest.author,
+        "subject": manifest.subject,
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """The inverse of :func:`encode_manifest`. Raises ValueError for anything else."""
+    try:
+        document = json.loads(content)
+        files = tuple(ManifestFile(str(each["path"]), bytes.fromhex(each["digest"])) for each in document["files"])
+        return Manifest(files, document["commit"], document["author"], document["subject"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a manifest: {error!r}") from error
+
+
+def encode_blob(digest: bytes, content: bytes) -> tuple[Array, Array]:
+    """Keys and values for the blob map, in the order in which they are to be written: chunk 0 last."""
+    packed = zlib.compress(content, 6)
+    count = -(-len(packed) // layout.BLOB_CHUNK)
+    keys, values = np.zeros(count, layout.blob_key), np.zeros(count, layout.blob_chunk)
+    for place, chunk in enumerate(reversed(range(count))):
+        part = packed[chunk * layout.BLOB_CHUNK : (chunk + 1) * layout.BLOB_CHUNK]
+        keys[place]["digest"] = np.frombuffer(digest, np.uint8)
+        keys[place]["chunk"] = chunk
+        values[place]["chunks"], values[place]["length"] = count, len(part)
+        values[place]["data"][: len(part)] = np.frombuffer(part, np.uint8)
+    return keys, values
+
+
+def blob_keys(digest: bytes, count: int) -> Array:
+    """The keys of a blob of ``count`` chunks, chunk 0 first: deleting in this order leaves no half blob."""
+    keys = np.zeros(count, layout.blob_key)
+    keys["digest"] = np.frombuffer(digest, np.uint8)
+    keys["chunk"] = np.arange(count)
+    return keys
+
+
+def read_blob(maps: Maps, digest: bytes) -> bytes:
+    """The content stored under a digest. Raises :class:`StoreError`."""
+    found, first = maps["blob"].get_many(blob_keys(digest, 1))
+    if not found[0]:
+        raise StoreError(digest, "there is none")
+    count = int(first[0]["chunks"])
+    if not 0 < count <= maps["blob"].spec.max_entries:
+        raise StoreError(digest, f"says it has {count} chunks")
+    found, values = maps["blob"].get_many(blob_keys(digest, count))
+    if not found.all():
+        raise StoreError(digest, f"{int((~found).sum())} of {count} chunks are missing")
+    packed = b"".join(bytes(value["data"][: value["length"]]) for value in values)
+    try:
+        content = zlib.decompressobj().decompress(packed, MAX_BLOB_BYTES)
+    except zlib.error as error:
+        raise StoreError(digest, str(error)) from error
+    if digest_of(content) != digest:
+        raise StoreError(digest, f"its content has the digest {digest_of(content).hex()}")
+    return content
+
+
+def read_revision(maps: Maps) -> Revision:
+    """What is applied now. ``manifest`` is empty if there is none."""
+    active = int(maps["control"].items()[1][0]["active"]) & 1
+    return decode_revision(maps["revision"].items()[1][0]["slot"][active])
+
+
+def decode_revision(value: Any) -> Revision:
+    """One slot of the revision map."""
+    manifest = bytes(value["manifest"])
+    return Revision(int(value["number"]), int(value["applied_ns"]), b"" if manifest == NO_DIGEST else manifest)
+
+
+def encode_revision(revision: Revision) -> Array:
+    """The inverse of :func:`decode_revision`, as an array of one."""
+    value = np.zeros(1, layout.revision)
+    value["number"], value["applied_ns"] = revision.number, revision.applied_ns
+    value["manifest"] = np.frombuffer(revision.manifest or NO_DIGEST, np.uint8)
+    return value
+
+
+def read_manifest(maps: Maps, digest: bytes) -> Manifest:
+    """The manifest stored under a digest; the empty one for the empty digest. Raises :class:`StoreError`."""
+    if not digest:
+        return Manifest()
+    try:
+        return decode_manifest(read_blob(maps, digest))
+    except ValueError as error:
+        raise StoreError(digest, str(error)) from error
+
+
+def read_sources(maps: Maps, manifest: Manifest) -> Mapping[str, bytes]:
+    """Path -> content of every file of a manifest. Raises :class:`StoreError`."""
+    return {each.path: read_blob(maps, each.digest) for each in manifest.files}
+
+
+def stored_digests(maps: Maps) -> dict[bytes, Array]:
+    """Every digest the map has chunks of, complete or not, with the keys of those chunks, chunk 0 first."""
+    keys = maps["blob"].keys()
+    found: dict[bytes, list[int]] = {}
+    for index, key in enumerate(keys):
+        found.setdefault(bytes(key["digest"]), []).append(index)
+    return {digest: np.sort(keys[places], order="chunk") for digest, places in found.items()}

@@ -1,0 +1,178 @@
+"""Host facts: interfaces, addresses, XDP features, ways out, as the calling thread's network namespace has them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from ipaddress import ip_address, ip_interface
+
+import pytest
+
+from reconciler.kernel import host, xdp
+from reconciler.kernel.xdp import XdpStatus
+from reconciler.state.facts import HostFacts, Route, RouteKind
+from reconciler.state.objects import IPAddress, XdpMode
+from tests.kernel.network import GATEWAY, add_veth, command, enter_new_namespace, load_xdp
+
+pytestmark = pytest.mark.own_namespace
+
+
+def facts() -> HostFacts:
+    return host.host_facts()
+
+
+def test_loopback() -> None:
+    loopback = facts().interfaces["lo"]
+    assert (loopback.kind, loopback.up, loopback.ifindex) == ("loopback", True, socket.if_nametoindex("lo"))
+    assert set(loopback.addresses) == {ip_interface("127.0.0.1/8"), ip_interface("::1/128")}
+    assert not loopback.xdp_native
+
+
+def test_veth() -> None:
+    ifindex = add_veth(mtu=1400)
+    command("ip link set vb down")
+    found = facts()
+    veth = found.interfaces["va"]
+    assert (veth.ifindex, veth.kind, veth.driver, veth.mtu) == (ifindex, "veth", "veth", 1400)
+    assert veth.xdp_native
+    assert (veth.up, veth.carrier) == (True, False)
+    assert found.by_index(ifindex) is veth
+    assert not found.interfaces["vb"].up
+    command("ip link set vb up")
+    assert facts().interfaces["va"].carrier
+
+
+def test_bridge_has_no_native_xdp() -> None:
+    command("ip link add other type bridge")
+    other = facts().interfaces["other"]
+    assert (other.kind, other.driver, other.xdp_native) == ("bridge", "bridge", False)
+
+
+def test_addresses() -> None:
+    add_veth()
+    command("ip addr add 192.0.2.1/24 dev va")
+    command("ip addr add 192.0.2.9/24 dev va")
+    command("ip addr add 10.0.0.1 peer 10.0.0.2/32 dev va")
+    command("ip addr add 2001:db8::1/64 dev va nodad")
+    found = facts()
+    assert {str(each) for each in found.interfaces["va"].addresses if not each.ip.is_link_local} == {
+        "192.0.2.1/24",
+        "192.0.2.9/24",
+        "10.0.0.1/32",
+        "2001:db8::1/64",
+    }
+    assert ip_address("2001:db8::1") in set(found.local_addresses())
+
+
+def test_forwarding_of_each_interface() -> None:
+    add_veth()
+    command("sysctl --write net/ipv4/conf/va/forwarding=1")
+    command("sysctl --write net/ipv6/conf/vb/forwarding=1")
+    found = facts().interfaces
+    assert [(found[name].forwarding4, found[name].forwarding6) for name in ("va", "vb")] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_veth_takes_redirected_frames_once_its_peer_runs_xdp() -> None:
+    add_veth()
+    before = facts().interfaces["va"]
+    if before.xdp_features is None:
+        pytest.skip("no netdev family before Linux 6.3")
+    assert "basic" in before.xdp_features
+    assert before.xdp_transmit is False
+    peer = socket.if_nametoindex("vb")
+    xdp.attach(XdpStatus(peer, "vb", {}), XdpMode.NATIVE, load_xdp(), None, GATEWAY)
+    assert facts().interfaces["va"].xdp_transmit is True
+
+
+def test_without_the_netdev_family_the_driver_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_veth()
+    monkeypatch.setattr(host, "xdp_features", lambda: None)
+    found = facts().interfaces
+    assert found["va"].xdp_native
+    assert not found["lo"].xdp_native
+    assert (found["va"].xdp_transmit, found["va"].xdp_features) == (None, None)
+
+
+def test_foreign_xdp_program_is_told_and_ours_is_not() -> None:
+    ifindex, program = add_veth(), load_xdp("somebody")
+    xdp.attach(XdpStatus(ifindex, "va", {}), XdpMode.GENERIC, program, None, GATEWAY)
+    (foreign,) = facts().foreign_xdp.values()
+    assert (foreign.ifindex, foreign.mode, foreign.program) == (ifindex, "generic", program.info)
+    assert host.host_facts(own_programs=frozenset({program.info.id})).foreign_xdp == {}
+
+
+def make_routes() -> int:
+    ifindex = add_veth()
+    for line in (
+        "addr add 192.0.2.1/24 dev va",
+        "addr add 2001:db8::1/64 dev va nodad",
+        "route add 198.51.100.0/24 via 192.0.2.254",
+        "route add 203.0.113.0/24 via inet6 2001:db8::fe dev va",
+        "route add 2001:db8:1::/48 via 2001:db8::fe",
+        "route add unreachable 10.1.0.0/16",
+        "route add blackhole 10.2.0.0/16",
+        "route add prohibit 10.3.0.0/16",
+        "route add unreachable 2001:db8:2::/48",
+        "route add blackhole 2001:db8:3::/48",
+    ):
+        command(f"ip {line}")
+    return ifindex
+
+
+WAYS = {
+    "192.0.2.7": (RouteKind.UNICAST, "va", None),
+    "198.51.100.7": (RouteKind.UNICAST, "va", "192.0.2.254"),
+    "203.0.113.7": (RouteKind.UNICAST, "va", "2001:db8::fe"),
+    "2001:db8::7": (RouteKind.UNICAST, "va", None),
+    "2001:db8:1::7": (RouteKind.UNICAST, "va", "2001:db8::fe"),
+    "192.0.2.1": (RouteKind.LOCAL, "lo", None),
+    "127.0.0.1": (RouteKind.LOCAL, "lo", None),
+    "::1": (RouteKind.LOCAL, "lo", None),
+    "2001:db8::1": (RouteKind.LOCAL, "lo", None),
+    "192.0.2.255": (RouteKind.OTHER, "va", None),
+}
+NO_WAYS = ("10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", "2001:db8:2::1", "2001:db8:3::1", "2001:db9::1")
+
+
+def test_ways_out() -> None:
+    make_routes()
+    for target, (kind, name, gateway) in WAYS.items():
+        route = host.route_to(ip_address(target))
+        assert route.kind is kind, target
+        assert route.ifindex is not None
+        assert socket.if_indextoname(route.ifindex) == name, target
+        assert route.gateway == (ip_address(gateway) if gateway else None), target
+    assert host.route_to(ip_address("192.0.2.7")).source == ip_address("192.0.2.1")
+
+
+@pytest.mark.parametrize("target", NO_WAYS)
+def test_no_way_out(target: str) -> None:
+    make_routes()
+    assert host.route_to(ip_address(target)) == Route(RouteKind.UNREACHABLE)
+
+
+def test_facts_about_targets_and_sysctls() -> None:
+    ifindex = make_routes()
+    targets: list[IPAddress] = [ip_address(each) for each in ("192.0.2.7", "127.0.0.1", "10.1.0.1")]
+    found = host.host_facts(targets, ["net/ipv4/conf/lo/forwarding", "net/ipv4/conf/nosuch/forwarding"])
+    assert found.route_to == dict(zip(targets, (ifindex, None, None), strict=True))
+    assert [found.routes[target].kind for target in targets] == ["unicast", "local", "unreachable"]
+    assert found.sysctls == {"net/ipv4/conf/lo/forwarding": "0"}
+
+
+def test_each_thread_sees_its_own_namespace() -> None:
+    add_veth()
+    seen: list[set[str]] = []
+
+    def elsewhere() -> None:
+        enter_new_namespace()
+        seen.append(set(facts().interfaces))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert {"va", "vb"} <= set(facts().interfaces)
+    assert not {"va", "vb"} & seen[0]

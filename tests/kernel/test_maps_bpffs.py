@@ -1,0 +1,115 @@
+"""Where pins live: on a shared bpffs, behind ``ip netns exec``, and where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import KernelError
+from reconciler.kernel import bpffs
+from tests.kernel.kernelmaps import bpffs_directory
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with bpffs_directory() as found:
+        yield found
+
+
+def test_directory_on_a_bpffs_is_used_as_it_is(directory: Path) -> None:
+    assert bpffs.provide(directory / "not-there-yet") == directory / "not-there-yet"
+
+
+NEW_SYS = 'umount -l /sys && mount -t sysfs sysfs /sys && exec "$0" -c "$1"'
+
+
+def behind_a_new_sys(code: str) -> str:
+    """What ``code`` prints in a mount namespace like that of ``ip netns exec``, with a sysfs of its own at /sys."""
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-c", NEW_SYS, sys.executable, code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    return done.stdout.strip()
+
+
+def test_behind_a_new_sys_the_pins_are_found_through_the_witness(directory: Path) -> None:
+    (directory / "mark").mkdir()
+    code = (
+        "import pathlib; from reconciler.kernel import bpffs; "
+        f"assert not pathlib.Path({str(directory)!r}).exists(); "
+        f"found = bpffs.provide(pathlib.Path({str(directory)!r})); "
+        "print(found, *(each.name for each in found.iterdir()))"
+    )
+    assert behind_a_new_sys(code) == f"/proc/{bpffs.witness()}/root{directory} mark"
+
+
+def test_behind_a_new_sys_a_mount_outlives_the_process(tmp_path: Path) -> None:
+    own = tmp_path / "pins"
+    code = f"import pathlib; from reconciler.kernel import bpffs; print(bpffs.provide(pathlib.Path({str(own)!r})))"
+    try:
+        assert behind_a_new_sys(code).endswith(str(own))
+        assert bpffs.mount_of(own).point == own
+        bpffs.release(own)
+        assert bpffs.mount_of(own).point != own
+    finally:
+        subprocess.run(["umount", str(own)], check=False, capture_output=True)
+
+
+def test_elsewhere_a_bpffs_is_mounted_and_taken_down(tmp_path: Path) -> None:
+    own = tmp_path / "pins with space"
+    try:
+        assert bpffs.provide(own) == own
+        mount = bpffs.mount_of(own)
+        assert (mount.point, mount.type, mount.source) == (own, "bpf", bpffs.SOURCE)
+        assert bpffs.provide(own) == own  # a second time nothing is mounted
+        assert sum(each.point == own for each in bpffs.mounts()) == 1
+        (own / "something").mkdir()
+        bpffs.release(own)
+        assert bpffs.mount_of(own).point == own, "what is in use stays"
+        (own / "something").rmdir()
+        bpffs.release(own)
+        assert bpffs.mount_of(own).point != own
+    finally:
+        subprocess.run(["umount", str(own)], check=False, capture_output=True)
+
+
+def test_somebody_elses_mount_stays(tmp_path: Path) -> None:
+    own = tmp_path / "pins"
+    own.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "theirs", str(own)], check=True)
+    try:
+        assert bpffs.provide(own) == own
+        bpffs.release(own)
+        assert bpffs.mount_of(own).point == own
+    finally:
+        subprocess.run(["umount", str(own)], check=True)
+
+
+def test_empty_directory_on_the_shared_bpffs_is_removed(directory: Path) -> None:
+    own = directory / "instance"
+    own.mkdir()
+    (own / "deadbeef").mkdir()
+    bpffs.release(own)
+    assert own.is_dir()
+    (own / "deadbeef").rmdir()
+    bpffs.release(own)
+    assert not own.exists()
+    bpffs.release(own)
+
+
+def test_dot_in_a_name_is_refused_with_the_reason(directory: Path) -> None:
+    with pytest.raises(KernelError, match=r'no names with a dot in them, such as "a\.b"'):
+        bpffs.provide(directory / "a.b" / "c")
+
+
+def test_place_that_can_not_be_mounted_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KernelError, match="file"):
+        bpffs.provide(tmp_path / "file" / "pins")

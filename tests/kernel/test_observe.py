@@ -1,0 +1,261 @@
+"""What is observed of maps in order, and of maps that somebody has been at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reconciler.kernel import layout
+from reconciler.kernel.maps import Maps
+from reconciler.kernel.observe import observe
+from reconciler.kernel.recover import recover
+from reconciler.kernel.transaction import execute
+from reconciler.state.objects import DENY, Destination, KernelState, RouteKey
+from tests.kernel.kernelmaps import (
+    Instance,
+    bpffs_directory,
+    connection_entry,
+    listener,
+    proxy,
+    route,
+    small_arrays,
+    state,
+    to,
+)
+
+STATE = state(
+    [proxy("web", to("10.0.0.1:80", ("10.0.0.2:80", 0)), to("[fd00::1]:0")), proxy("dns", to("10.0.0.53:53"))],
+    {listener("192.0.2.1", 80): "web", listener("2001:db8::1", 80): "web", listener("192.0.2.1", 53): "dns"},
+    {
+        route("web", "0.0.0.0/0"): to("10.0.0.3:80"),
+        route("web", "10.1.2.0/24"): DENY,
+        route("web", "::/0"): DENY,
+        route("web", "2001:db8::/33"): to("[fd00::1]:80", "[fd00::2]:80"),
+        route("web", "192.0.2.77/32"): to("10.0.0.1:80", ("10.0.0.2:80", 0)),
+    },
+)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[Instance]:
+    with small_arrays(), bpffs_directory() as directory:
+        found = Instance(directory, tmp_path)
+        execute(found.plan(STATE, "text"), found.context)
+        yield found
+        found.close()
+
+
+def test_nothing_pinned() -> None:
+    with bpffs_directory() as directory:
+        found = observe(Maps(directory))
+        assert not found.exists
+        assert not found.unfinished
+        assert found.state == KernelState()
+
+
+def test_observed_is_what_was_applied(instance: Instance) -> None:
+    found = instance.observe()
+    assert found.state == STATE
+    assert found.exists
+    assert not found.unfinished
+    assert found.revision.number == 1
+    assert len(found.blobs) == 2
+    assert found.ports == {80: 3, 53: 3}  # the target without a port keeps 80
+    assert set(found.allocation.proxies) == {"web", "dns"}
+    assert not found.allocation.retired_targets
+
+
+def _wipe(name: str) -> Callable[[Maps], None]:
+    def wipe(maps: Maps) -> None:
+        if name in ("target", "proxy", "port", "settings"):
+            keys, values = maps[name].items()
+            maps[name].put_many(keys, np.zeros_like(values))
+        else:
+            maps[name].delete_many(maps[name].keys())
+
+    return wipe
+
+
+def _poke(name: str, field: str, value: int, *, sub: str = "slot") -> Callable[[Maps], None]:
+    """Write a value into a field of the active and the standby slot of every entry that is not zero."""
+
+    def poke(maps: Maps) -> None:
+        keys, values = maps[name].items()
+        used = np.ascontiguousarray(values).view(np.uint8).reshape(len(keys), -1).any(axis=1)
+        target = values if not sub else values[sub]
+        if field:
+            target[field][used] = value
+        else:
+            target[used] = value
+        maps[name].put_many(keys[used], values[used])
+
+    return poke
+
+
+def _garbage(maps: Maps) -> None:
+    """Entries that no reconciler would write."""
+    keys = np.zeros(3, layout.listener_key4)
+    keys["protocol"], keys["port_be"], keys["zero"] = [99, 6, 17], [80, 0, 80], [0, 0, 5]
+    maps["listener4"].put_many(keys, np.ones(3, layout.listener_slots))
+    prefixes = np.zeros(2, layout.route_key6)
+    prefixes["prefixlen"], prefixes["proxy"] = [7, 40], [1, 4_000_000_000]
+    values = np.zeros(2, layout.route_slots)
+    values["slot"]["flags"] = 1
+    maps["route6"].put_many(prefixes, values)
+    maps["proxy_name"].put(4_000_000_000, np.array([(b"\xff\xfe",)], layout.proxy_name))
+    maps["target"].put(200, np.full(1, 0xEE, np.dtype("V24")).view(np.uint8).view(layout.target))
+    member = np.zeros(1, layout.group_member_key)
+    member["group"], member["target"] = 4_000_000_000, 4_000_000_001
+    maps["group_member"].put(member, np.ones(1, layout.u32))
+    blob = np.full(20, 7, np.uint8).view(layout.blob_key)
+    maps["blob"].put(blob, np.full(layout.blob_chunk.itemsize, 0xEE, np.uint8).view(layout.blob_chunk))
+
+
+DRIFT: dict[str, Callable[[Maps], None]] = {
+    **{
+        f"{name} wiped": _wipe(name)
+        for name in ("listener4", "listener6", "route4", "route6", "proxy", "target", "group_member", "proxy_name")
+    },
+    "settings wiped": _wipe("settings"),
+    "group wiped": lambda maps: maps["group"].delete_many(np.arange(1, 5)),
+    "mode unknown": _poke("proxy", "mode", 77),
+    "balance unknown": _poke("proxy", "balance", 77),
+    "dest of unknown kind": _poke("proxy", "dest4", 0xF0000001),
+    "dest out of range": _poke("proxy", "dest4", 0x1FFFFFFF),
+    "group out of range": _poke("route4", "dest", 0x2FFFFFFF),
+    "route to nothing": _poke("route4", "dest", 0),
+    "listener of no proxy": _poke("listener4", "", 63, sub="proxy"),
+    "target moved": _poke("target", "port_be", 81, sub=""),
+    "target of no family": _poke("target", "family", 5, sub=""),
+    "target of another proxy": _poke("target", "proxy", 60, sub=""),
+    "limit changed": _poke("proxy", "idle_sec", 1),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFT)
+def test_drift_shows_and_is_repaired(instance: Instance, drift: str) -> None:
+    DRIFT[drift](instance.maps)
+    found = instance.observe()
+    assert found.state != STATE
+    recover(instance.maps)
+    assert not instance.observe().unfinished
+    assert np.isin(instance.maps["target"].items()[1]["family"], (0, 4, 6)).all()
+    plan = instance.plan(STATE, "text")
+    assert plan.changes
+    assert execute(plan, instance.context).pending is None
+    recover(instance.maps)
+    found = instance.observe()
+    assert found.state == STATE
+    assert not found.unfinished
+    assert instance.plan(STATE, "text").empty
+
+
+def test_garbage_is_unfinished_and_goes(instance: Instance) -> None:
+    _garbage(instance.maps)
+    found = instance.observe()
+    assert found.state == STATE
+    assert found.unfinished
+    assert recover(instance.maps)
+    assert not instance.observe().unfinished
+    assert instance.observe().state == STATE
+
+
+@pytest.mark.parametrize("name", ["settings", "proxy", "listener4", "listener6", "route4", "route6", "revision"])
+def test_slots_that_differ_are_unfinished(instance: Instance, name: str) -> None:
+    keys, values = instance.maps[name].items()
+    slots = values.dtype.names[0]
+    raw = values[slots][:, 1 - instance.observe().active : 2 - instance.observe().active]
+    raw[:] = np.zeros(1, raw.dtype)
+    instance.maps[name].put_many(keys, values)
+    found = instance.observe()
+    assert found.unfinished
+    assert found.state == STATE
+    recover(instance.maps)
+    assert not instance.observe().unfinished
+    assert instance.observe().state == STATE
+
+
+def test_wrong_route_flags_of_a_proxy_are_put_right(instance: Instance) -> None:
+    keys, values = instance.maps["proxy"].items()
+    number = instance.observe().allocation.proxies["web"]
+    values["slot"]["flags"][number] &= ~np.uint8(layout.CONSTANTS["PROXY_ROUTES4"])
+    instance.maps["proxy"].put_many(keys, values)
+    assert instance.observe().unfinished
+    recover(instance.maps)
+    flags = instance.maps["proxy"].items()[1]["slot"]["flags"][number]
+    assert (flags & layout.CONSTANTS["PROXY_ROUTES4"]).all()
+
+
+def test_what_connections_use_is_retired_not_unfinished(instance: Instance) -> None:
+    numbers = instance.observe().allocation
+    ids = numbers.proxies["dns"], numbers.targets["dns", next(e for n, e in numbers.targets if n == "dns")]
+    keys, values = connection_entry(4, "198.51.100.1:1", "192.0.2.1:53", "10.0.0.53:53", ids=ids)
+    instance.maps["connection4"].put_many(keys, values)
+    without = replace(
+        STATE,
+        proxies={"web": STATE.proxies["web"]},
+        listeners={key: name for key, name in STATE.listeners.items() if name == "web"},
+    )
+    # The plan was made in ignorance of the connection: the executor looks again.
+    assert execute(instance.plan(without, "other"), instance.context).pending is None
+    found = instance.observe()
+    assert found.state == without
+    assert not found.unfinished
+    assert found.allocation.retired_proxies == {ids[0]}
+    assert found.allocation.retired_targets == {ids[1]}
+    assert found.ports[53] & layout.CONSTANTS["PORT_TARGET"]
+    instance.maps["connection4"].delete_many(keys)
+    assert instance.observe().unfinished
+    recover(instance.maps)
+    found = instance.observe()
+    assert not found.unfinished
+    assert not found.allocation.retired_proxies
+    assert not found.allocation.retired_targets
+    assert 53 not in found.ports
+
+
+def test_two_numbers_for_one_thing(instance: Instance) -> None:
+    """A second id for an endpoint is none that may be given away."""
+    values = instance.maps["target"].items()[1]
+    used = int(np.flatnonzero(values["family"])[0])
+    instance.maps["target"].put(300, values[used : used + 1])
+    busy_keys, busy_values = connection_entry(4, "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:80", ids=(1, 300))
+    instance.maps["connection4"].put_many(busy_keys, busy_values)
+    found = instance.observe()
+    assert found.state == STATE
+    assert {used, 300} <= set(found.allocation.targets.values())
+    assert 300 in found.allocation.retired_targets
+
+
+def test_lost_manifest_frees_the_files(instance: Instance) -> None:
+    manifest = instance.observe().revision.manifest
+    keys = instance.maps["blob"].keys()
+    instance.maps["blob"].delete_many(keys[[bytes(key["digest"]) == manifest for key in keys]])
+    assert instance.observe().unfinished
+    recover(instance.maps)
+    assert instance.observe().blobs == frozenset()
+
+
+def test_hundred_thousand_routes_are_read_in_under_a_second(tmp_path: Path) -> None:
+    destinations = [to(f"10.9.0.{n}:80") for n in range(1, 51)]
+    routes: dict[RouteKey, Destination] = {
+        RouteKey.of_numbers("web", 4, int(ip_network("20.0.0.0/8").network_address) + n * 256, 24): destinations[n % 50]
+        for n in range(50_000)
+    }
+    routes |= {RouteKey.of_numbers("web", 6, (0x20010DB8 << 96) + (n << 64), 64): DENY for n in range(50_000)}
+    wanted = replace(STATE, routes=routes)
+    with bpffs_directory() as directory:
+        instance = Instance(directory, tmp_path)
+        execute(instance.plan(wanted, "text"), instance.context)
+        started = time.process_time()
+        found = instance.observe()
+        assert time.process_time() - started < 1.0
+        assert found.state == wanted
+        assert not found.unfinished
+        instance.close()

@@ -1,0 +1,73 @@
+"""Sysctls: those of the calling thread's network namespace, and nothing outside net/."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import KernelError
+from reconciler.kernel import sysctls
+from tests.kernel.network import GATEWAY, add_veth, command, enter_new_namespace, recorder
+
+pytestmark = pytest.mark.own_namespace
+FORWARDING = "net/ipv4/conf/lo/forwarding"
+
+
+def test_written_value_is_read_back() -> None:
+    gateway = recorder()
+    sysctls.write(FORWARDING, "1", gateway)
+    assert sysctls.read(FORWARDING) == "1"
+    sysctls.write(FORWARDING, "0", gateway)
+    assert sysctls.read(FORWARDING) == "0"
+    assert gateway.calls == [("set sysctl", f"{FORWARDING} to 1"), ("set sysctl", f"{FORWARDING} to 0")]
+
+
+def test_each_thread_sees_its_own_namespace() -> None:
+    sysctls.write(FORWARDING, "1", GATEWAY)
+    seen: list[str | None] = []
+
+    def elsewhere() -> None:
+        seen.append(sysctls.read(FORWARDING))
+        enter_new_namespace()
+        sysctls.write(FORWARDING, "0", GATEWAY)
+        seen.append(sysctls.read(FORWARDING))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == ["1", "0"]
+    assert sysctls.read(FORWARDING) == "1"
+
+
+def test_missing_one_reads_as_none_and_is_left_out() -> None:
+    missing = "net/ipv4/conf/nosuch0/forwarding"
+    assert sysctls.read(missing) is None
+    assert sysctls.read_all([FORWARDING, missing]).keys() == {FORWARDING}
+    with pytest.raises(KernelError) as refused:
+        sysctls.write(missing, "1", GATEWAY)
+    assert refused.value.errno == errno.ENOENT
+
+
+def test_value_the_kernel_refuses_is_an_error() -> None:
+    with pytest.raises(KernelError) as refused:
+        sysctls.write(FORWARDING, "many", GATEWAY)
+    assert refused.value.errno == errno.EINVAL
+    assert FORWARDING in str(refused.value)
+
+
+def test_interface_name_with_a_dot() -> None:
+    add_veth("va.7", "vb")
+    sysctls.write("net/ipv4/conf/va.7/forwarding", "1", GATEWAY)
+    assert command("sysctl --values net/ipv4/conf/va.7/forwarding").strip() == "1"
+
+
+@pytest.mark.parametrize("name", ["kernel/hostname", "net/../kernel/hostname", "/net/ipv4/ip_forward", "net//x", "net"])
+def test_nothing_outside_net(name: str) -> None:
+    before = Path("/proc/sys/kernel/hostname").read_text()
+    for attempt in (lambda: sysctls.read(name), lambda: sysctls.write(name, "x", GATEWAY)):
+        with pytest.raises(KernelError, match="EINVAL"):
+            attempt()
+    assert Path("/proc/sys/kernel/hostname").read_text() == before

@@ -1,0 +1,241 @@
+"""The executor's promises beside those of the fault tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reconciler.errors import KernelError, RevproxyError, StaleError, TransactionError
+from reconciler.kernel import groups, layout, store
+from reconciler.kernel.finishing import carry_out
+from reconciler.kernel.gateway import FaultGateway
+from reconciler.kernel.transaction import execute
+from reconciler.state.objects import Attachment, Revision, XdpMode
+from reconciler.state.operations import (
+    ClosePort,
+    FreeProxyName,
+    FreeTarget,
+    PutDevice,
+    RestoreSysctl,
+    StageProxy,
+)
+from tests.kernel.kernelmaps import (
+    Instance,
+    bpffs_directory,
+    connection_entry,
+    dump,
+    listener,
+    proxy,
+    route,
+    small_arrays,
+    state,
+    to,
+)
+
+FORWARDING = "net/ipv4/conf/lo/forwarding"
+OLD = state(
+    [proxy("web", to("10.0.0.1:80"))],
+    {listener("192.0.2.1", 80): "web"},
+    {route("web", "10.0.0.0/8"): to("10.0.0.2:80")},
+)
+NEW = replace(
+    OLD,
+    proxies={"web": proxy("web", to("10.0.0.1:80", "10.0.0.3:80"))},
+    routes={**OLD.routes, route("web", "10.1.0.0/16"): to("10.0.0.4:80")},
+)
+
+
+@pytest.fixture
+def gateway() -> FaultGateway:
+    return FaultGateway()
+
+
+@pytest.fixture
+def instance(tmp_path: Path, gateway: FaultGateway) -> Iterator[Instance]:
+    with small_arrays(), bpffs_directory() as directory:
+        found = Instance(directory, tmp_path, gateway)
+        execute(found.plan(OLD, "old"), found.context)
+        gateway.calls.clear()
+        yield found
+        found.close()
+
+
+def test_order_of_a_commit(instance: Instance, gateway: FaultGateway) -> None:
+    wanted = replace(NEW, attachments={**OLD.attachments, 3: Attachment(3, "eth1", XdpMode.OFF)})
+    execute(instance.plan(wanted, "new"), instance.context)
+    maps = [subject.removeprefix("map ") for _, subject in gateway.calls]
+    switch = maps.index("control")
+    assert maps.count("control") == 1
+    assert maps[switch - 1] == "eth1"
+    assert maps[switch + 1] == "group", "waits for packets in flight before it clears up"
+    assert set(maps[: switch - 1]) >= {"target", "group", "group_member", "proxy", "route4", "revision", "blob"}
+    assert set(maps[switch + 2 :]) == {"proxy", "route4", "revision", "blob"}
+
+
+def test_until_the_switch_the_active_slot_is_untouched(instance: Instance) -> None:
+    seen: list[tuple[object, object]] = []
+    active = instance.observe().active
+
+    def look(standby: int) -> None:
+        slots = [instance.maps[name].items()[1] for name in ("proxy", "listener4", "revision", "settings")]
+        values = [value[value.dtype.names[0]] for value in slots]
+        seen.append(([v[:, active].tobytes() for v in values], [v[:, standby].tobytes() for v in values]))
+        keys, routes = instance.maps["route4"].items()
+        new = keys["prefixlen"] == 48
+        # As if absent: what the covering prefix says.
+        assert routes["slot"]["dest"][new, active] == routes["slot"]["dest"][~new, active]
+        assert routes["slot"]["flags"][new].tolist() == [[0, 1] if standby else [1, 0]]
+
+    before = [instance.maps[name].items()[1] for name in ("proxy", "listener4", "revision", "settings")]
+    execute(instance.plan(NEW, "new"), replace(instance.context, verify=look))
+    assert seen[0][0] == [value[value.dtype.names[0]][:, active].tobytes() for value in before]
+    assert seen[0][1] != seen[0][0]
+
+
+def test_failing_verification_rolls_back(instance: Instance) -> None:
+    def refuse(standby: int) -> None:
+        raise RevproxyError(f"slot {standby} does not answer")
+
+    before = dump(instance.maps)
+    with pytest.raises(TransactionError, match="does not answer; rolled back") as caught:
+        execute(instance.plan(NEW, "new"), replace(instance.context, verify=refuse))
+    assert caught.value.rolled_back
+    assert dump(instance.maps) == before
+
+
+def test_interrupt_before_the_switch_rolls_back(instance: Instance) -> None:
+    def interrupt(_standby: int) -> None:
+        raise KeyboardInterrupt
+
+    before = dump(instance.maps)
+    with pytest.raises(KeyboardInterrupt):
+        execute(instance.plan(NEW, "new"), replace(instance.context, verify=interrupt))
+    assert dump(instance.maps) == before
+
+
+def test_plan_made_from_another_revision_is_refused(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    execute(instance.plan(replace(OLD, routes={}), "between"), instance.context)
+    before = dump(instance.maps)
+    with pytest.raises(StaleError, match=r"slot 1 was active, now slot 0 is"):
+        execute(plan, instance.context)
+    assert dump(instance.maps) == before
+
+
+def test_plan_made_two_commits_ago_is_refused(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    execute(instance.plan(replace(OLD, routes={}), "between"), instance.context)
+    execute(instance.plan(OLD, "old"), instance.context)
+    with pytest.raises(StaleError, match="from revision 1, the kernel is at 3"):
+        execute(plan, instance.context)
+
+
+def test_plan_made_when_the_other_slot_was_active_is_refused(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    value = instance.maps["control"].items()[1]
+    value["active"] ^= 1
+    instance.maps["control"].put(0, value)
+    with pytest.raises(StaleError, match="slot"):
+        execute(plan, instance.context)
+
+
+def test_generation_survives_the_switch(instance: Instance) -> None:
+    value = instance.maps["control"].items()[1]
+    value["generation"] = 77
+    instance.maps["control"].put(0, value)
+    execute(instance.plan(NEW, "new"), instance.context)
+    assert instance.maps["control"].items()[1]["generation"] == 77
+
+
+def test_group_table_is_the_maglev_table(instance: Instance) -> None:
+    from reconciler.state import maglev
+
+    execute(instance.plan(NEW, "new"), instance.context)
+    numbers = instance.observe().allocation
+    (number,) = numbers.groups.values()
+    found = groups.read_table(instance.maps, number)
+    keys = ["10.0.0.1:80", "10.0.0.3:80"]
+    ids = {str(endpoint): target for (_, endpoint), target in numbers.targets.items()}
+    assert found is not None
+    assert found.tolist() == [ids[keys[index]] for index in maglev.table(keys, [1, 1])]
+
+
+def test_applied_text_can_be_read_back(instance: Instance) -> None:
+    execute(instance.plan(NEW, "new"), instance.context)
+    revision = store.read_revision(instance.maps)
+    assert revision.number == 2
+    manifest = store.read_manifest(instance.maps, revision.manifest)
+    assert store.read_sources(instance.maps, manifest) == {"a.yaml": b"new"}
+    assert len(instance.observe().blobs) == 2  # those of the revision before are gone
+
+
+def test_original_sysctl_value_is_remembered_over_commits(instance: Instance) -> None:
+    execute(instance.plan(replace(OLD, sysctls={FORWARDING: "1"}), "old"), instance.context)
+    assert instance.observe().remembered == {FORWARDING: ("0", "1")}
+    instance.host.write_sysctl(FORWARDING, "2")  # somebody else
+    execute(instance.plan(replace(OLD, sysctls={FORWARDING: "1"}), "old"), instance.context)
+    assert instance.observe().remembered == {FORWARDING: ("0", "1")}
+    execute(instance.plan(OLD, "old"), instance.context)
+    assert instance.host.read_sysctl(FORWARDING) == "0"
+    assert instance.observe().remembered == {}
+
+
+def test_freeing_looks_at_connections_again(instance: Instance) -> None:
+    numbers = instance.observe().allocation
+    proxy_id, busy_id = numbers.proxies["web"], min(numbers.targets.values())
+    instance.maps["target"].put(50, instance.maps["target"].get(busy_id))
+    instance.maps["target_stats"].put(50, np.ones(instance.maps["target_stats"].values_array(1).shape, layout.u64))
+    keys, values = connection_entry(4, "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:80", ids=(proxy_id, busy_id))
+    instance.maps["connection4"].put_many(keys, values)
+    freeing = [FreeTarget(busy_id), FreeTarget(50), FreeProxyName(proxy_id), ClosePort(80, 3, 0), ClosePort(443, 1, 0)]
+    carry_out(freeing, instance.context)
+    assert instance.maps["target"].items()[1]["family"][[busy_id, 50]].tolist() == [4, 0]
+    assert instance.maps["target_stats"].sums()[50]["connections"] == 0
+    assert instance.maps["proxy_name"].get(proxy_id) is not None
+    assert instance.maps["port"].get(80)[0] == 3
+    instance.maps["connection4"].delete_many(keys)
+    carry_out(freeing, instance.context)
+    assert instance.maps["target"].items()[1]["family"][[busy_id, 50]].tolist() == [0, 0]
+    assert instance.maps["port"].get(80)[0] == 0
+
+
+def test_operation_in_the_wrong_phase_is_refused(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    before = dump(instance.maps)
+    with pytest.raises(TransactionError, match="FreeTarget") as caught:
+        execute(replace(plan, stage=(*plan.stage, FreeTarget(1))), instance.context)
+    assert caught.value.rolled_back
+    assert dump(instance.maps) == before
+    with pytest.raises(KernelError, match="StageProxy"):
+        carry_out([StageProxy(1, None, None)], instance.context)
+
+
+def test_slots_without_a_switch_are_refused(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    with pytest.raises(TransactionError, match="no switch"):
+        execute(replace(plan, switch=None), instance.context)
+
+
+def test_too_long_a_name_is_no_other_name(instance: Instance) -> None:
+    with pytest.raises(KernelError, match="ENAMETOOLONG"):
+        carry_out([RestoreSysctl("net/" + "x" * 120, "0", "0")], instance.context)
+
+
+def test_devices(instance: Instance) -> None:
+    carry_out([PutDevice(9, None, 1)], instance.context)
+    assert instance.observe().state.devices == {9}
+    carry_out([PutDevice(9, 1, None)], instance.context)
+    assert instance.observe().state.devices == frozenset()
+
+
+def test_revision_is_part_of_the_commit(instance: Instance) -> None:
+    plan = instance.plan(NEW, "new")
+    assert store.read_revision(instance.maps) == plan.base
+    execute(plan, instance.context)
+    assert store.read_revision(instance.maps) == plan.revision
+    assert plan.revision is not None
+    assert plan.revision != Revision()
