@@ -1,0 +1,279 @@
+"""What commands answer, as values: the same from the daemon, from the kernel directly, and in Python.
+
+The field names are the keys of the JSON that scripts rely on. :func:`to_json` and :func:`from_json` go there and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from reconciler.errors import Problem
+
+T = TypeVar("T")
+Json = Any  # what json.loads gives: any tighter recursive type only moves the casts elsewhere
+
+
+class Sync(StrEnum):
+    """Whether packets see what the files say. ``Degraded``: something is wrong and the last good state is held."""
+
+    SYNCED = "Synced"
+    OUT_OF_SYNC = "OutOfSync"
+    DEGRADED = "Degraded"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceStatus:
+    """``mode`` is how XDP runs now: native, generic, or off (TC only). ``note``: why it is not as one would expect."""
+
+    name: str
+    mode: str
+    attached: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """``state``: active; off (weight 0); drained. ``health``: unchecked, as no health check is configured."""
+
+    address: str
+    weight: int
+    health: str
+    state: str
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """``listen``: like 203.0.113.10:80/tcp. ``targets``: of the default and of every source route, each once."""
+
+    name: str
+    listen: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    targets: tuple[TargetStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The last time the daemon tried to bring the kernel to what the files say. ``result``: applied, unchanged,
+    held (the files can't be applied) or failed. Times are ISO 8601 in UTC."""
+
+    time: str
+    result: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """``revision``: number of the applied configuration, 0 for none; ``commit``: the git commit its files were of.
+    ``differences``: how many objects differ from the files. ``pid``: the daemon's, None without one."""
+
+    sync: Sync
+    revision: int = 0
+    commit: str | None = None
+    applied: str | None = None
+    differences: int = 0
+    interfaces: tuple[InterfaceStatus, ...] = ()
+    proxies: tuple[ProxyStatus, ...] = ()
+    errors: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    attempt: Attempt | None = None
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object that differs. ``action``: create, update, delete, attach, detach, replace. ``object``: interface,
+    proxy, route, target, setting, program. ``before`` and ``after`` are JSON values, None for absent. ``place``:
+    FILE:LINE:COLUMN of what the files say about it, if they do."""
+
+    action: str
+    object: str
+    name: str
+    before: Json = None
+    after: Json = None
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Files against kernel. ``operations``: how many steps in the kernel an apply would take."""
+
+    changes: tuple[Change, ...] = ()
+    operations: int = 0
+    warnings: tuple[Problem, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing differs."""
+        return not self.changes
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Live connections of a target that a plan takes something away from, and what becomes of them."""
+
+    proxy: str
+    target: str
+    connections: int
+    fate: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAnswer:
+    """What an apply would do. ``steps``: the operations in order, as text; ``counts``: how many of them per map or
+    other place in the kernel; ``connections``: live ones that the changes touch; ``revision``: what would be applied
+    then, None if only something is repaired."""
+
+    changes: tuple[Change, ...] = ()
+    operations: int = 0
+    steps: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    connections: tuple[Touched, ...] = ()
+    revision: int | None = None
+    warnings: tuple[Problem, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """There is nothing to do."""
+        return not self.changes
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an apply did. ``changes`` empty: there was nothing to do."""
+
+    revision: int
+    changes: tuple[Change, ...] = ()
+    operations: int = 0
+    commit: str | None = None
+    warnings: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One live connection. ``listen`` is the address the client talks to."""
+
+    proxy: str
+    protocol: str
+    client: str
+    listen: str
+    target: str
+    state: str
+    packets_forward: int
+    bytes_forward: int
+    packets_reverse: int
+    bytes_reverse: int
+    age_sec: float
+    idle_sec: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStats:
+    """Since the target's first use. ``connections``: live ones; ``opened``: all there ever were."""
+
+    connections: int = 0
+    opened: int = 0
+    packets_forward: int = 0
+    bytes_forward: int = 0
+    packets_reverse: int = 0
+    bytes_reverse: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStats:
+    """Sums over the proxy's targets."""
+
+    connections: int = 0
+    opened: int = 0
+    packets_forward: int = 0
+    bytes_forward: int = 0
+    packets_reverse: int = 0
+    bytes_reverse: int = 0
+    targets: dict[str, TargetStats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Totals, and the same per proxy and target. ``drops``: packets by reason; ``outcomes``: packets by what became
+    of them otherwise."""
+
+    connections: int = 0
+    opened: int = 0
+    packets_forward: int = 0
+    bytes_forward: int = 0
+    packets_reverse: int = 0
+    bytes_reverse: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    proxies: dict[str, ProxyStats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """How many connections were forgotten."""
+
+    flushed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenDown:
+    """What ``down`` removed, as text; empty if there was nothing of this instance in the kernel."""
+
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The daemon that answers. ``config_dir`` None: it was started with a target on its command line."""
+
+    pid: int
+    version: str
+    config_dir: str | None
+    bpffs_dir: str
+
+
+def to_json(value: object) -> Json:
+    """A dataclass (or tuples, mappings of them) as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: to_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(each) for each in value]
+    if isinstance(value, StrEnum):
+        return value.value
+    return value
+
+
+def from_json(kind: type[T], data: Json) -> T:
+    """The value of dataclass ``kind`` that :func:`to_json` made ``data`` of. Unknown keys are ignored, so that a
+    newer daemon may say more. Raises :class:`ValueError` if it does not fit."""
+    try:
+        result: T = _decode(kind, data)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+    return result
+
+
+def _decode(kind: Any, data: Json) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        names = [each.name for each in dataclasses.fields(kind) if each.name in data]
+        return kind(**{name: _decode(hints[name], data[name]) for name in names})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(_decode(arguments[0], each) for each in data)
+    if origin is dict:
+        return {key: _decode(arguments[1], each) for key, each in data.items()}
+    if origin in (typing.Union, types.UnionType):
+        inner = [each for each in arguments if each is not type(None)]
+        return None if data is None else _decode(inner[0], data)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(data)
+    return data

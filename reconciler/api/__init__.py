@@ -1,0 +1,1 @@
+"""The daemon's HTTP interface on its unix socket: server and client."""

@@ -1,0 +1,133 @@
+"""Talks to the daemon over its unix socket. Imports little: the command line starts with it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from reconciler import answers
+from reconciler.answers import from_json
+from reconciler.errors import ConfigError, DaemonError, Problem
+
+T = TypeVar("T")
+
+_TIMEOUT_SEC = 120.0
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path, timeout_sec: float) -> None:
+        super().__init__("localhost", timeout=timeout_sec)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()
+            raise
+
+
+class NoDaemonError(DaemonError):
+    """Nobody listens on the socket: no daemon runs for this instance."""
+
+
+class DaemonClient:
+    """The daemon's answers as values. Every method raises :class:`NoDaemonError` if none runs, :class:`ConfigError`
+    for wrong files, :class:`DaemonError` with the daemon's own words for everything else."""
+
+    def __init__(self, socket_path: Path, *, timeout_sec: float = _TIMEOUT_SEC) -> None:
+        self._path, self._timeout_sec = socket_path, timeout_sec
+
+    def instance(self) -> answers.Instance:
+        """Who answers. Quick, whatever the daemon is doing."""
+        return self._get(answers.Instance, "/v1/instance")
+
+    def status(self) -> answers.Status:
+        """Sync state, interfaces, proxies, errors."""
+        return self._get(answers.Status, "/v1/status")
+
+    def diff(self) -> answers.Difference:
+        """What differs between the files and the kernel."""
+        return self._get(answers.Difference, "/v1/diff")
+
+    def plan(self) -> answers.PlanAnswer:
+        """What an apply would do."""
+        return self._get(answers.PlanAnswer, "/v1/plan")
+
+    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
+        """Bring the kernel to what the files say, now."""
+        return from_json(answers.Applied, self._request("POST", "/v1/apply", {"allow_empty": allow_empty}))
+
+    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
+        """Live connections, those of one proxy or target if given."""
+        data = self._request("GET", "/v1/connections?" + _query({"proxy": proxy, "target": target}))
+        return tuple(from_json(answers.Connection, each) for each in data)
+
+    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        """How many :meth:`connections` would give."""
+        query = _query({"proxy": proxy, "target": target, "count": True})
+        return int(self._request("GET", "/v1/connections?" + query)["count"])
+
+    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        """Forget live connections; how many."""
+        return int(self._request("POST", "/v1/connections/flush", {"proxy": proxy, "target": target})["flushed"])
+
+    def stats(self) -> answers.Stats:
+        """Counters."""
+        return self._get(answers.Stats, "/v1/stats")
+
+    def down(self) -> answers.TakenDown:
+        """Take the data plane off and end the daemon."""
+        return from_json(answers.TakenDown, self._request("POST", "/v1/down", {}))
+
+    def _get(self, kind: type[T], path: str) -> T:
+        data = self._request("GET", path)
+        try:
+            return from_json(kind, data)
+        except ValueError as error:
+            raise DaemonError(f"revproxyd at {self._path} gave an answer of another version: {error}") from error
+
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        connection = _Connection(self._path, self._timeout_sec)
+        try:
+            headers = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            status, content = response.status, response.read()
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+            raise NoDaemonError(f"no revproxyd listens on {self._path}") from error
+        except PermissionError as error:
+            raise DaemonError(f"{self._path}: permission denied: talking to revproxyd takes root") from error
+        except TimeoutError as error:
+            raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise DaemonError(f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+        return self._answer(status, content)
+
+    def _answer(self, status: int, content: bytes) -> Any:
+        try:
+            data = json.loads(content)
+        except ValueError as error:
+            raise DaemonError(f"revproxyd at {self._path} answered {status} with something that is no JSON") from error
+        if status < 400:
+            return data
+        problems = [from_json(Problem, each) for each in data.get("problems", ())]
+        if problems:
+            raise ConfigError(problems)
+        raise DaemonError(str(data.get("error", f"HTTP status {status}")))
+
+
+def _query(values: Mapping[str, Any]) -> str:
+    flags = {key: ("1" if value else "0") if isinstance(value, bool) else value for key, value in values.items()}
+    return urlencode({key: value for key, value in flags.items() if value is not None})

@@ -1,0 +1,249 @@
+"""The daemon's HTTP interface on a unix socket: JSON in and out, versioned paths, one thread of its own.
+
+Handlers check what came in and hand the work to the daemon's worker; they never touch the kernel. Every error is
+``{"error": text, "problems": [...]}`` with a status code that says whose fault it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+from aiohttp import web
+
+from reconciler import answers
+from reconciler.answers import to_json
+from reconciler.errors import (
+    CapacityError,
+    CompileError,
+    ConfigError,
+    ForeignProgramError,
+    KernelError,
+    LockedError,
+    RevproxyError,
+    StaleError,
+    TransactionError,
+)
+
+MAX_BODY_BYTES: Final = 64 * 1024
+_MAX_LINE_BYTES: Final = 8190
+_SOCKET_MODE: Final = 0o660
+
+_log = structlog.get_logger("api")
+
+
+class Commands(Protocol):
+    """What the interface offers; called on the worker, one at a time."""
+
+    def status(self) -> answers.Status: ...
+    def diff(self) -> answers.Difference: ...
+    def plan(self) -> answers.PlanAnswer: ...
+    def apply(self, *, allow_empty: bool = False) -> answers.Applied: ...
+    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]: ...
+    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
+    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
+    def stats(self) -> answers.Stats: ...
+    def down(self) -> answers.TakenDown: ...
+
+
+Submit = Callable[[Callable[[], Any]], "Future[Any]"]
+"""Runs a function on the worker and gives its result later."""
+
+
+class _BadRequestError(Exception):
+    """The request is not one we understand; the text says why."""
+
+
+class Server:
+    """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread."""
+
+    def __init__(self, path: Path, commands: Commands, submit: Submit, instance: answers.Instance) -> None:
+        self._path, self._commands, self._submit, self._instance = path, commands, submit, instance
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self._started: Future[None] = Future()
+        self._stop = asyncio.Event()
+
+    def start(self) -> None:
+        """Listen; returns when connections are taken. Raises :class:`RevproxyError` if the socket can't be made."""
+        self._thread.start()
+        self._started.result()
+
+    def stop(self) -> None:
+        """Answer what is being answered, close the socket, remove it."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except OSError as error:
+            self._started.set_exception(RevproxyError(f"{self._path}: {error.strerror or error}"))
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        # Handlers' errors are logged below; what is left is what aiohttp says about requests that are no HTTP.
+        quiet = logging.getLogger(f"{__name__}.http")
+        quiet.setLevel(logging.CRITICAL)
+        runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            logger=quiet,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listen(self._path)).start()
+            self._started.set_result(None)
+            await self._stop.wait()
+        finally:
+            await runner.cleanup()
+            self._path.unlink(missing_ok=True)
+
+    # -- routes --------------------------------------------------------------------------------------------
+
+    def _application(self) -> web.Application:
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        commands = self._commands
+        application.router.add_get("/v1/instance", self._get_instance)
+        for name in ("status", "diff", "plan", "stats"):
+            application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
+        application.router.add_get("/v1/connections", self._get_connections)
+        application.router.add_post("/v1/connections/flush", self._post_flush)
+        application.router.add_post("/v1/apply", self._post_apply)
+        application.router.add_post("/v1/down", self._post_down)
+        return application
+
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self._submit(function))
+
+    def _answering(self, command: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handler(request: web.Request) -> web.Response:
+            _only(request.query, ())
+            return _json(await self._call(command))
+
+        return handler
+
+    async def _get_instance(self, request: web.Request) -> web.Response:
+        _only(request.query, ())
+        return _json(self._instance)
+
+    async def _get_connections(self, request: web.Request) -> web.Response:
+        _only(request.query, ("proxy", "target", "count"))
+        filters = {"proxy": request.query.get("proxy"), "target": request.query.get("target")}
+        if request.query.get("count", "0") not in ("0", "1"):
+            raise _BadRequestError("count: must be 0 or 1")
+        if request.query.get("count") == "1":
+            return _json({"count": await self._call(lambda: self._commands.connection_count(**filters))})
+        return _json(await self._call(lambda: self._commands.connections(**filters)))
+
+    async def _post_flush(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"proxy": (str, type(None)), "target": (str, type(None))})
+        return _json(answers.Flushed(await self._call(lambda: self._commands.flush(**body))))
+
+    async def _post_apply(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"allow_empty": (bool,)})
+        return _json(await self._call(lambda: self._commands.apply(**body)))
+
+    async def _post_down(self, request: web.Request) -> web.Response:
+        await _body(request, {})
+        return _json(await self._call(self._commands.down))
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket at ``path`` that only owner and group can use. One that a killed daemon left there is
+    replaced; the instance lock, held by the caller, says that it is nobody's."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        path.unlink(missing_ok=True)
+        before = os.umask(0o777 & ~_SOCKET_MODE)  # from the moment it exists, not from a chmod after it
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(64)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+# -- requests and answers ------------------------------------------------------------------------------------
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.json_response(to_json(value), status=status)
+
+
+def _only(query: Mapping[str, str], known: tuple[str, ...]) -> None:
+    for name in query:
+        if name not in known:
+            raise _BadRequestError(f"{name}: unknown parameter" + (f", known: {', '.join(known)}" if known else ""))
+
+
+async def _body(request: web.Request, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The request's JSON object, each of its keys known and of one of the types named. Empty counts as {}."""
+    content = await request.read()
+    try:
+        body = json.loads(content) if content.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise _BadRequestError(f"the body is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise _BadRequestError("the body must be a JSON object")
+    for key, value in body.items():
+        if key not in known:
+            raise _BadRequestError(f"{key}: unknown key" + (f", known: {', '.join(known)}" if known else ""))
+        if type(value) not in known[key]:
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in known[key])
+            raise _BadRequestError(f"{key}: must be {names}")
+    return body
+
+
+def _status_of(error: RevproxyError) -> int:
+    """The HTTP status that says whose fault it is."""
+    if isinstance(error, ConfigError):
+        return 422
+    if isinstance(error, (LockedError, StaleError, ForeignProgramError)):
+        return 409
+    if isinstance(error, CapacityError):
+        return 507
+    if isinstance(error, (KernelError, CompileError, TransactionError)):
+        return 503 if error.transient else 500
+    return 400
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except _BadRequestError as error:
+        return _json({"error": str(error), "problems": []}, 400)
+    except ConfigError as error:
+        return _json({"error": str(error), "problems": error.problems}, 422)
+    except RevproxyError as error:
+        return _json({"error": str(error), "problems": []}, _status_of(error))
+    except web.HTTPException as error:
+        return _json({"error": f"{request.method} {request.path}: {error.reason}", "problems": []}, error.status)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # the last resort: a mistake of ours must not look like a broken connection
+        reference = secrets.token_hex(4)
+        _log.exception("request_failed", reference=reference, method=request.method, path=request.path)
+        text = f"internal error {reference} ({type(error).__name__}: {error}); revproxyd's log has more"
+        return _json({"error": text, "problems": []}, 500)

@@ -1,0 +1,12 @@
+"""``revproxyctl``: a file per group of commands."""
+
+from __future__ import annotations
+
+from reconciler.cli import change, files, look
+from reconciler.cli.app import app, main
+
+__all__ = ["app", "main"]
+
+for _command in (files.validate, change.diff, change.plan, change.apply, look.status, look.connections, look.stats):
+    app.add_command(_command)
+app.add_command(change.down)

@@ -1,0 +1,184 @@
+"""The frame of ``revproxyctl``: options that every command takes, before and after its name, and how errors end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from reconciler import __version__
+from reconciler.errors import ConfigError, RevproxyError
+
+if TYPE_CHECKING:
+    from reconciler.client import Client
+    from reconciler.engine import Engine
+
+F = TypeVar("F", bound=Callable[..., Any])
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@dataclass(slots=True)
+class Session:
+    """What the common options said. ``trouble`` is the exit status of an error in the command at hand."""
+
+    places: dict[str, Path] = field(default_factory=dict)
+    output: str = "table"
+    quiet: bool = False
+    verbose: bool = False
+    no_color: bool = False
+    trouble: int = 1
+
+    def client(self) -> Client:
+        """The instance at the places that were named."""
+        from reconciler.client import Client
+
+        level = "info" if self.verbose else "warning"
+
+        class LoggingClient(Client):
+            """Without a daemon, what the engine logs goes to our stderr."""
+
+            def _direct(self) -> Engine:
+                from reconciler.runtime import logs
+
+                logs.set_up("console", level)
+                return super()._direct()
+
+        return LoggingClient(**self.places)
+
+    @property
+    def color(self) -> bool:
+        """Colour on stdout: on a terminal only, and not if the user or NO_COLOR (no-color.org) says no."""
+        return not self.no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+
+    def note(self, text: str) -> None:
+        """Say something that is no data; nothing with -q."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    session = context.ensure_object(Session)
+    if value is None or value is False:
+        return
+    if parameter.name and parameter.name.endswith("_dir"):
+        session.places[parameter.name] = value
+    else:
+        setattr(session, str(parameter.name), value)
+
+
+def _directory(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        name,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help=f"{text}  [${variable}, else {default}]",
+        expose_value=False,
+        callback=_store,
+    )
+
+
+_COMMON = (
+    _directory("--config-dir", "REVPROXY_CONFIG_DIR", "/etc/revproxy/config.d", "The desired state: YAML and JSON."),
+    _directory("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid."),
+    _directory("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history."),
+    _directory("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs."),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "yaml"]),
+        help="How to print data.  [default: table]",
+        expose_value=False,
+        callback=_store,
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Data and errors only.", expose_value=False, callback=_store),
+    click.option("-v", "--verbose", is_flag=True, help="Say more.", expose_value=False, callback=_store),
+    click.option("--no-color", is_flag=True, help="No colour.", expose_value=False, callback=_store),
+)
+
+
+def common_options(command: F) -> F:
+    """Give a command the options that all have."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+class App(click.Group):
+    """Turns errors into text and exit status: no traceback reaches a user unless asked for with ``-v``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        arguments = [*getattr(ctx, "_protected_args", ()), *ctx.args]
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            # Here 2 means "there are changes".
+            if "--detailed-exitcode" in arguments:
+                error.show()
+                ctx.exit(1)
+            raise
+        except RevproxyError as error:
+            session = ctx.ensure_object(Session)
+            report(session, error)
+            ctx.exit(session.trouble)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            _unexpected(ctx.ensure_object(Session), error)
+            ctx.exit(ctx.ensure_object(Session).trouble)
+
+
+def report(session: Session, error: RevproxyError) -> None:
+    """Print an error: for people to stderr, and with ``--output json`` or ``yaml`` as data too."""
+    from reconciler.cli import output
+
+    problems = error.problems if isinstance(error, ConfigError) else ()
+    if session.output != "table":
+        output.data(session, {"error": str(error), "problems": problems})
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if not problems:
+        click.echo(f"revproxyctl: {error}", err=True)
+    if session.verbose:
+        click.echo(_trace(error), err=True, nl=False)
+
+
+def _unexpected(session: Session, error: Exception) -> None:
+    reference = secrets.token_hex(4)
+    click.echo(f"revproxyctl: internal error {reference} ({type(error).__name__}: {error})", err=True)
+    if session.verbose:
+        click.echo(_trace(error), err=True, nl=False)
+    else:
+        click.echo("revproxyctl: run it again with -v for the details that a bug report needs", err=True)
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+@click.group(cls=App, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="revproxyctl")
+@common_options
+def app() -> None:
+    """Look at and steer a revproxy instance.
+
+    Talks to revproxyd where one runs, and works on the kernel directly where none does. Data goes to stdout,
+    everything else to stderr.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point of ``revproxyctl``."""
+    try:
+        app(prog_name="revproxyctl")
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    raise SystemExit(0)

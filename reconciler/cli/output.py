@@ -1,0 +1,129 @@
+"""How data is printed: JSON, YAML, tables, and the unified diff of changed objects."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reconciler.answers import Change, to_json
+
+if TYPE_CHECKING:
+    from reconciler.cli.app import Session
+
+_WIDE = 4096  # columns where nobody's window is: a pipe must not get wrapped lines
+
+
+def data(session: Session, value: Any) -> None:
+    """Print a value as the session's machine format; JSON unless YAML was asked for."""
+    plain = to_json(value)
+    if session.output == "yaml":
+        click.echo(_yaml(plain), nl=False)
+    else:
+        click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def line(value: Any) -> None:
+    """Print a value as JSON on one line, at once: an element of a stream."""
+    click.echo(json.dumps(to_json(value), ensure_ascii=False))
+    sys.stdout.flush()
+
+
+def _yaml(plain: Any) -> str:
+    from ruamel.yaml import YAML
+
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel.yaml infers None
+    writer.allow_unicode = True
+    stream = io.StringIO()
+    writer.dump(plain, stream)
+    return stream.getvalue().removesuffix("...\n")
+
+
+def table(
+    session: Session, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """Print rows under headings. Columns named in ``right`` are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold" if session.color else "", padding=(0, 2, 0, 0))
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    console = Console(
+        file=sys.stdout, no_color=not session.color, highlight=False, width=None if sys.stdout.isatty() else _WIDE
+    )
+    with console.capture() as captured:
+        console.print(grid)
+    click.echo("\n".join(row.rstrip() for row in captured.get().splitlines()))
+
+
+def style(session: Session, text: str, **how: Any) -> str:
+    """Coloured if the session has colour."""
+    return click.style(text, **how) if session.color else text
+
+
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def unified(session: Session, changes: Iterable[Change]) -> None:
+    """Print changes as unified diffs, an object each: ``---`` is the kernel, ``+++`` the files."""
+    for change in changes:
+        label = f"{change.object}/{change.name}"
+        before, after = _lines(change.before), _lines(change.after)
+        lines = difflib.unified_diff(
+            before,
+            after,
+            f"live/{label}" if change.before is not None else "/dev/null",
+            f"files/{label}" if change.after is not None else "/dev/null",
+            lineterm="",
+            n=1000,  # objects are small: show each whole
+        )
+        click.echo(style(session, f"# {change.action} {change.object} {change.name}", bold=True))
+        for line in lines:
+            if line.startswith("@@"):
+                continue  # line numbers of a rendering that exists nowhere
+            colour = _COLOURS.get(line[:1]) if not line.startswith(("+++", "---")) else None
+            click.echo(style(session, line, fg=colour, bold=line.startswith(("+++", "---"))))
+
+
+def _lines(value: Any) -> list[str]:
+    """A JSON value as lines that read like the files."""
+    if value is None:
+        return []
+    if isinstance(value, (dict, list)):
+        return _yaml(value).splitlines() if value else []
+    return [value if isinstance(value, str) else json.dumps(value)]
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.5 MiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 3.2s, 4m10s, 2h05m, 3d04h."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

@@ -1,0 +1,171 @@
+"""Everything the command line does, from Python: through the daemon where one runs, on the kernel where none does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from reconciler import answers
+from reconciler.api.client import DaemonClient, NoDaemonError
+from reconciler.errors import DaemonError, LockedError
+from reconciler.places import VARIABLES, Places, instance_lock
+
+if TYPE_CHECKING:
+    from reconciler.engine import Engine
+
+T = TypeVar("T")
+
+_LOCK_WAIT_SEC: Final = 15.0  # a daemon that is starting, or another command at work, is done by then
+
+PathLike = str | os.PathLike[str]
+
+
+class Client:
+    """One instance of revproxy on this host, named by its places (defaults as on the command line).
+
+    Methods raise the exceptions of :mod:`reconciler.errors`. Without a daemon they act on the network namespace of
+    the calling thread and need root.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: PathLike | None = None,
+        config_dir: PathLike | None = None,
+        state_dir: PathLike | None = None,
+        bpffs_dir: PathLike | None = None,
+    ) -> None:
+        given = {"run_dir": run_dir, "config_dir": config_dir, "state_dir": state_dir, "bpffs_dir": bpffs_dir}
+        options = {name: None if value is None else Path(value) for name, value in given.items()}
+        self._places = Places.choose(options)
+        # Only what somebody asked for can contradict a running daemon; defaults give way to it.
+        self._given = {name for name, value in options.items() if value}
+        self._asked = self._given | {name for name, variable in VARIABLES.items() if os.environ.get(variable)}
+        self._engine: Engine | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where the instance keeps its things."""
+        return self._places
+
+    def instance(self) -> answers.Instance | None:
+        """The daemon that runs for this instance; None if none does."""
+        try:
+            return DaemonClient(self._places.socket).instance()
+        except NoDaemonError:
+            return None
+
+    def status(self) -> answers.Status:
+        """Whether packets see what the files say, and what there is."""
+        return self._read(DaemonClient.status, lambda engine: engine.status(), files=True)
+
+    def diff(self) -> answers.Difference:
+        """What differs between the files and the kernel."""
+        return self._read(DaemonClient.diff, lambda engine: engine.diff(), files=True)
+
+    def plan(self) -> answers.PlanAnswer:
+        """The operations that an apply would do."""
+        return self._read(DaemonClient.plan, lambda engine: engine.plan(), files=True)
+
+    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
+        """Bring the kernel to what the files say, all or nothing. Without ``allow_empty``, files that hold no proxy
+        are not applied while proxies are live."""
+        return self._change(
+            lambda daemon: daemon.apply(allow_empty=allow_empty),
+            lambda engine: engine.apply(allow_empty=allow_empty),
+            files=True,
+        )
+
+    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
+        """Live connections, of one proxy or of one target (``IP:PORT``) if given."""
+        return self._read(
+            lambda daemon: daemon.connections(proxy=proxy, target=target),
+            lambda engine: engine.connections(proxy=proxy, target=target),
+        )
+
+    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        """How many connections :meth:`connections` would give."""
+        return self._read(
+            lambda daemon: daemon.connection_count(proxy=proxy, target=target),
+            lambda engine: engine.connection_count(proxy=proxy, target=target),
+        )
+
+    def flush_connections(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        """Forget live connections: their next packets are decided anew. Returns how many."""
+        return self._change(
+            lambda daemon: daemon.flush(proxy=proxy, target=target),
+            lambda engine: engine.flush(proxy=proxy, target=target),
+        )
+
+    def stats(self) -> answers.Stats:
+        """Totals, per proxy, per target, and dropped packets by reason."""
+        return self._read(DaemonClient.stats, lambda engine: engine.stats())
+
+    def connection_stats(self) -> answers.Stats:
+        """The same as :meth:`stats`."""
+        return self.stats()
+
+    def down(self) -> answers.TakenDown:
+        """Detach and remove everything this instance put into the kernel; a running daemon ends."""
+        return self._change(DaemonClient.down, lambda engine: engine.down())
+
+    # -- which way -----------------------------------------------------------------------------------------
+
+    def _read(
+        self, by_daemon: Callable[[DaemonClient], T], by_hand: Callable[[Engine], T], *, files: bool = False
+    ) -> T:
+        try:
+            return by_daemon(self._daemon(files=files))
+        except NoDaemonError:
+            return by_hand(self._direct())
+
+    def _change(
+        self, by_daemon: Callable[[DaemonClient], T], by_hand: Callable[[Engine], T], *, files: bool = False
+    ) -> T:
+        try:
+            return by_daemon(self._daemon(files=files))
+        except NoDaemonError:
+            pass
+        engine = self._direct()  # before the lock, so that who may do nothing is told so
+        try:
+            with instance_lock(self._places, wait_sec=_LOCK_WAIT_SEC):
+                return by_hand(engine)
+        except LockedError as locked:
+            # The holder may be a daemon that has come up meanwhile.
+            try:
+                return by_daemon(self._daemon(files=files))
+            except NoDaemonError:
+                raise locked from None
+
+    def _daemon(self, *, files: bool) -> DaemonClient:
+        """The daemon, if one runs. Raises :class:`DaemonError` if it is not of the places that were asked for;
+        ``files``: that of the files matters too."""
+        daemon = DaemonClient(self._places.socket)
+        instance = daemon.instance()
+        self._agree(instance, "bpffs_dir", instance.bpffs_dir)
+        # A daemon with its configuration on the command line disregards REVPROXY_CONFIG_DIR, and so do we then.
+        if files and (instance.config_dir is not None or "config_dir" in self._given):
+            self._agree(instance, "config_dir", instance.config_dir)
+        return daemon
+
+    def _agree(self, instance: answers.Instance, name: str, theirs: str | None) -> None:
+        ours, option = getattr(self._places, name), "--" + name.replace("_", "-")
+        if name in self._asked and (theirs is None or not _same(Path(theirs), ours)):
+            raise DaemonError(
+                f"revproxyd (process {instance.pid}) runs in {self._places.run_dir} with"
+                f" {f'{option} {theirs}' if theirs else 'its configuration on the command line'}, not with {ours};"
+                " for another instance, give its --run-dir"
+            )
+
+    def _direct(self) -> Engine:
+        if self._engine is None:
+            from reconciler.engine import Engine  # only now: it needs root, bcc and a kernel
+
+            self._engine = Engine(self._places)
+        return self._engine
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)

@@ -1,0 +1,299 @@
+"""``revproxyd``: follows the configuration directory and keeps the kernel equal to it.
+
+Here the parts are put together: watcher, netlink, timers, signals and the API all give the one worker reasons to look
+or calls to answer; see ``runtime/``. Ending it leaves the data plane as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+from reconciler import __version__
+from reconciler.errors import RevproxyError
+from reconciler.places import Places, instance_lock
+from reconciler.runtime import logs, oneline
+
+if TYPE_CHECKING:
+    from reconciler import answers
+    from reconciler.engine import Engine
+    from reconciler.runtime.loop import Loop
+    from reconciler.runtime.worker import Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RESYNC_SEC: Final = 30.0
+"""How often everything is compared without any reason."""
+SWEEP_SEC: Final = 5.0
+_LOCK_WAIT_SEC: Final = 10.0  # a command at work ends within that
+_PULSE_SEC: Final = 1.0
+_STUCK_SEC: Final = 180.0  # a compilation may take two minutes; systemd is not told of a life longer than this
+
+
+class _EndingError(RevproxyError):
+    """The daemon was told to end while it waited for something."""
+
+
+class DaemonCommands:
+    """What the API offers: the engine's commands, plus what only a daemon can say or do."""
+
+    def __init__(self, engine: Engine, loop: Loop, end: threading.Event) -> None:
+        self._engine, self._loop, self._end = engine, loop, end
+        self.diff, self.plan, self.apply = engine.diff, engine.plan, engine.apply
+        self.connections, self.connection_count = engine.connections, engine.connection_count
+        self.flush, self.stats = engine.flush, engine.stats
+
+    def status(self) -> answers.Status:
+        """The engine's status, with who answers."""
+        return replace(self._engine.status(), pid=os.getpid())
+
+    def down(self) -> answers.TakenDown:
+        """Take the data plane off, and end: a daemon that goes on would put it back."""
+        self._loop.suspended = True
+        try:
+            removed = self._engine.down()
+        except RevproxyError:
+            self._loop.suspended = False
+            raise
+        self._end.set()
+        return removed
+
+
+class Daemon:
+    """One running ``revproxyd``. :meth:`run` returns when it was told to end."""
+
+    def __init__(self, places: Places, *, command_line: bool = False, detach_on_exit: bool = False) -> None:
+        self._places, self._command_line, self._detach_on_exit = places, command_line, detach_on_exit
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        """Take the lock, reconcile, serve. Raises :class:`RevproxyError` if it can't start or can't detach."""
+        import structlog
+
+        log = structlog.get_logger("daemon")
+        with instance_lock(self._places, wait_sec=_LOCK_WAIT_SEC):
+            self._catch_signals()
+            with self._pid_file(), contextlib.ExitStack() as parts:
+                engine, loop = self._start(parts)
+                log.info(
+                    "daemon_started",
+                    version=__version__,
+                    config_dir=str(self._places.config_dir),
+                    run_dir=str(self._places.run_dir),
+                )
+                while not self._end.wait(_PULSE_SEC):
+                    if self._worker.busy_sec < _STUCK_SEC:
+                        self._notifier.alive()
+                log.info("daemon_stopping")
+                self._notifier.stopping()
+            # Everything that could give the worker a reason has ended, and the worker has.
+            if self._detach_on_exit and not loop.suspended:
+                removed = engine.down()
+                log.info("data_plane_removed", removed=len(removed.removed))
+            elif not loop.suspended:
+                log.info("data_plane_left", hint="it goes on forwarding; `revproxyctl down` takes it off")
+
+    # -- parts ---------------------------------------------------------------------------------------------
+
+    def _start(self, parts: contextlib.ExitStack) -> tuple[Engine, Loop]:
+        """Start everything; ``parts`` ends it in reverse order."""
+        from reconciler.answers import Instance
+        from reconciler.api.server import Server
+        from reconciler.engine import Engine
+        from reconciler.runtime.loop import Loop
+        from reconciler.runtime.systemd import Notifier
+        from reconciler.runtime.watcher import Watcher
+        from reconciler.runtime.worker import Timer, Worker
+
+        self._notifier = Notifier.from_environment()
+        engine = Engine(self._places, sleep=self._sleep)
+        parts.callback(engine.close)
+        loop = Loop(engine, told=self._notifier.status)
+        timers = (
+            Timer("sweep", SWEEP_SEC, engine.sweep),
+            Timer("resync", RESYNC_SEC, lambda: self._worker.wake("resync")),
+        )
+        self._worker: Worker = Worker(self._looking(loop), timers)
+        watcher = Watcher(self._places.config_dir, lambda: self._worker.wake("files"))
+        watcher.start()
+        parts.callback(watcher.stop)
+        self._follow_network(parts, engine)
+        instance = Instance(
+            os.getpid(),
+            __version__,
+            None if self._command_line else str(self._places.config_dir),
+            str(self._places.bpffs_dir),
+        )
+        server = Server(self._places.socket, DaemonCommands(engine, loop, self._end), self._worker.submit, instance)
+        self._worker.wake("start")
+        self._worker.start()
+        parts.callback(self._worker.stop)
+        server.start()
+        parts.callback(server.stop)
+        return engine, loop
+
+    def _looking(self, loop: Loop) -> Any:
+        """The loop's look, with systemd told when the first one, or a reload, has finished."""
+        first = True
+
+        def look(reasons: frozenset[str]) -> float | None:
+            nonlocal first
+            if "reload" in reasons:
+                self._notifier.reloading()
+            try:
+                return loop.look(reasons)
+            except _EndingError:
+                return None
+            finally:
+                if first or "reload" in reasons:
+                    first = False
+                    self._notifier.ready(f"following {self._places.config_dir}")
+
+        return look
+
+    def _follow_network(self, parts: contextlib.ExitStack, engine: Engine) -> None:
+        """Have what changes in the network namespace looked at; see :mod:`reconciler.runtime.network`."""
+        from reconciler.runtime.network import Follower
+
+        follower = Follower(self._worker, engine.forget_ways)
+        follower.start()
+        parts.callback(follower.stop)
+
+    # -- the process ---------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        def end(_number: int, _frame: FrameType | None) -> None:
+            self._end.set()
+
+        def reload(_number: int, _frame: FrameType | None) -> None:
+            worker = getattr(self, "_worker", None)
+            if worker is not None:
+                worker.wake("reload")
+
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGHUP, reload)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait while files are written; a daemon that is to end does not wait."""
+        if self._end.wait(seconds):
+            raise _EndingError("revproxyd is ending")
+
+    @contextlib.contextmanager
+    def _pid_file(self) -> Iterator[None]:
+        self._places.pid.write_text(f"{os.getpid()}\n")
+        try:
+            yield
+        finally:
+            self._places.pid.unlink(missing_ok=True)
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+
+def _check_target(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> Sequence[str]:
+    for value in values:
+        try:
+            oneline.parse_target(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    return values
+
+
+def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        name, type=click.Path(path_type=Path), metavar="DIR", help=f"{text}  [${variable}, else {default}]"
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@_place("--config-dir", "REVPROXY_CONFIG_DIR", "/etc/revproxy/config.d", "The desired state: YAML and JSON.")
+@_place("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid.")
+@_place("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history.")
+@_place("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs.")
+@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
+@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+@click.option("--detach-on-exit", is_flag=True, help="Take the data plane off when ending; else it goes on forwarding.")
+@click.option("-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen there (repeatable).")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), help="Listen on this port.")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="IP[:PORT]",
+    callback=_check_target,
+    help="Forward (repeatable).",
+)
+@click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="Of -p.  [default: tcp]")
+@click.option("--stats", is_flag=True, help="Events per connection: not supported by this version.")
+@click.option("-v", "--verbose", is_flag=True, help="As --log-level debug.")
+@click.version_option(__version__, prog_name="revproxyd")
+def command(**options: Any) -> None:
+    """Keep the kernel's reverse proxy equal to the files in the configuration directory.
+
+    Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now. SIGTERM: end; packets go on being
+    forwarded.
+    """
+    if options["stats"]:
+        raise click.UsageError("--stats is not supported by this version; `revproxyctl stats` has counters")
+    places = Places.choose(options)
+    by_hand = _by_hand(options)
+    if by_hand is not None:
+        places = replace(places, config_dir=places.run_dir / "command-line.d")
+    logs.set_up(options["log_format"], "debug" if options["verbose"] else options["log_level"])
+    from reconciler.runtime.live import check_privileges
+
+    try:
+        check_privileges()
+        places.prepare_run_dir()
+        if by_hand is not None:
+            oneline.write(places.config_dir, by_hand)
+        Daemon(places, command_line=by_hand is not None, detach_on_exit=options["detach_on_exit"]).run()
+    except RevproxyError as error:
+        _fail(error)
+
+
+def _by_hand(options: Mapping[str, Any]) -> str | None:
+    """The configuration that -i, -p and -t make; None if none of them was given."""
+    given = {name for name in ("interfaces", "port", "targets", "protocol") if options[name]}
+    if not given:
+        return None
+    if options["config_dir"]:
+        raise click.UsageError("--config-dir and -i, -p, -t exclude each other")
+    missing = [short for name, short in (("interfaces", "-i"), ("port", "-p"), ("targets", "-t")) if name not in given]
+    if missing:
+        raise click.UsageError(
+            f"without a configuration directory it takes -i, -p and -t: {', '.join(missing)} missing"
+        )
+    return oneline.document(options["interfaces"], options["port"], options["targets"], options["protocol"] or "tcp")
+
+
+def _fail(error: RevproxyError) -> NoReturn:
+    import structlog
+
+    structlog.get_logger("daemon").error("daemon_failed", error=str(error))
+    raise SystemExit(1)
+
+
+def main() -> NoReturn:
+    """Entry point of ``revproxyd``."""
+    try:
+        command(prog_name="revproxyd")
+    except Exception as error:  # a mistake of ours, at start or end: one line for a person, the rest in the log
+        import structlog
+
+        structlog.get_logger("daemon").exception("daemon_failed")
+        click.echo(f"revproxyd: internal error ({type(error).__name__}: {error})", err=True)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,150 @@
+"""Live state in the words of ``answers``: pure functions from what was read to what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from reconciler import answers
+from reconciler.errors import Problem, RevproxyError
+from reconciler.runtime.oneline import parse_target
+from reconciler.state.desired import listen_text
+from reconciler.state.diff import endpoint_order
+from reconciler.state.objects import Attachment, Destination, Endpoint, Observed, XdpMode
+
+if TYPE_CHECKING:
+    from reconciler.state.desired import Desired
+    from reconciler.state.diff import Change
+    from reconciler.state.operations import Operation
+    from reconciler.state.plan import Plan
+
+_LONGEST_STEP: Final = 200
+
+
+def endpoint(text: str | None) -> Endpoint | None:
+    """``IP:PORT``, ``[IPv6]:PORT`` or ``IP`` as an endpoint. Raises :class:`RevproxyError` for anything else."""
+    if text is None:
+        return None
+    from ipaddress import ip_address
+
+    try:
+        target = parse_target(text)
+    except ValueError as error:
+        raise RevproxyError(f"target {error}") from error
+    return Endpoint(ip_address(target["ip"]), target.get("port", 0))
+
+
+def changes(found: Iterable[Change]) -> tuple[answers.Change, ...]:
+    """Differences as answers."""
+    return tuple(
+        answers.Change(each.action, each.object, each.name, each.before, each.after, str(each.place or ""))
+        for each in found
+    )
+
+
+def plan(found: Plan, warnings: tuple[Problem, ...]) -> answers.PlanAnswer:
+    """A plan as an answer."""
+    return answers.PlanAnswer(
+        changes=changes(found.changes),
+        operations=len(found.operations),
+        steps=tuple(step(operation) for operation in found.operations),
+        counts=found.counts,
+        connections=tuple(
+            answers.Touched(each.proxy, each.target, each.connections, each.fate) for each in found.touched
+        ),
+        revision=found.revision.number if found.revision else None,
+        warnings=warnings,
+    )
+
+
+def step(operation: Operation) -> str:
+    """One operation on one line: what is done and, where there is one, from which value to which."""
+    name = type(operation).__name__
+    values = {each.name: getattr(operation, each.name) for each in fields(operation)}
+    before, after = values.pop("before", None), values.pop("after", None)
+    words = [f"{key}={_text(value)}" for key, value in values.items()]
+    if "before" in (each.name for each in fields(operation)):
+        if hasattr(operation, "after"):
+            words.append(f"{_text(before)} -> {_text(after)}")
+        else:
+            words.append(_text(before))
+    text = f"{name} {' '.join(words)}"
+    return text if len(text) <= _LONGEST_STEP else text[: _LONGEST_STEP - 3] + "..."
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bytes):
+        return value.hex() if len(value) == 16 else f"{len(value)} bytes"
+    if isinstance(value, Attachment):
+        return f"{value.name}(xdp {value.xdp.value}, tc {'on' if value.tc else 'off'})"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(_text(each) for each in value) + ")"
+    if hasattr(value, "ip") and hasattr(value, "ifindex"):
+        return f"{listen_text(value)} on interface {value.ifindex}"
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, Endpoint):
+        return "(" + ", ".join(f"{each.name} {_text(getattr(value, each.name))}" for each in fields(value)) + ")"
+    return str(value)
+
+
+def interfaces(observed: Observed, desired: Desired | None) -> tuple[answers.InterfaceStatus, ...]:
+    """Every interface that is attached or should be, by name."""
+    found: dict[str, answers.InterfaceStatus] = {}
+    wanted = desired.state.attachments if desired else {}
+    for ifindex, there in observed.state.attachments.items():
+        note = "" if desired is None or wanted.get(ifindex) == there else "to be put right"
+        found[there.name] = answers.InterfaceStatus(there.name, there.xdp.value, there.tc, note)
+    for ifindex, attachment in wanted.items():
+        if ifindex not in observed.state.attachments:
+            found[attachment.name] = answers.InterfaceStatus(
+                attachment.name, XdpMode.OFF.value, False, "to be attached"
+            )
+    for name in desired.waiting if desired else ():
+        found[name] = answers.InterfaceStatus(name, XdpMode.OFF.value, False, "waiting for it to appear")
+    return tuple(found[name] for name in sorted(found))
+
+
+def proxies(observed: Observed, connections: Mapping[int, int]) -> tuple[answers.ProxyStatus, ...]:
+    """Every live proxy, by name. ``connections``: live ones by target id."""
+    state = observed.state
+    names = {ifindex: attachment.name for ifindex, attachment in state.attachments.items()}
+    listens: dict[str, set[str]] = {name: set() for name in state.proxies}
+    devices: dict[str, set[str]] = {name: set() for name in state.proxies}
+    for key, name in state.listeners.items():
+        listens.setdefault(name, set()).add(listen_text(key))
+        devices.setdefault(name, set()).add(names.get(key.ifindex, str(key.ifindex)))
+    weights: dict[str, dict[Endpoint, int]] = {name: {} for name in state.proxies}
+    for name, proxy in state.proxies.items():
+        for destination in (proxy.default4, proxy.default6):
+            _add_weights(weights[name], destination)
+    for route, destination in state.routes.items():
+        _add_weights(weights.setdefault(route.proxy, {}), destination)
+    return tuple(
+        answers.ProxyStatus(
+            name=name,
+            listen=tuple(sorted(listens[name])),
+            interfaces=tuple(sorted(devices[name])),
+            targets=tuple(
+                answers.TargetStatus(
+                    address=str(target),
+                    weight=weight,
+                    health="unchecked",
+                    state="active" if weight else "off",
+                    connections=connections.get(observed.allocation.targets.get((name, target), 0), 0),
+                )
+                for target, weight in sorted(weights[name].items(), key=lambda item: endpoint_order(item[0]))
+            ),
+        )
+        for name in sorted(state.proxies)
+    )
+
+
+def _add_weights(weights: dict[Endpoint, int], destination: Destination | None) -> None:
+    """A target that several destinations name is listed with its largest weight."""
+    for target, weight in destination.members if destination else ():
+        weights[target] = max(weight, weights.get(target, 0))

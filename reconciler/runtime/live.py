@@ -1,0 +1,308 @@
+"""One instance's part of the kernel, as the engine wants it: the modules of ``kernel/`` put together.
+
+Everything is read anew for every question. Descriptors are kept between two steps of one commit only: pins that
+somebody removed or exchanged must not stay hidden behind an open descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from reconciler import answers, resources
+from reconciler.config.model import Config
+from reconciler.errors import KernelError, RevproxyError
+from reconciler.kernel import bpf, bpffs, connections, counters, host, layout, links, store, sysctls
+from reconciler.kernel.context import Context
+from reconciler.kernel.finishing import carry_out
+from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.identity import OwnPrograms, program_info
+from reconciler.kernel.maps import Maps
+from reconciler.kernel.observe import observe
+from reconciler.kernel.program import Programs
+from reconciler.kernel.recover import recover
+from reconciler.kernel.store import Manifest
+from reconciler.kernel.transaction import Result, execute
+from reconciler.state.allocate import Limits
+from reconciler.state.desired import sysctl_names, target_addresses
+from reconciler.state.facts import HostFacts, RuntimeFacts
+from reconciler.state.objects import Attachment, Endpoint, IPAddress, Observed, Revision
+from reconciler.state.operations import Operation
+from reconciler.state.plan import Plan
+
+_CAP_SYS_ADMIN: Final = 1 << 21
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 1 << 12, "CAP_BPF": 1 << 39 | _CAP_SYS_ADMIN}  # any of the bits will do
+
+
+def check_privileges() -> None:
+    """Raise :class:`RevproxyError` if this process may not do what everything here needs."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    missing = [name for name, bits in _CAPABILITIES.items() if not effective & bits]
+    if missing:
+        raise RevproxyError(
+            f"working on the kernel needs root ({', '.join(missing)} missing); without it, only a running revproxyd"
+            " whose socket this user may use can be asked"
+        )
+
+
+class Live:
+    """The kernel side of the instance whose pins are at ``bpffs_dir``, in the calling thread's network namespace."""
+
+    limits = Limits({name: spec.max_entries for name, spec in layout.MAPS.items() if not spec.per_connection})
+
+    def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
+        check_privileges()
+        self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
+        self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
+
+    def _use(self, directory: Path) -> None:
+        self.maps = Maps(directory, self._gateway)
+        self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        self.programs.close()
+        self.maps.close()
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    @property
+    def tag(self) -> str:
+        """Digest of the programs that should run. Compiles nothing."""
+        return self.programs.wanted(0).tag
+
+    def observe(self) -> Observed:
+        """Read everything. Raises :class:`KernelError`."""
+        self.close()
+        attached = links.observe_attachments(self.programs.own()).attachments
+        return observe(self.maps, program=self.programs.current, attachments=attached, read_sysctls=sysctls.read_all)
+
+    def facts(self, config: Config) -> HostFacts:
+        """What the host is like, as far as this configuration asks."""
+        own = self.programs.own().ids
+        targets = target_addresses(config)
+        first = host.host_facts(targets, (), own)
+        return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)))
+
+    def runtime(self, observed: Observed) -> RuntimeFacts:
+        """What live connections need."""
+        if not self._open():
+            return RuntimeFacts()
+        busy = connections.busy(self.maps)
+        counts = connections.count(self.maps)
+        names = {number: key for key, number in observed.allocation.targets.items()}
+        live = {
+            (names[number][0], str(names[number][1])): count
+            for number, count in counts.targets.items()
+            if number in names
+        }
+        return RuntimeFacts(
+            busy_targets=busy.targets,
+            busy_proxies=busy.proxies,
+            busy_ports=busy.ports,
+            busy_interfaces=self._busy_interfaces(
+                observed, (names[each][1].ip for each in busy.targets if each in names)
+            ),
+            connections=live,
+        )
+
+    def _busy_interfaces(self, observed: Observed, targets: Iterable[IPAddress]) -> frozenset[int]:
+        """Interfaces of ours by which live connections come or go: by the ways out they remember, by the routes to
+        their targets, and by the addresses their clients talk to."""
+        attached = observed.state.attachments.keys()
+        if not attached:
+            return frozenset()
+        found: set[int | None] = {host.route_to(ip).ifindex for ip in set(targets)}
+        listens: set[bytes] = set()
+        for version in connections.VERSIONS:
+            keys, values = self.maps[f"connection{version}"].items()
+            common = values["c"]
+            found.update(np.unique(common["out_ifindex"]).tolist())
+            forward = common["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0
+            listens.update(row.tobytes() for row in np.unique(keys["daddr_be"][forward], axis=0))
+        if listens:
+            for interface in host.host_facts().interfaces.values():
+                if any(address.ip.packed in listens for address in interface.addresses):
+                    found.add(interface.ifindex)
+        return frozenset(index for index in found if index in attached)
+
+    def manifest(self, revision: Revision) -> Manifest:
+        """What the applied revision was made from; the empty one if the kernel's copy is lost."""
+        if not revision.manifest or not self._open():
+            return Manifest()
+        try:
+            return store.read_manifest(self.maps, revision.manifest)
+        except store.StoreError:
+            return Manifest()
+
+    def _open(self) -> bool:
+        """The maps are open, if there are any."""
+        if not self.maps.is_open and self.maps.exists:
+            self.maps.open()
+        return self.maps.is_open
+
+    # -- changing ------------------------------------------------------------------------------------------
+
+    def execute(self, plan: Plan) -> Result:
+        """Carry a plan out. Raises what :func:`~reconciler.kernel.transaction.execute` does."""
+        self._use_provided()
+        return execute(plan, Context(self.maps, self, self.programs))
+
+    def free(self, operations: Sequence[Operation]) -> None:
+        """Carry out what housekeeping found."""
+        if self._open():
+            carry_out(operations, Context(self.maps, self, self.programs))
+
+    def recover(self) -> list[str]:
+        """Put right what an interrupted commit left; what that was, in words."""
+        return recover(self.maps) if self._open() else []
+
+    def _use_provided(self) -> None:
+        """Have a bpffs to pin to."""
+        provided = bpffs.provide(self._bpffs_dir, self._gateway)
+        if provided != self.maps.root.parent:
+            self.close()
+            self._use(provided)
+
+    def down(self) -> tuple[str, ...]:
+        """Detach, restore sysctls, unpin, whatever version of the programs put it there. Can be repeated; what was
+        removed, in words. Raises :class:`KernelError` at the first thing that can't be removed."""
+        removed: list[str] = []
+        observed = self.observe()
+        own = self._own_of_all_layouts()
+        for attachment in links.observe_attachments(own).attachments.values():
+            links.detach(attachment, own, self._gateway)
+            removed.append(f"detached from {attachment.name}")
+        for name, (before, after) in observed.remembered.items():
+            # A value that somebody else has changed since is not ours to put back.
+            if observed.state.sysctls.get(name) == after and before != after:
+                sysctls.write(name, before, self._gateway)
+                removed.append(f"sysctl {name} back to {before}")
+        there = self.maps.root.exists()
+        self.programs.remove()
+        self.maps.remove()
+        there |= self._remove_other_layouts()
+        if there:
+            removed.append(f"removed the pins in {self._bpffs_dir}")
+        self.close()
+        bpffs.release(self._bpffs_dir, self._gateway)
+        return tuple(removed)
+
+    def _other_layouts(self) -> list[Path]:
+        """Pins of versions whose maps look otherwise."""
+        parent = self.maps.root.parent
+        return (
+            [path for path in parent.iterdir() if path != self.maps.root and path.is_dir()] if parent.is_dir() else []
+        )
+
+    def _own_of_all_layouts(self) -> OwnPrograms:
+        own, others = self.programs.own(), set()
+        for pin in (pin for layout_ in self._other_layouts() for pin in layout_.glob("progs/*/*")):
+            with contextlib.suppress(KernelError):  # a directory, or no program
+                descriptor = bpf.obj_get(str(pin))
+                try:
+                    others.add(program_info(descriptor).id)
+                finally:
+                    os.close(descriptor)
+        return replace(own, former=own.former | others)
+
+    def _remove_other_layouts(self) -> bool:
+        others = self._other_layouts()
+        for root in others:
+            for path in sorted(root.rglob("*"), reverse=True):
+                remove = path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink
+                self._gateway.call("unpin", str(path), remove)
+            self._gateway.call("remove directory", str(root), root.rmdir)
+        return bool(others)
+
+    # -- what a commit needs of the host (transaction.Host) ------------------------------------------------
+
+    def attach(self, wanted: Attachment) -> None:
+        """Bring an interface to ``wanted``."""
+        links.attach(wanted, self.programs.own(), self._gateway)
+
+    def detach(self, attachment: Attachment) -> None:
+        """Take everything of ours off an interface."""
+        links.detach(attachment, self.programs.own(), self._gateway)
+
+    def attachments(self) -> Mapping[int, Attachment]:
+        """What of ours is attached now."""
+        return links.observe_attachments(self.programs.own()).attachments
+
+    def read_sysctl(self, name: str) -> str | None:
+        """The live value."""
+        return sysctls.read(name)
+
+    def write_sysctl(self, name: str, value: str) -> None:
+        """Set it."""
+        sysctls.write(name, value, self._gateway)
+
+    # -- connections and counters --------------------------------------------------------------------------
+
+    def connections(self, proxy: str | None, target: Endpoint | None) -> tuple[answers.Connection, ...]:
+        """Live connections, oldest first."""
+        if not self._reopened():
+            return ()
+        found = (each for each in connections.connections(self.maps) if _matches(each, proxy, target))
+        return tuple(answers.Connection(**each.to_json()) for each in sorted(found, key=lambda each: -each.age_sec))
+
+    def connections_per_target(self) -> Mapping[int, int]:
+        """Live connections by target id."""
+        return connections.count(self.maps).targets if self._open() else {}
+
+    def connection_count(self, proxy: str | None, target: Endpoint | None) -> int:
+        """How many :meth:`connections` would give."""
+        if not self._reopened():
+            return 0
+        if proxy is None and target is None:
+            return connections.count(self.maps).total
+        return sum(_matches(each, proxy, target) for each in connections.connections(self.maps))
+
+    def flush(self, proxy: str | None, target: Endpoint | None) -> int:
+        """Forget connections; how many."""
+        return connections.flush(self.maps, lambda each: _matches(each, proxy, target)) if self._reopened() else 0
+
+    def stats(self) -> answers.Stats:
+        """Counters; all zero where nothing is loaded."""
+        if not self._reopened():
+            return answers.Stats()
+        return answers.from_json(answers.Stats, counters.read_stats(self.maps).to_json())
+
+    def sweep(self) -> int:
+        """Delete expired connections; how many."""
+        return len(connections.sweep(self.maps)) if self._reopened() else 0
+
+    def forget_ways(self) -> None:
+        """Make every way out that a connection remembers invalid: routes or neighbours have changed."""
+        if self._reopened():
+            value = self.maps["control"].items()[1]
+            value["generation"] += 1
+            self.maps["control"].put(0, value)
+
+    def _reopened(self) -> bool:
+        self.close()
+        return self._open()
+
+
+def _matches(connection: connections.Connection, proxy: str | None, target: Endpoint | None) -> bool:
+    """``target`` without a port: any port."""
+    if proxy is not None and connection.proxy != proxy:
+        return False
+    if target is None:
+        return True
+    return connection.target.ip == target.ip and target.port in (0, connection.target.port)
+
+
+def refused_xdp(error: BaseException) -> str | None:
+    """The interface that refused a native XDP program, if that is what failed."""
+    if isinstance(error, KernelError) and error.operation == "attach xdp native" and error.errno != errno.ENODEV:
+        return error.subject
+    return None

@@ -1,0 +1,297 @@
+"""The API over a real unix socket: what the client gets is what the commands gave, and nonsense is told apart."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler import answers
+from reconciler.answers import Sync
+from reconciler.api.client import DaemonClient, NoDaemonError
+from reconciler.api.server import MAX_BODY_BYTES, Server
+from reconciler.errors import (
+    CapacityError,
+    ConfigError,
+    DaemonError,
+    ForeignProgramError,
+    KernelError,
+    LockedError,
+    Problem,
+    RevproxyError,
+    TransactionError,
+)
+
+INSTANCE = answers.Instance(4711, "0.1.0", "/etc/revproxy/config.d", "/sys/fs/bpf/revproxy")
+STATUS = answers.Status(
+    sync=Sync.DEGRADED,
+    revision=7,
+    commit="abc",
+    applied="2026-01-02T03:04:05+00:00",
+    differences=1,
+    interfaces=(answers.InterfaceStatus("eth0", "native", True),),
+    proxies=(
+        answers.ProxyStatus(
+            "web",
+            ("192.0.2.1:80/tcp",),
+            ("eth0",),
+            (answers.TargetStatus("10.0.0.1:8080", 1, "unchecked", "active", 3),),
+        ),
+    ),
+    errors=(Problem("a.yaml", 3, 5, "proxies[0]", "wrong"),),
+    attempt=answers.Attempt("2026-01-02T03:04:06+00:00", "held", "wrong"),
+    pid=4711,
+)
+DIFFERENCE = answers.Difference((answers.Change("update", "proxy", "web", {"a": 1}, {"a": [2]}),), 4)
+CONNECTION = answers.Connection(
+    "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4, 5.5, 0.5
+)
+STATS = answers.Stats(
+    connections=1,
+    drops={"denied": 2},
+    proxies={"web": answers.ProxyStats(targets={"10.0.0.1:8080": answers.TargetStats(1)})},
+)
+
+
+class FakeCommands:
+    """Answers from a table; raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.gate: threading.Event | None = None
+
+    def _answer(self, name: str, value: Any, **arguments: Any) -> Any:
+        self.calls.append((name, arguments))
+        if self.gate:
+            assert self.gate.wait(10)
+        if self.error:
+            raise self.error
+        return value
+
+    def status(self) -> answers.Status:
+        return self._answer("status", STATUS)
+
+    def diff(self) -> answers.Difference:
+        return self._answer("diff", DIFFERENCE)
+
+    def plan(self) -> answers.PlanAnswer:
+        return self._answer("plan", answers.PlanAnswer(steps=("one",), counts={"port": 1}))
+
+    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
+        return self._answer("apply", answers.Applied(8), allow_empty=allow_empty)
+
+    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
+        return self._answer("connections", (CONNECTION,), proxy=proxy, target=target)
+
+    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        return self._answer("connection_count", 12, proxy=proxy, target=target)
+
+    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
+        return self._answer("flush", 5, proxy=proxy, target=target)
+
+    def stats(self) -> answers.Stats:
+        return self._answer("stats", STATS)
+
+    def down(self) -> answers.TakenDown:
+        return self._answer("down", answers.TakenDown(("interface eth0",)))
+
+
+@pytest.fixture
+def commands() -> FakeCommands:
+    return FakeCommands()
+
+
+@pytest.fixture
+def path(tmp_path: Path, commands: FakeCommands) -> Iterator[Path]:
+    path = tmp_path / "revproxyd.sock"
+    with ThreadPoolExecutor(1) as pool:
+        submit: Callable[[Callable[[], Any]], Future[Any]] = pool.submit
+        server = Server(path, commands, submit, INSTANCE)
+        server.start()
+        yield path
+        server.stop()
+    assert not path.exists()
+
+
+def raw(path: Path, request: bytes) -> tuple[int, Any]:
+    """Send bytes, read until the server closes; status and JSON of the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        connection.sendall(request)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body) if body.startswith(b"{") else body
+
+
+def post(path: Path, where: str, body: bytes) -> tuple[int, Any]:
+    head = f"POST {where} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return raw(path, head.encode() + body)
+
+
+def get(path: Path, where: str) -> tuple[int, Any]:
+    return raw(path, f"GET {where} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+
+
+def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands) -> None:
+    client = DaemonClient(path)
+    assert client.instance() == INSTANCE
+    assert client.status() == STATUS
+    assert client.diff() == DIFFERENCE
+    assert client.plan() == answers.PlanAnswer(steps=("one",), counts={"port": 1})
+    assert client.connections(proxy="web", target="[2001:db8::1]:80") == (CONNECTION,)
+    assert client.connection_count(target="10.0.0.1:80") == 12
+    assert client.flush(proxy="web") == 5
+    assert client.stats() == STATS
+    assert client.apply(allow_empty=True) == answers.Applied(8)
+    assert client.down() == answers.TakenDown(("interface eth0",))
+    assert commands.calls[3:] == [
+        ("connections", {"proxy": "web", "target": "[2001:db8::1]:80"}),
+        ("connection_count", {"proxy": None, "target": "10.0.0.1:80"}),
+        ("flush", {"proxy": "web", "target": None}),
+        ("stats", {}),
+        ("apply", {"allow_empty": True}),
+        ("down", {}),
+    ]
+
+
+def test_the_socket_is_for_owner_and_group(path: Path) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+def test_a_socket_left_by_a_killed_daemon_is_replaced(path: Path, commands: FakeCommands) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        second = Server(path, commands, pool.submit, INSTANCE)
+        second.start()
+        assert DaemonClient(path).status() == STATUS
+        second.stop()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KernelError("attach", "eth0", 19), 503),
+        (KernelError("attach", "eth0", 22), 500),
+        (LockedError("busy"), 409),
+        (ForeignProgramError("theirs"), 409),
+        (CapacityError("full"), 507),
+        (TransactionError(ValueError("x"), rolled_back=True), 500),
+        (RevproxyError("no such thing"), 400),
+    ],
+)
+def test_errors_have_their_words_and_a_status(
+    path: Path, commands: FakeCommands, error: Exception, status: int
+) -> None:
+    commands.error = error
+    assert get(path, "/v1/status") == (status, {"error": str(error), "problems": []})
+    with pytest.raises(DaemonError, match=str(error).split(":")[0]):
+        DaemonClient(path).status()
+
+
+def test_problems_in_the_files_come_through_one_by_one(path: Path, commands: FakeCommands) -> None:
+    problems = (Problem("a.yaml", 1, 2, "x", "first"), Problem("b.yaml", 3, 4, "y", "second"))
+    commands.error = ConfigError(problems)
+    assert post(path, "/v1/apply", b"")[0] == 422
+    with pytest.raises(ConfigError) as caught:
+        DaemonClient(path).apply()
+    assert caught.value.problems == problems
+
+
+def test_a_mistake_of_ours_is_an_answer_with_a_reference(path: Path, commands: FakeCommands) -> None:
+    commands.error = ZeroDivisionError("oops")
+    status, answer = get(path, "/v1/stats")
+    assert status == 500
+    assert "internal error" in answer["error"]
+    assert "Traceback" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "object"),
+        (b'"x"', "object"),
+        (b"\xff\xfe", "no JSON"),
+        (b'{"allow_empty": 1}', "allow_empty: must be bool"),
+        (b'{"allow_empty": "yes"}', "allow_empty: must be bool"),
+        (b'{"alow_empty": true}', "alow_empty: unknown key"),
+        (b"[" * 60000, "no JSON"),
+    ],
+)
+def test_a_body_that_is_none_is_refused(path: Path, commands: FakeCommands, body: bytes, word: str) -> None:
+    status, answer = post(path, "/v1/apply", body)
+    assert status == 400
+    assert word in answer["error"]
+    assert commands.calls == []
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ("/", 404),
+        ("/v2/status", 404),
+        ("/v1/status/", 404),
+        ("/v1/../etc/passwd", 404),
+        ("/v1/apply", 405),
+        ("/v1/status?verbose=1", 400),
+        ("/v1/connections?count=maybe", 400),
+        ("/v1/connections?prxy=web", 400),
+        ("/v1/instance?x=1", 400),
+    ],
+)
+def test_a_request_for_something_else_is_refused(path: Path, commands: FakeCommands, where: str, status: int) -> None:
+    answer = get(path, where)
+    assert answer[0] == status
+    assert answer[1]["error"]
+    assert commands.calls == []
+
+
+def test_what_is_too_large_is_refused(path: Path, commands: FakeCommands) -> None:
+    assert post(path, "/v1/apply", b" " * (MAX_BODY_BYTES + 1))[0] == 413
+    assert raw(path, b"GET /v1/status?" + b"x" * 20000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 400
+    assert commands.calls == []
+
+
+@pytest.mark.parametrize("request_", [b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n"])
+def test_what_is_no_http_is_refused_and_the_server_goes_on(path: Path, request_: bytes) -> None:
+    assert raw(path, request_)[0] == 400
+    assert DaemonClient(path).status() == STATUS
+
+
+def test_a_client_that_hangs_up_does_not_hurt(path: Path, commands: FakeCommands) -> None:
+    commands.gate = threading.Event()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    commands.gate.set()
+    assert DaemonClient(path).status() == STATUS
+
+
+def test_who_answers_is_told_while_the_worker_is_busy(path: Path, commands: FakeCommands) -> None:
+    commands.gate = threading.Event()
+    with ThreadPoolExecutor(1) as other:
+        slow = other.submit(DaemonClient(path).status)
+        assert DaemonClient(path).instance() == INSTANCE
+        assert not slow.done()
+        commands.gate.set()
+        assert slow.result(10) == STATUS
+
+
+def test_no_daemon_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(NoDaemonError):
+        DaemonClient(tmp_path / "revproxyd.sock").status()
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(tmp_path / "revproxyd.sock"))
+    left.close()
+    with pytest.raises(NoDaemonError):
+        DaemonClient(tmp_path / "revproxyd.sock").status()

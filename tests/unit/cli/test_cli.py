@@ -1,0 +1,317 @@
+"""``revproxyctl``: exit statuses, what goes to which stream, options before and after the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from reconciler import answers
+from reconciler.answers import Sync
+from reconciler.cli import app
+from reconciler.cli.app import Session
+from reconciler.errors import ConfigError, DaemonError, KernelError, Problem
+
+GOOD = """\
+apiVersion: revproxy/v1
+proxies:
+  - name: web
+    listen: {interfaces: [eth0], port: 80, protocol: tcp}
+    default_target: {ip: 10.0.0.1, port: 8080}
+"""
+CHANGE = answers.Change("update", "proxy", "web", {"balance": "maglev"}, {"balance": "source"}, "a.yaml:3:5")
+PROBLEMS = (Problem("a.yaml", 3, 5, "proxies[0].listen", "wrong"), Problem("b.yaml", 0, 0, "", "unreadable"))
+CONNECTION = answers.Connection(
+    "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4096, 5.5, 0.5
+)
+
+
+class FakeClient:
+    """Answers as told; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answer: Any = None
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def method(**arguments: Any) -> Any:
+            self.asked.append((name, arguments))
+            answer = self.answer[name] if isinstance(self.answer, dict) else self.answer
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return method
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    fake = FakeClient()
+    monkeypatch.setattr(Session, "client", lambda _: fake)
+    return fake
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+# -- exit statuses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "status"),
+    [
+        (["diff"], answers.Difference(), 0),
+        (["diff"], answers.Difference((CHANGE,), 3), 1),
+        (["diff"], KernelError("list", "interfaces", 1), 2),
+        (["diff"], ConfigError(PROBLEMS), 2),
+        (["diff"], ZeroDivisionError(), 2),
+        (["diff", "--frob"], answers.Difference(), 2),
+        (["plan"], answers.PlanAnswer(), 0),
+        (["plan"], answers.PlanAnswer((CHANGE,), 3), 0),
+        (["plan"], ConfigError(PROBLEMS), 2),
+        (["plan", "--detailed-exitcode"], answers.PlanAnswer(), 0),
+        (["plan", "--detailed-exitcode"], answers.PlanAnswer((CHANGE,), 3), 2),
+        (["plan", "--detailed-exitcode"], ConfigError(PROBLEMS), 1),
+        (["plan", "--detailed-exitcode"], ZeroDivisionError(), 1),
+        (["plan", "--detailed-exitcode", "--frob"], answers.PlanAnswer(), 1),
+        (["apply"], answers.Applied(3), 0),
+        (["apply"], answers.Applied(3, (CHANGE,), 2), 0),
+        (["apply"], KernelError("attach", "eth0", 22), 1),
+        (["apply"], ConfigError(PROBLEMS), 1),
+        (["status"], answers.Status(Sync.SYNCED), 0),
+        (["status"], answers.Status(Sync.OUT_OF_SYNC), 1),
+        (["status"], answers.Status(Sync.DEGRADED), 1),
+        (["status"], DaemonError("gone"), 1),
+        (["connections"], (), 0),
+        (["connections", "flush"], 0, 2),
+        (["connections", "flush", "--all"], 3, 0),
+        (["connections", "--proxy", "web", "flush", "--all"], 3, 2),
+        (["stats"], answers.Stats(), 0),
+        (["down"], answers.TakenDown(), 0),
+        (["down"], KernelError("detach", "eth0", 1), 1),
+        (["frob"], None, 2),
+    ],
+)
+def test_exit_status(client: FakeClient, command: list[str], answer: Any, status: int) -> None:
+    client.answer = answer
+    result = run(*command)
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+
+
+# -- streams and formats -------------------------------------------------------------------------------------
+
+
+def test_problems_go_to_stderr_one_a_line(client: FakeClient) -> None:
+    client.answer = ConfigError(PROBLEMS)
+    result = run("apply")
+    assert result.stdout == ""
+    assert result.stderr == "a.yaml:3:5: wrong\nb.yaml: unreadable\n"
+
+
+def test_errors_are_data_too_where_data_is_json(client: FakeClient) -> None:
+    client.answer = ConfigError(PROBLEMS)
+    result = run("diff", "--output", "json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["problems"][0] == {
+        "file": "a.yaml",
+        "line": 3,
+        "column": 5,
+        "path": "proxies[0].listen",
+        "message": "wrong",
+    }
+
+
+def test_an_unexpected_error_is_one_line_with_a_reference(client: FakeClient) -> None:
+    client.answer = ZeroDivisionError("oops")
+    assert "internal error" in run("status").stderr
+    assert "Traceback" in run("status", "-v").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--output", "json", "diff"], ["diff", "--output", "json"], ["diff", "-o", "json"]]
+)
+def test_options_stand_before_or_after_the_command(client: FakeClient, arguments: list[str]) -> None:
+    client.answer = answers.Difference((CHANGE,), 3)
+    assert json.loads(run(*arguments).stdout) == {
+        "changes": [
+            {
+                "action": "update",
+                "object": "proxy",
+                "name": "web",
+                "before": {"balance": "maglev"},
+                "after": {"balance": "source"},
+                "place": "a.yaml:3:5",
+            }
+        ],
+        "operations": 3,
+        "warnings": [],
+    }
+
+
+def test_the_option_nearest_to_the_command_counts(client: FakeClient) -> None:
+    client.answer = answers.Stats(connections=2)
+    assert "connections: 2\n" in run("--output", "json", "stats", "--output", "yaml").stdout
+
+
+def test_places_are_passed_on_from_either_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def client(session: Session) -> FakeClient:
+        seen.update(session.places)
+        fake = FakeClient()
+        fake.answer = answers.Stats()
+        return fake
+
+    monkeypatch.setattr(Session, "client", client)
+    assert run("--run-dir", "/r", "stats", "--config-dir", "/c", "--bpffs-dir", "/b").exit_code == 0
+    assert seen == {"run_dir": Path("/r"), "config_dir": Path("/c"), "bpffs_dir": Path("/b")}
+
+
+def test_diff_shows_both_sides_of_an_object(client: FakeClient) -> None:
+    client.answer = answers.Difference((CHANGE,), 3)
+    assert run("diff").stdout.splitlines() == [
+        "# update proxy web",
+        "--- live/proxy/web",
+        "+++ files/proxy/web",
+        "-balance: maglev",
+        "+balance: source",
+    ]
+
+
+def test_plan_lists_steps_counts_and_connections(client: FakeClient) -> None:
+    client.answer = answers.PlanAnswer(
+        (CHANGE,),
+        2,
+        ("StageProxy a", "Switch 0 -> 1"),
+        {"proxy": 1, "control": 1},
+        (answers.Touched("web", "10.0.0.1:80", 4, "stay"),),
+    )
+    output = run("plan").stdout
+    assert "~ update proxy web  # a.yaml:3:5" in output
+    assert output.index("StageProxy a") < output.index("Switch 0 -> 1")
+    assert "1 changes, 2 operations: proxy 1, control 1" in output
+    assert "4 live connections of web to 10.0.0.1:80 stay" in output
+
+
+def test_status_shows_every_error_and_target(client: FakeClient) -> None:
+    target = answers.TargetStatus("10.0.0.1:8080", 1, "unchecked", "active", 3)
+    client.answer = answers.Status(
+        Sync.DEGRADED,
+        revision=7,
+        interfaces=(
+            answers.InterfaceStatus("eth0", "native", True),
+            answers.InterfaceStatus("eth9", "off", False, "waiting"),
+        ),
+        proxies=(answers.ProxyStatus("web", ("192.0.2.1:80/tcp", "192.0.2.1:443/tcp"), ("eth0",), (target,)),),
+        errors=PROBLEMS,
+    )
+    output = run("status").stdout
+    for words in (
+        "Degraded",
+        "a.yaml:3:5: wrong",
+        "b.yaml: unreadable",
+        "native",
+        "waiting",
+        "192.0.2.1:443/tcp",
+        "10.0.0.1:8080",
+    ):
+        assert words in output
+
+
+def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
+    client.answer = {"connections": (CONNECTION,), "connection_count": 12}
+    listed = run("connections", "--proxy", "web", "--target", "10.0.0.1:8080")
+    assert client.asked == [("connections", {"proxy": "web", "target": "10.0.0.1:8080"})]
+    assert "198.51.100.1:1" in listed.stdout
+    assert "4.0 KiB" in listed.stdout
+    assert run("connections", "--count").stdout == "12\n"
+    assert json.loads(run("connections", "--count", "-o", "json").stdout) == {"count": 12}
+    rows = json.loads(run("connections", "-o", "json").stdout)
+    assert list(rows[0]) == [
+        *("proxy", "protocol", "client", "listen", "target", "state"),
+        *("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse", "age_sec", "idle_sec"),
+    ]
+
+
+def test_in_a_script_apply_does_not_ask(client: FakeClient) -> None:
+    client.answer = answers.Applied(3, (CHANGE,), 2)
+    assert run("apply", stdin="").exit_code == 0
+    assert client.asked == [("apply", {"allow_empty": False})]
+    run("apply", "--allow-empty")
+    assert client.asked[-1] == ("apply", {"allow_empty": True})
+
+
+def test_colour_is_for_terminals(client: FakeClient) -> None:
+    client.answer = answers.Status(Sync.SYNCED)
+    assert "\x1b" not in run("status").stdout
+
+
+# -- validate, in processes of its own -----------------------------------------------------------------------
+
+
+def ctl(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from reconciler.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, check=False, timeout=60
+    )
+
+
+def test_validate_says_valid_or_every_error(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    good = ctl("validate", tmp_path)
+    assert (good.returncode, good.stdout) == (0, "")
+    assert "1 proxy" in good.stderr
+    (tmp_path / "b.yaml").write_text(GOOD.replace("listen", "lisen"))
+    (tmp_path / "c.yaml").write_text("apiVersion: revproxy/v1\nproxies: [\n")
+    bad = ctl("validate", REVPROXY_CONFIG_DIR=str(tmp_path))
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert f"{tmp_path}/b.yaml:4:5: " in bad.stderr
+    assert f"{tmp_path}/c.yaml:" in bad.stderr
+    as_json = ctl("--output", "json", "validate", tmp_path / "b.yaml")
+    assert as_json.returncode == 1
+    assert [each["line"] for each in json.loads(as_json.stdout) if "lisen" in each["message"]] == [4]
+    assert json.loads(ctl("validate", tmp_path / "a.yaml", "-o", "json").stdout) == []
+
+
+def test_validate_loads_nothing_of_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    program = (
+        "import sys\n"
+        "for name in ('bcc', 'pyroute2', 'watchdog', 'aiohttp', 'rich'): sys.modules[name] = None\n"
+        "from reconciler.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick_to_load() -> None:
+    program = (
+        "import sys\nsys.argv = ['revproxyctl', '--help']\nfrom reconciler.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'ruamel', 'bcc', 'watchdog'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from reconciler.cli import main; main()", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode != 0
+    assert done.stderr == ""

@@ -1,0 +1,85 @@
+"""``revproxyd``'s command line: what it refuses before it touches anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from reconciler import daemon
+from reconciler.places import Places
+from reconciler.runtime import live, logs
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any]]]:
+    """What a daemon was made of, instead of running it."""
+    seen: list[tuple[Places, dict[str, Any]]] = []
+
+    class FakeDaemon:
+        def __init__(self, places: Places, **options: Any) -> None:
+            seen.append((places, options))
+
+        def run(self) -> None:
+            pass
+
+    monkeypatch.setattr(daemon, "Daemon", FakeDaemon)
+    monkeypatch.setattr(logs, "set_up", lambda *_: None)
+    monkeypatch.setattr(live, "check_privileges", lambda: None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["-i", "eth0"], "-p, -t missing"),
+        (["-i", "eth0", "-p", "80"], "-t missing"),
+        (["-p", "80", "-t", "10.0.0.1"], "-i missing"),
+        (["--protocol", "udp"], "missing"),
+        (["-i", "eth0", "-p", "0", "-t", "10.0.0.1"], "-p"),
+        (["-i", "eth0", "-p", "65536", "-t", "10.0.0.1"], "-p"),
+        (["-i", "eth0", "-p", "80", "-t", "backend:80"], "-t"),
+        (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--protocol", "icmp"], "--protocol"),
+        (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--config-dir", "/x"], "exclude"),
+        (["--stats"], "not supported"),
+        (["--log-format", "xml"], "--log-format"),
+        (["extra"], "extra"),
+    ],
+)
+def test_what_it_refuses(started: list[Any], arguments: list[str], word: str) -> None:
+    result = CliRunner().invoke(daemon.command, arguments)
+    assert result.exit_code == 2
+    assert word in result.output
+    assert started == []
+
+
+def test_one_line_makes_a_configuration_in_the_run_directory(started: list[Any], tmp_path: Path) -> None:
+    arguments = [
+        "--run-dir",
+        str(tmp_path),
+        "-i",
+        "eth0",
+        "-i",
+        "eth1",
+        "-p",
+        "80",
+        "-t",
+        "10.0.0.1:8080",
+        "-t",
+        "10.0.0.2",
+    ]
+    assert CliRunner().invoke(daemon.command, arguments).exit_code == 0
+    ((places, options),) = started
+    assert places.config_dir == tmp_path / "command-line.d"
+    assert options == {"command_line": True, "detach_on_exit": False}
+    assert [path.name for path in places.config_dir.iterdir()] == ["command-line.json"]
+
+
+def test_places_come_from_options(started: list[Any], tmp_path: Path) -> None:
+    arguments = ["--run-dir", str(tmp_path), "--config-dir", "/c", "--bpffs-dir", "/b", "--state-dir", "/s"]
+    assert CliRunner().invoke(daemon.command, [*arguments, "--detach-on-exit"]).exit_code == 0
+    ((places, options),) = started
+    assert places == Places(Path("/c"), tmp_path, Path("/s"), Path("/b"))
+    assert options == {"command_line": False, "detach_on_exit": True}

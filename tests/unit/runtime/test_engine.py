@@ -1,0 +1,357 @@
+"""The engine and the daemon's loop, with a kernel that is a value: what is applied, held, tried again, and said."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+
+import pytest
+
+from reconciler.answers import Sync
+from reconciler.config.model import Config
+from reconciler.engine import Engine, HeldError
+from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError
+from reconciler.kernel.store import Manifest, decode_manifest
+from reconciler.kernel.transaction import Result
+from reconciler.places import Places
+from reconciler.runtime.live import Live
+from reconciler.runtime.loop import Loop
+from reconciler.state.allocate import allocate
+from reconciler.state.desired import desired, sysctl_names
+from reconciler.state.diff import wanted_ports
+from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
+from reconciler.state.objects import Allocation, KernelState, Observed, Revision
+from reconciler.state.operations import Operation, PutBlob
+from reconciler.state.plan import Plan
+
+TARGET = ip_address("10.0.0.1")
+TEXT = """\
+apiVersion: revproxy/v1
+proxies:
+  - name: web
+    listen: {{interfaces: [eth0], port: 80, protocol: tcp}}
+    default_target: {{ip: 10.0.0.1, port: {port}}}
+"""
+
+
+class FakeLive:
+    """A kernel that holds what it is given. ``errors``: raised by the next executions, in order."""
+
+    limits = Live.limits
+    tag = "0123456789abcdef"
+
+    def __init__(self) -> None:
+        self.state = Observed(KernelState(), Allocation())
+        self.errors: list[Exception] = []
+        self.executed = 0
+        self.recovered = 0
+        self.native = False
+        self.blobs: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        pass
+
+    def observe(self) -> Observed:
+        return self.state
+
+    def facts(self, config: Config) -> HostFacts:
+        self.config = config
+        interfaces = {
+            "lo": Interface(1, "lo", kind="loopback"),
+            "eth0": Interface(2, "eth0", addresses=(ip_interface("192.0.2.1/24"),), xdp_native=self.native),
+        }
+        sysctls = dict.fromkeys(sysctl_names(config, interfaces), "1")
+        return HostFacts(interfaces=interfaces, route_to={TARGET: 2}, sysctls=sysctls)
+
+    def runtime(self, _observed: Observed) -> RuntimeFacts:
+        return RuntimeFacts()
+
+    def execute(self, plan: Plan) -> Result:
+        self.executed += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.blobs |= {each.digest: each.content for each in plan.stage if isinstance(each, PutBlob)}
+        refused = self.refused()
+        state = desired(self.config, self.facts(self.config), RuntimeFacts(refused_xdp=refused), tag=self.tag).state
+        numbers = allocate(state, self.state.allocation, self.limits)
+        self.state = Observed(
+            state=state,
+            allocation=Allocation(numbers.proxies, numbers.targets, numbers.groups),
+            revision=plan.revision or self.state.revision,
+            exists=True,
+            ports=wanted_ports(state),
+            blobs=frozenset(self.blobs),
+        )
+        return Result()
+
+    refused: Callable[[], frozenset[int]] = staticmethod(frozenset)
+
+    def recover(self) -> list[str]:
+        self.recovered += 1
+        self.state = Observed(self.state.state, self.state.allocation, revision=self.state.revision, exists=True)
+        return ["map listener4: 1 entries to level, 0 to free"]
+
+    def manifest(self, revision: Revision) -> Manifest:
+        return decode_manifest(self.blobs[revision.manifest])
+
+    def connections(self, *filters: object) -> tuple[object, ...]:
+        return filters
+
+    def connections_per_target(self) -> dict[int, int]:
+        return dict.fromkeys(self.state.allocation.targets.values(), 5)
+
+    def free(self, operations: tuple[Operation, ...]) -> None:
+        raise AssertionError(operations)
+
+
+@pytest.fixture
+def live() -> FakeLive:
+    return FakeLive()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    (tmp_path / "config.d").mkdir()
+    return Places(tmp_path / "config.d", tmp_path / "run", tmp_path / "state", tmp_path / "bpf")
+
+
+@pytest.fixture
+def engine(places: Places, live: FakeLive) -> Engine:
+    return Engine(places, live=live)  # type: ignore[arg-type]
+
+
+def write(places: Places, port: int = 8080) -> None:
+    (places.config_dir / "a.yaml").write_text(TEXT.format(port=port))
+
+
+def break_(places: Places) -> None:
+    (places.config_dir / "b.yaml").write_text("nonsense: [")
+
+
+def mend(places: Places) -> None:
+    (places.config_dir / "b.yaml").unlink()
+
+
+# -- applying and holding --------------------------------------------------------------------------------------
+
+
+def test_files_are_applied_once_and_kept_on_disk(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    assert engine.status().sync is Sync.OUT_OF_SYNC
+    first = engine.apply()
+    assert (first.revision, live.executed) == (1, 1)
+    assert {change.name for change in first.changes if change.object == "proxy"} == {"web"}
+    again = engine.apply()
+    assert (again.revision, again.changes, live.executed) == (1, (), 1)
+    assert (places.last_good / "a.yaml").read_text() == TEXT.format(port=8080)
+    assert len(places.history.read_text().splitlines()) == 1
+
+
+def test_what_is_applied_is_named_in_the_kernel(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    engine.apply()
+    (file,) = live.manifest(live.state.revision).files
+    assert file.path == "a.yaml"
+    assert live.blobs[file.digest] == (places.config_dir / "a.yaml").read_bytes()
+
+
+def test_status_says_what_is_live(engine: Engine, places: Places) -> None:
+    write(places)
+    engine.apply()
+    status = engine.status()
+    assert (status.sync, status.revision, status.differences, status.errors) == (Sync.SYNCED, 1, 0, ())
+    (proxy,) = status.proxies
+    assert proxy.listen == ("192.0.2.1:80/tcp",)
+    (target,) = proxy.targets
+    assert (target.address, target.weight, target.connections) == ("10.0.0.1:8080", 1, 5)
+    assert [(each.name, each.attached) for each in status.interfaces] == [("eth0", True)]
+
+
+def test_broken_files_are_held_and_all_errors_said(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    engine.apply()
+    break_(places)
+    (places.config_dir / "c.yaml").write_text("apiVersion: 1")
+    before = live.state
+    with pytest.raises(ConfigError):
+        engine.apply()
+    status = engine.status()
+    assert live.state is before
+    assert status.sync is Sync.DEGRADED
+    assert {Path(problem.file).name for problem in status.errors} == {"b.yaml", "c.yaml"}
+    assert status.proxies
+    assert status.attempt is not None
+    assert status.attempt.result == "held"
+
+
+@pytest.mark.parametrize("how", ["emptied", "only settings", "removed"])
+def test_nothing_in_the_files_is_held_while_something_is_live(
+    engine: Engine, places: Places, live: FakeLive, how: str
+) -> None:
+    write(places)
+    engine.apply()
+    if how == "removed":
+        shutil.rmtree(places.config_dir)
+    else:
+        (places.config_dir / "a.yaml").unlink()
+    if how == "only settings":
+        (places.config_dir / "a.yaml").write_text("apiVersion: revproxy/v1\nsettings: {fast_path: true}\n")
+    with pytest.raises(HeldError, match="--allow-empty"):
+        engine.apply()
+    assert live.executed == 1
+    assert engine.status().sync is Sync.DEGRADED
+    assert any(change.action == "delete" for change in engine.diff().changes)
+    engine.apply(allow_empty=True)
+    assert not live.state.state.proxies
+    if how != "removed":
+        assert engine.status().sync is Sync.SYNCED
+
+
+def test_nothing_wanted_and_nothing_there_is_in_sync(engine: Engine) -> None:
+    assert engine.status().sync is Sync.SYNCED
+    assert engine.diff().empty
+    assert engine.plan().empty
+    assert engine.apply().changes == ()
+
+
+def test_a_directory_that_was_never_there_is_a_mistake(engine: Engine, places: Places) -> None:
+    places.config_dir.rmdir()
+    with pytest.raises(ConfigError, match="no such directory"):
+        engine.diff()
+    assert engine.status().sync is Sync.DEGRADED
+
+
+def test_an_interrupted_commit_is_cleared_up_before_the_next(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    live.state = Observed(KernelState(), Allocation(), unfinished=True, exists=True)
+    engine.apply()
+    assert live.recovered == 1
+    assert "web" in live.state.state.proxies
+
+
+def test_an_interface_that_refuses_xdp_is_served_through_tc(engine: Engine, places: Places, live: FakeLive) -> None:
+    live.native = True
+    live.errors = [TransactionError(KernelError("attach xdp native", "eth0", errno.EOPNOTSUPP), rolled_back=True)]
+    live.refused = lambda: frozenset({2})  # type: ignore[method-assign]
+    write(places)
+    engine.apply()
+    assert live.executed == 2
+    (interface,) = engine.status().interfaces
+    assert (interface.mode, interface.attached) == ("off", True)
+    assert any("refused" in str(warning) for warning in engine.status().warnings)
+
+
+def test_a_failed_commit_shows_until_something_changes(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    live.errors = [KernelError("load", "program tc_ingress", errno.EINVAL, "the verifier says no")]
+    with pytest.raises(KernelError):
+        engine.apply()
+    status = engine.status()
+    assert status.sync is Sync.DEGRADED
+    assert "the verifier says no" in status.errors[0].message
+    write(places, port=9090)
+    assert engine.status().sync is Sync.OUT_OF_SYNC
+
+
+# -- the loop ------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_applies_and_does_not_repeat_itself(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    loop = Loop(engine)
+    assert loop.look(frozenset({"start"})) is None
+    assert loop.look(frozenset({"resync"})) is None
+    assert live.executed == 1
+
+
+def test_a_permanent_failure_is_tried_again_only_after_a_change(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    live.errors = [KernelError("load", "x", errno.EINVAL)] * 2
+    loop = Loop(engine)
+    for _ in range(3):
+        assert loop.look(frozenset({"resync"})) is None
+    assert live.executed == 1
+    write(places, port=9090)
+    loop.look(frozenset({"files"}))
+    assert live.executed == 2
+    live.native = True
+    loop.look(frozenset({"network"}))
+    assert live.executed == 3
+    assert "web" in live.state.state.proxies
+
+
+def test_a_transient_failure_is_tried_again_ever_more_slowly(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    live.errors = [KernelError("attach", "eth0", errno.EBUSY) for _ in range(10)]
+    loop = Loop(engine)
+    delays = [loop.look(frozenset({"retry"})) for _ in range(10)]
+    assert delays[:4] == [1, 2, 4, 8]
+    assert delays[-1] == 60
+    assert loop.look(frozenset({"retry"})) is None
+    live.errors = [KernelError("attach", "eth0", errno.EBUSY)]
+    write(places, port=9090)
+    assert loop.look(frozenset({"files"})) == 1
+
+
+def test_the_loop_waits_for_broken_files_and_takes_mended_ones(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    break_(places)
+    write(places, port=9090)
+    assert loop.look(frozenset({"files"})) is None
+    assert live.executed == 1
+    mend(places)
+    loop.look(frozenset({"files"}))
+    assert live.executed == 2
+
+
+def test_broken_files_at_boot_bring_the_last_good_ones(places: Places, live: FakeLive) -> None:
+    write(places)
+    Engine(places, live=live).apply()  # type: ignore[arg-type]
+    break_(places)
+    booted = FakeLive()
+    engine = Engine(places, live=booted)  # type: ignore[arg-type]
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    assert "web" in booted.state.state.proxies
+    assert engine.status().sync is Sync.DEGRADED
+
+
+def test_broken_files_later_bring_nothing_back(places: Places) -> None:
+    """What was taken away on purpose stays away, also where the copy on disk could not be brought up to date."""
+    live = FakeLive()
+    engine = Engine(places, live=live)  # type: ignore[arg-type]
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    write(places)
+    engine.apply()
+    (places.config_dir / "a.yaml").unlink()
+    engine.apply(allow_empty=True)
+    (places.last_good / "a.yaml").write_text(TEXT.format(port=8080))
+    break_(places)
+    loop.look(frozenset({"files"}))
+    assert not live.state.state.proxies
+
+
+def test_a_suspended_loop_does_nothing(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    loop = Loop(engine)
+    loop.suspended = True
+    loop.look(frozenset({"files"}))
+    assert live.executed == 0
+
+
+def test_the_loop_clears_up_at_start_even_with_broken_files(engine: Engine, places: Places, live: FakeLive) -> None:
+    break_(places)
+    live.state = Observed(KernelState(), Allocation(), unfinished=True, exists=True)
+    Loop(engine).look(frozenset({"start"}))
+    assert live.recovered == 1
+
+
+def test_a_target_that_is_no_address_is_told(engine: Engine) -> None:
+    with pytest.raises(RevproxyError, match="target"):
+        engine.connections(target="web:80")

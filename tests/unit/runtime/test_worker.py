@@ -1,0 +1,120 @@
+"""The worker: reasons gather, calls come in order, failures end nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from reconciler.errors import DaemonError
+from reconciler.runtime.worker import Timer, Worker
+
+
+class Looks:
+    """Records looks; holds them up while ``gate`` is clear."""
+
+    def __init__(self) -> None:
+        self.seen: list[frozenset[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.again: list[float | None] = []
+        self._condition = threading.Condition()
+
+    def __call__(self, reasons: frozenset[str]) -> float | None:
+        with self._condition:
+            self.seen.append(reasons)
+            self._condition.notify_all()
+        assert self.gate.wait(10)
+        if "boom" in reasons:
+            raise ZeroDivisionError
+        return self.again.pop(0) if self.again else None
+
+    def wait(self, count: int) -> None:
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.seen) >= count, 10), self.seen
+
+
+@pytest.fixture
+def looks() -> Looks:
+    return Looks()
+
+
+@pytest.fixture
+def worker(looks: Looks) -> Iterator[Worker]:
+    worker = Worker(looks)
+    worker.start()
+    yield worker
+    looks.gate.set()
+    worker.stop()
+
+
+def test_reasons_that_come_during_a_look_are_one_look_afterwards(worker: Worker, looks: Looks) -> None:
+    looks.gate.clear()
+    worker.wake("a")
+    looks.wait(1)
+    for reason in ("b", "c", "b"):
+        worker.wake(reason)
+    looks.gate.set()
+    looks.wait(2)
+    worker.submit(lambda: None).result(10)
+    assert looks.seen == [frozenset({"a"}), frozenset({"b", "c"})]
+
+
+def test_calls_run_in_order_on_one_thread_and_their_errors_are_theirs(worker: Worker) -> None:
+    order: list[int] = []
+    futures = [worker.submit(lambda n=n: (order.append(n), threading.current_thread().name)[1]) for n in range(5)]
+    assert {future.result(10) for future in futures} == {"worker"}
+    assert order == list(range(5))
+    with pytest.raises(ZeroDivisionError):
+        worker.submit(lambda: 1 // 0).result(10)
+    assert worker.submit(lambda: 7).result(10) == 7
+
+
+def test_a_look_that_fails_does_not_end_the_worker(worker: Worker, looks: Looks) -> None:
+    worker.wake("boom")
+    looks.wait(1)
+    worker.wake("next")
+    looks.wait(2)
+
+
+def test_a_look_comes_again_when_it_asked_for_it(worker: Worker, looks: Looks) -> None:
+    looks.again = [0.01, None]
+    worker.wake("first")
+    looks.wait(2)
+    assert looks.seen[1] == frozenset({"retry"})
+
+
+def test_timers_come_and_their_failures_end_nothing(looks: Looks) -> None:
+    ticks = threading.Semaphore(0)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    worker = Worker(looks, (Timer("fail", 0.01, fail), Timer("tick", 0.01, ticks.release)))
+    worker.start()
+    for _ in range(3):
+        assert ticks.acquire(timeout=10)
+    worker.stop()
+
+
+def test_how_long_it_has_been_busy_is_known(looks: Looks) -> None:
+    now = [100.0]
+    worker = Worker(looks, clock=lambda: now[0])
+    worker.start()
+    looks.gate.clear()
+    worker.wake("a")
+    looks.wait(1)
+    now[0] = 107.0
+    assert worker.busy_sec == 7.0
+    looks.gate.set()
+    worker.stop()
+    assert worker.busy_sec == 0.0
+
+
+def test_after_the_end_calls_are_refused(looks: Looks) -> None:
+    worker = Worker(looks)
+    worker.start()
+    worker.stop()
+    with pytest.raises(DaemonError):
+        worker.submit(lambda: None).result(10)

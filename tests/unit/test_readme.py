@@ -1,0 +1,154 @@
+"""What README.md says of files and commands is so. What it says to type is tried in tests/e2e/test_readme.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+
+from reconciler.cli import app
+from reconciler.daemon import command as daemon
+from reconciler.places import Places
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+SCHEMA = json.loads((ROOT / "schema" / "revproxy-v1.schema.json").read_text())
+YAML_BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+HERE_DOCUMENTS = re.findall(r"<<'EOF'\n(.*?)^EOF$", README, re.DOTALL | re.MULTILINE)
+
+
+def reference() -> Any:
+    """The example with every key, parsed."""
+    found = re.search(r"<!-- reference -->\n```yaml\n(.*?)```", README, re.DOTALL)
+    assert found
+    return YAML(typ="safe", pure=True).load(found[1])
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    """Every key at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys_of(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys_of(inner)
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading."""
+    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\w)\|(?!\w)|\|$", line)[1:-1]] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("text", [*YAML_BLOCKS, *HERE_DOCUMENTS])
+def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "readme.yaml"
+    file.write_text(text)
+    result = CliRunner().invoke(app, ["validate", str(file)])
+    assert result.exit_code == 0, result.output
+
+
+def test_there_is_yaml() -> None:
+    assert len(YAML_BLOCKS) == 1
+    assert len(HERE_DOCUMENTS) == 1
+
+
+def test_the_example_configuration_is_valid() -> None:
+    result = CliRunner().invoke(app, ["validate", str(ROOT / "config.d")])
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.output
+
+
+def test_the_example_configuration_names_the_schema() -> None:
+    for file in (ROOT / "config.d").iterdir():
+        found = re.match(r"# yaml-language-server: \$schema=(\S+)\n", file.read_text())
+        assert found, file
+        assert (file.parent / found[1]).resolve() == ROOT / "schema" / "revproxy-v1.schema.json"
+
+
+def test_the_reference_has_every_key_and_no_other() -> None:
+    objects = [SCHEMA, *(each for each in SCHEMA["$defs"].values() if "properties" in each)]
+    assert set(keys_of(reference())) == {key for each in objects for key in each["properties"]}
+
+
+def test_the_settings_shown_are_the_defaults() -> None:
+    properties = SCHEMA["$defs"]["settings"]["properties"]
+    assert reference()["settings"] == {key: value["default"] for key, value in properties.items()}
+
+
+def test_the_values_of_every_choice_are_named() -> None:
+    section = README.partition("\n## Configuration\n")[2].partition("\n## ")[0]
+    choices = {
+        value
+        for each in SCHEMA["$defs"].values()
+        for one in each.get("properties", {}).values()
+        for value in one.get("enum", ())
+    }
+    assert choices
+    assert {value for value in choices if not re.search(rf"\b{value}\b", section)} == set()
+
+
+def test_every_command_is_there_with_options_it_has() -> None:
+    told = {}
+    for cells in rows("Commands"):
+        text = cells[0].strip("`")
+        name = re.split(r" [\[]", text)[0]
+        told[name] = set(re.findall(r"--[a-z-]+", text))
+    assert set(told) == {*app.commands, "connections flush"}
+    for name, options in told.items():
+        command: click.Command = app
+        for word in name.split():
+            assert isinstance(command, click.Group)
+            command = command.commands[word]
+        common = {option for each in app.params for option in each.opts} | {"--help"}
+        assert (
+            options == {option for each in command.params for option in each.opts if option.startswith("--")} - common
+        ), name
+
+
+def test_common_options_and_those_of_the_daemon_exist() -> None:
+    of_daemon = {option for each in daemon.params for option in each.opts}
+    of_command_line = {option for each in app.params for option in each.opts}
+    assert {"--output", "-q", "-v", "--no-color"} <= of_command_line
+    mentioned = set(re.findall(r"`(--[a-z-]+)[` ]", README))
+    every = {option for each in _commands(app) for param in each.params for option in param.opts}
+    assert mentioned - every == {"--detach-on-exit", "--log-format", "--log-level"}
+    assert mentioned - every < of_daemon
+
+
+def _commands(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from _commands(inner)
+
+
+def test_the_places_are_the_defaults() -> None:
+    told = {cells[0].strip("`"): (cells[1].strip("`"), cells[2].strip("`")) for cells in rows("Files and directories")}
+    places = Places()
+    assert told == {
+        f"--{name}-dir": (f"REVPROXY_{name.upper()}_DIR", str(getattr(places, f"{name}_dir")))
+        for name in ("config", "run", "state", "bpffs")
+    }
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_make_has_the_targets() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = set(re.findall(r"(?:^    |^|`)make ([a-z-]+)", README, re.MULTILINE))
+    assert {"demo", "test", "setup", "lab"} <= told
+    assert told - targets == set()
