@@ -1,0 +1,126 @@
+"""One revproxy in a lab's proxy host: its places, its programs, its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from netlab import Lab, wait_for
+from netlab.process import Process
+
+PROGRAMS = Path(sys.executable).parent
+
+
+class Instance:
+    """``revproxyd`` and ``revproxyctl`` with four places of their own. Use with ``with``: it is taken down at the end,
+    and nothing may be left then."""
+
+    def __init__(self, lab: Lab, name: str = "main") -> None:
+        self.lab = lab
+        base = lab.directory / name
+        self.config_dir, self.run_dir, self.state_dir = base / "config.d", base / "run", base / "state"
+        self.bpffs_dir = Path("/sys/fs/bpf") / f"{lab.name}-{name}"
+        self.config_dir.mkdir(parents=True)
+        self.env = {
+            **os.environ,
+            "REVPROXY_CONFIG_DIR": str(self.config_dir),
+            "REVPROXY_RUN_DIR": str(self.run_dir),
+            "REVPROXY_STATE_DIR": str(self.state_dir),
+            "REVPROXY_BPFFS_DIR": str(self.bpffs_dir),
+        }
+        self.daemon: Process | None = None
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.daemon and self.daemon.status is None:
+            self.stop_daemon()
+        self.ctl("down")
+        self.lab.assert_clean(self.bpffs_dir)
+
+    def write(self, text: str, name: str = "web.yaml") -> Path:
+        """Write a configuration file the way editors do, by renaming."""
+        path = self.config_dir / name
+        draft = path.with_name(f".{name}.draft")
+        draft.write_text(text)
+        draft.rename(path)
+        return path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """``revproxyctl`` in the proxy host, whatever its exit status."""
+        command = self.lab.proxy.command(PROGRAMS / "revproxyctl", *words)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+
+    def ctl(self, *words: str, status: int = 0) -> str:
+        """``revproxyctl``, which must end with this status; its standard output."""
+        result = self.run(*words)
+        assert result.returncode == status, f"revproxyctl {words}: {result.returncode}\n{result.stdout}{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result.stdout
+
+    def json(self, *words: str, status: int | None = None) -> Any:
+        """``revproxyctl --output json``, parsed."""
+        result = self.run(*words, "--output", "json")
+        assert status is None or result.returncode == status, f"{words}: {result.returncode}\n{result.stderr}"
+        try:
+            return json.loads(result.stdout)
+        except ValueError as error:
+            raise AssertionError(f"{words}: no JSON: {result.stdout!r} {result.stderr!r}") from error
+
+    def apply(self, text: str | None = None, name: str = "web.yaml") -> None:
+        """Write the file, and apply."""
+        if text is not None:
+            self.write(text, name)
+        self.ctl("apply", "--yes")
+
+    def start_daemon(self, *words: str, ready: bool = True) -> Process:
+        """``revproxyd``; returns once its status is there, and Synced if ``ready``."""
+        command = (PROGRAMS / "revproxyd", "--log-format", "json", *words)
+        self.daemon = daemon = self.lab.spawn(self.lab.proxy, *command, env=self.env)
+        socket = self.run_dir / "revproxyd.sock"
+        wait_for(lambda: socket.exists() or daemon.status is not None, "revproxyd's socket", timeout_sec=30)
+        assert daemon.status is None, f"revproxyd ended: {daemon.status}\n{daemon.output()}"
+        if ready:
+            self.wait_synced()
+        return self.daemon
+
+    def wait_synced(self, timeout_sec: float = 30) -> None:
+        """Until ``status`` says Synced and ``diff`` finds nothing."""
+        wait_for(
+            lambda: self.run("status", "--output", "json").returncode == 0 and self.run("diff").returncode == 0,
+            f"Synced: {self.daemon.output if self.daemon else ''}",
+            timeout_sec=timeout_sec,
+        )
+
+    def stop_daemon(self, number: int = signal.SIGTERM) -> int:
+        """End the daemon; its exit status."""
+        assert self.daemon is not None
+        self.daemon.send(number)
+        return self.daemon.wait(timeout_sec=20)
+
+
+def web(
+    *targets: str, extra: str = "", port: int = 80, protocol: str = "tcp", name: str = "web", settings: str = ""
+) -> str:
+    """A file with one proxy on ``eth0``. ``targets``: ``IP:PORT`` or ``[IP6]:PORT``; ``extra``: more lines of the
+    proxy; ``settings``: a flow mapping."""
+    lines = ["apiVersion: revproxy/v1"]
+    if settings:
+        lines.append(f"settings: {settings}")
+    lines += [
+        "proxies:",
+        f"  - name: {name}",
+        f"    listen: {{interfaces: [eth0], port: {port}, protocol: {protocol}}}",
+        "    default_target:",
+    ]
+    for target in targets:
+        ip, _, target_port = target.rpartition(":")
+        lines.append(f'      - {{ip: "{ip.strip("[]")}", port: {target_port}}}')
+    lines += [f"    {line}" for line in extra.splitlines()]
+    return "\n".join(lines) + "\n"
