@@ -3,6 +3,8 @@
  * No include guard: see family.h. */
 
 #define NSEC_PER_SEC 1000000000ULL
+#define EEXIST 17
+#define E2BIG 7
 
 static __always_inline void F(reverse_key)(const struct F(connection) *e, u8 protocol, struct F(connection_key) *key)
 {
@@ -65,4 +67,79 @@ static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 hea
 	other = lookup(MAPF(CONNECTION), &key);
 	if (other)
 		other->c.peer |= heard;
+}
+
+/* Where the key of a new connection is noted: an empty place near its hash, else the first of them. 0: nowhere. */
+static __always_inline u32 F(note_hint)(const struct F(connection_key) *key, u32 hash)
+{
+	struct hint_head *head = lookup_index(MAPF(HINT), 0);
+	struct F(connection_key) *place;
+	u32 index, first;
+
+	if (!head || !head->slots)
+		return 0;
+	first = hash % head->slots;
+	for (u32 i = 0; i < HINT_PLACES; i++) {
+		index = 1 + first + i;
+		place = lookup_index(MAPF(HINT), index);
+		if (place && !place->protocol) {
+			*place = *key;
+			return index;
+		}
+	}
+	index = 1 + first;
+	place = lookup_index(MAPF(HINT), index);
+	if (!place)
+		return 0;
+	*place = *key;
+	return index;
+}
+
+/* Once the table was full, every new connection removes those that are over among the next few hints, so that it
+ * stays usable when nobody sweeps it. */
+#define RECLAIM_PLACES 8
+static __always_inline void F(reclaim)(u64 now, u32 active)
+{
+	struct hint_head *head = lookup_index(MAPF(HINT), 0);
+	u32 hand, live = 0;
+
+	if (!head || !head->full || !head->slots)
+		return;
+	hand = head->hand; /* two CPUs may look at the same: no harm */
+	head->hand = hand + RECLAIM_PLACES;
+	for (u32 i = 0; i < RECLAIM_PLACES; i++) {
+		struct F(connection_key) *place = lookup_index(MAPF(HINT), 1 + (hand + i) % head->slots);
+		struct F(connection_key) other;
+		struct F(connection) *e;
+
+		if (!place || !place->protocol)
+			continue;
+		e = lookup(MAPF(CONNECTION), place);
+		if (e) {
+			if (F(is_alive)(e, place->protocol, now, active)) {
+				live++;
+				continue;
+			}
+			F(reverse_key)(e, place->protocol, &other);
+			bpf_map_delete_elem(MAPF(CONNECTION), &other);
+			bpf_map_delete_elem(MAPF(CONNECTION), place);
+			count_outcome(OUTCOME_RECLAIMED);
+		}
+		place->protocol = 0;
+	}
+	head->full = live; /* 0: this part of the table is free again */
+}
+
+/* 0 or the helper's error. */
+static __always_inline long F(insert)(const struct F(connection_key) *key, const struct F(connection) *e, u64 flags)
+{
+	struct hint_head *head;
+	long error = bpf_map_update_elem(MAPF(CONNECTION), (void *)key, (void *)e, flags);
+
+	if (error == -E2BIG) {
+		head = lookup_index(MAPF(HINT), 0);
+		if (head)
+			head->full = 1;
+	}
+	return error;
 }

@@ -8,8 +8,9 @@
 #define HOOK_TC_INGRESS 1
 #define HOOK_TC_EGRESS 2
 
-/* Longest headers read: Ethernet, IPv4 with options or IPv6 with some extensions, TCP without options. */
-#define HEADERS_MAX (ETH_HLEN + 60 + 20)
+/* Longest headers read: Ethernet, IPv6 with some extensions, TCP without options; or an ICMPv6 error with the headers
+ * it quotes. */
+#define HEADERS_MAX (ETH_HLEN + 40 + 64 + 20)
 
 static __always_inline void *packet_start(void *ctx, int hook)
 {
@@ -25,6 +26,7 @@ static __always_inline void *packet_end(void *ctx, int hook)
 	return (void *)(long)((struct __sk_buff *)ctx)->data_end;
 }
 
+/* Of a frame that comes in: where. */
 static __always_inline u32 ingress_ifindex(void *ctx, int hook)
 {
 	if (hook == HOOK_XDP)
@@ -41,6 +43,15 @@ static __always_inline u32 frame_length(void *ctx, int hook)
 		return xdp->data_end - xdp->data;
 	}
 	return ((struct __sk_buff *)ctx)->len;
+}
+
+/* Goes on in another program of the set and does not come back, unless that is missing. */
+static __always_inline void call(void *ctx, int hook, u32 place)
+{
+	if (hook == HOOK_XDP)
+		bpf_tail_call_((u64)MAP(XDP_CALLS), ctx, place);
+	else
+		bpf_tail_call_((u64)MAP(TC_CALLS), ctx, place);
 }
 
 /* "Leave it alone": for TC the next filter is asked, so other people's filters see what is not ours. */

@@ -16,6 +16,8 @@
 #include "balance.h"
 #include "nat.h"
 #include "forward.h"
+#include "fragment.h"
+#include "icmp.h"
 #include "path.h"
 
 #undef F

@@ -25,6 +25,21 @@
 #define MAP_REVISION 19
 #define MAP_SYSCTL 20
 #define MAP_SCRATCH 21
+#define MAP_HINT4 22
+#define MAP_HINT6 23
+#define MAP_FRAGMENT4 24
+#define MAP_FRAGMENT6 25
+#define MAP_XDP_CALLS 100
+#define MAP_TC_CALLS 101
+
+/* Places in MAP_XDP_CALLS and MAP_TC_CALLS. */
+#define CALL_OPEN4 0
+#define CALL_OPEN6 1
+#define CALL_FRAGMENT4 2
+#define CALL_FRAGMENT6 3
+#define CALL_ICMP4 4
+#define CALL_ICMP6 5
+#define CALL_EGRESS 4 /* added to the four before: their egress versions */
 
 /* A number that no file descriptor reaches marks the instruction as one of ours to relocate. */
 #define MAP_BASE 0x52500000

@@ -61,32 +61,34 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 	if (what & REWRITE_HOP)
 		hop = FAMILY == 4 ? difference16(bpf_htons(p->hop_limit << 8), bpf_htons((p->hop_limit - 1) << 8)) :
 				    difference16(bpf_htons(p->hop_limit), bpf_htons(p->hop_limit - 1));
-	if (hook != HOOK_XDP && F(rewrite_checksum_tc)(ctx, p, addresses, ports, hop))
+	if (hook != HOOK_XDP && p->l4_offset && F(rewrite_checksum_tc)(ctx, p, addresses, ports, hop))
 		return -1;
 
 	data = packet_start(ctx, hook);
 	end = packet_end(ctx, hook);
 	eth = data;
 	ip = data + ETH_HLEN;
-	l4 = data + (p->l4_offset & 0x7f);
-	if ((void *)(ip + 1) > end || l4 + sizeof(struct udphdr) > end)
+	if ((void *)(ip + 1) > end)
 		return -1;
-	if (hook == HOOK_XDP) {
-		if (p->key.protocol == IPPROTO_TCP) {
+	if (p->l4_offset) {
+		l4 = data + (p->l4_offset & 0xff);
+		if (l4 + sizeof(struct udphdr) > end)
+			return -1;
+		if (hook == HOOK_XDP && p->key.protocol == IPPROTO_TCP) {
 			struct tcphdr *tcp = l4;
 
 			if ((void *)(tcp + 1) > end)
 				return -1;
 			tcp->check = csum_apply(tcp->check, addresses + ports);
-		} else {
+		} else if (hook == HOOK_XDP) {
 			struct udphdr *udp = l4;
 
 			if (udp->check) /* zero: the sender made none */
 				udp->check = csum_apply(udp->check, addresses + ports) ?: 0xffff;
 		}
+		((struct udphdr *)l4)->source = e->sport_be;
+		((struct udphdr *)l4)->dest = e->dport_be;
 	}
-	((struct udphdr *)l4)->source = e->sport_be;
-	((struct udphdr *)l4)->dest = e->dport_be;
 #if FAMILY == 4
 	ip->check = csum_apply(ip->check, addresses + hop);
 	ip->saddr = e->saddr_be[0];

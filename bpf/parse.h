@@ -4,19 +4,34 @@
 struct F(packet) {
 	struct F(connection_key) key; /* as it arrived */
 	u32 ifindex;
-	u32 l4_offset;  /* from the start of the frame */
+	u32 l4_offset;  /* from the start of the frame; 0: a fragment without transport header */
 	u32 length;     /* from the IP header on; of one segment for GSO packets */
 	u32 bytes;      /* from the IP header on; of all segments */
 	u32 segments;
+	u32 payload;    /* of the IP packet, extension headers left out */
+	u32 id;         /* of all fragments of one packet */
 	u8 hop_limit;
 	u8 heard;       /* HEARD_* of this packet */
 	u8 opens;       /* a TCP SYN without ACK */
+	u8 fragment;    /* FRAGMENT_* */
 	u8 partial;     /* only the pseudo-header is in the checksum: the rest is left to the sender's offload */
 };
 
+#ifndef REVPROXY_PARSE_ONCE
+#define REVPROXY_PARSE_ONCE
+
+#define FRAGMENT_NONE 0
+#define FRAGMENT_FIRST 1
+#define FRAGMENT_LATER 2
+
+/* IPv6 extension headers are followed up to this many, and no further than HEADERS_MAX allows. */
+#define EXTENSIONS 4
+#define EXTENSIONS_BYTES 64
+#endif
+
 #if FAMILY == 4
-/* Finds the transport header; 0 if the packet is not TCP or UDP in one piece. */
-static __always_inline u32 parse_network4(void *data, void *end, struct packet4 *p, u32 *payload)
+/* The offset of what follows the IP header; 0 if the packet is not well-formed. */
+static __always_inline u32 parse_network4(void *data, void *end, struct packet4 *p)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 	u32 header, total;
@@ -27,20 +42,27 @@ static __always_inline u32 parse_network4(void *data, void *end, struct packet4 
 	total = bpf_ntohs(ip->tot_len);
 	if (ip->version != 4 || header < sizeof(*ip) || total < header)
 		return 0;
-	if (ip->frag_off & bpf_htons(0x3fff)) /* more fragments, or an offset */
-		return 0;
 	p->key.saddr_be[0] = ip->saddr;
 	p->key.daddr_be[0] = ip->daddr;
 	p->key.protocol = ip->protocol;
 	p->hop_limit = ip->ttl;
 	p->length = total;
-	*payload = total - header;
+	p->payload = total - header;
+	if (ip->frag_off & bpf_htons(0x1fff))
+		p->fragment = FRAGMENT_LATER;
+	else if (ip->frag_off & bpf_htons(0x2000))
+		p->fragment = FRAGMENT_FIRST;
+	p->id = ip->id;
 	return ETH_HLEN + header;
 }
 #else
-static __always_inline u32 parse_network6(void *data, void *end, struct packet6 *p, u32 *payload)
+/* The offset of what follows the extension headers (RFC 8200 section 4); 0 if the packet is not well-formed or has
+ * extensions that change where it goes or what its checksum is made of. */
+static __always_inline u32 parse_network6(void *data, void *end, struct packet6 *p)
 {
 	struct ipv6hdr *ip = data + ETH_HLEN;
+	u32 offset = 0;
+	u8 next;
 
 	if ((void *)(ip + 1) > end)
 		return 0;
@@ -50,11 +72,42 @@ static __always_inline u32 parse_network6(void *data, void *end, struct packet6 
 		p->key.saddr_be[i] = ip->saddr.in6_u.u6_addr32[i];
 		p->key.daddr_be[i] = ip->daddr.in6_u.u6_addr32[i];
 	}
-	p->key.protocol = ip->nexthdr;
 	p->hop_limit = ip->hop_limit;
-	*payload = bpf_ntohs(ip->payload_len);
-	p->length = *payload + sizeof(*ip);
-	return ETH_HLEN + sizeof(*ip);
+	p->payload = bpf_ntohs(ip->payload_len);
+	p->length = p->payload + sizeof(*ip);
+	next = ip->nexthdr;
+	for (int i = 0; i < EXTENSIONS; i++) {
+		u8 *extension = (void *)(ip + 1) + offset;
+
+		if (next == IPPROTO_TCP || next == IPPROTO_UDP)
+			break;
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+			return 0;
+		if ((void *)(extension + 8) > end)
+			return 0;
+		if (next == IPPROTO_FRAGMENT) {
+			u16 field = bpf_ntohs(*(__be16 *)(extension + 2));
+
+			p->id = *(u32 *)(extension + 4);
+			if (field & 0xfff8)
+				p->fragment = FRAGMENT_LATER;
+			else if (field & 1)
+				p->fragment = FRAGMENT_FIRST;
+			offset += 8;
+		} else {
+			offset += 8 + extension[1] * 8;
+		}
+		next = extension[0];
+		if (offset > EXTENSIONS_BYTES)
+			return 0;
+		if (p->fragment == FRAGMENT_LATER)
+			break;
+	}
+	if (offset > p->payload)
+		return 0;
+	p->payload -= offset;
+	p->key.protocol = next;
+	return ETH_HLEN + sizeof(*ip) + offset;
 }
 #endif
 
@@ -72,13 +125,18 @@ static __always_inline u16 F(pseudo_header)(const struct F(connection_key) *key,
 static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 {
 	void *data = packet_start(ctx, hook), *end = packet_end(ctx, hook);
-	u32 payload = 0, offset = F(parse_network)(data, end, p, &payload);
+	u32 l4_header = sizeof(struct udphdr), offset = F(parse_network)(data, end, p);
 	void *l4 = data + offset;
-	u32 l4_header = sizeof(struct udphdr);
 	u8 *listens, *targets;
 	u16 check;
 
-	if (!offset || l4 + sizeof(struct udphdr) > end)
+	p->ifindex = ingress_ifindex(ctx, hook);
+	p->segments = 1;
+	p->bytes = p->length;
+	/* Fragments are TC's: it has the memory of which belong together. */
+	if (!offset || p->fragment == FRAGMENT_LATER || (hook == HOOK_XDP && p->fragment))
+		return false;
+	if (l4 + sizeof(struct udphdr) > end)
 		return false;
 	p->key.sport_be = ((struct udphdr *)l4)->source;
 	p->key.dport_be = ((struct udphdr *)l4)->dest;
@@ -108,15 +166,12 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 	} else {
 		return false;
 	}
-	p->ifindex = ingress_ifindex(ctx, hook);
-	p->segments = 1;
-	p->bytes = p->length;
 	if (hook == HOOK_XDP) {
 		/* Longer than the frame: not for us to judge. */
 		if (frame_length(ctx, hook) < ETH_HLEN + p->length)
 			return false;
 		/* A finished checksum equals this once in 65536 packets; TC treats those rightly too. */
-		p->partial = check == F(pseudo_header)(&p->key, payload);
+		p->partial = check == F(pseudo_header)(&p->key, p->payload);
 	} else {
 		struct __sk_buff *skb = ctx;
 

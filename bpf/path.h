@@ -8,69 +8,93 @@
 /* Returned by steps that did not end the packet's way. */
 #define GO_ON (-100)
 
-/* How many members of a group are asked before a connection whose reply would be another's is refused. */
-#define CHOICES 4
+/* How many members of a group (dnat) or source ports (fullnat) are tried for a connection whose reply would be
+ * another's. */
+#define CHOICES 8
 #endif
 
-/* The entries for a new connection to target: fresh is the client's direction. False: the target's answer could
- * not be told from another live connection's. */
-static __always_inline bool F(translate)(const struct F(packet) *p, u32 target_id, const struct target *target,
-					 struct F(connection) *fresh, u64 now, u32 active)
+/* Whether the answers to what leaves as fresh can be told from those of another live connection. Branch-free where
+ * it can be: this is looked at once for every choice, and the verifier follows each branch. */
+static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F(connection) *fresh, u64 now)
 {
 	struct F(connection_key) reply_key;
 	struct F(connection) *other;
-	bool same = true;
+	u32 differs;
 
-	for (int i = 0; i < ADDRESS_WORDS; i++) {
-		fresh->saddr_be[i] = p->key.saddr_be[i];
-		fresh->daddr_be[i] = target->addr_be[i];
-	}
-	fresh->sport_be = p->key.sport_be;
-	fresh->dport_be = target->port_be ?: p->key.dport_be;
-	fresh->c.target = target_id;
 	F(reverse_key)(fresh, p->key.protocol, &reply_key);
 	other = lookup(MAPF(CONNECTION), &reply_key);
 	if (!other)
 		return true;
-	/* The same connection once more, or one that is over. */
+	/* The same connection once more? */
+	differs = (other->sport_be ^ p->key.dport_be) | (other->dport_be ^ p->key.sport_be);
 	for (int i = 0; i < ADDRESS_WORDS; i++)
-		same &= other->saddr_be[i] == p->key.daddr_be[i] && other->daddr_be[i] == p->key.saddr_be[i];
-	same &= other->sport_be == p->key.dport_be && other->dport_be == p->key.sport_be;
-	return same || F(is_closing)(&other->c) || !F(is_alive)(other, p->key.protocol, now, active);
+		differs |= (other->saddr_be[i] ^ p->key.daddr_be[i]) | (other->daddr_be[i] ^ p->key.saddr_be[i]);
+	/* Or one that is over: bits of both sides, or nothing heard for its limit. */
+	return !differs | (((other->c.own | other->c.peer) & HEARD_RST) != 0) |
+	       ((other->c.own & other->c.peer & HEARD_FIN) != 0) |
+	       (now > other->c.last_ns + other->c.idle_sec * NSEC_PER_SEC);
 }
 
-/* Fills in fresh for the target this packet's connection goes to. GO_ON, or a verdict. */
-static __always_inline int F(choose)(int hook, const struct F(packet) *p, u32 proxy_id, const struct proxy *proxy,
-				     struct F(connection) *fresh, u64 now, u32 active)
+/* Fills in fresh for the target this packet's connection goes to. GO_ON, or a verdict. What one choice leaves for the
+ * next lies in maps, which keeps the verifier's states few. */
+static __always_inline int F(choose)(int hook, const struct F(packet) *p, const struct proxy *proxy,
+				     const struct settings *settings, struct scratch *scratch, u32 active)
 {
-	u32 destination = F(destination)(proxy, proxy_id, &p->key, active);
+	struct F(connection) *fresh = (void *)&scratch->fresh;
+	u32 destination = F(destination)(proxy, scratch->proxy, &p->key, active);
 	u32 kind = destination >> DEST_KIND_SHIFT, id = destination & DEST_ID_MASK;
-	u32 hash, refused = OUTCOME_DROP_NO_TARGET;
+	bool fullnat = proxy->mode == MODE_FULLNAT;
+	u32 ports = (u32)settings->port_last + 1 - settings->port_first;
 
 	if (kind == DEST_DENY)
 		return verdict_drop(hook, OUTCOME_DROP_DENIED);
-	hash = F(connection_hash)(&p->key, proxy->balance);
+	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
+	scratch->port_hash = F(connection_hash)(&p->key, BALANCE_MAGLEV);
+	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
-		u32 target_id = kind == DEST_GROUP ? group_choose(id, hash + i * 0x9e3779b9) : id;
-		struct target *target = lookup_index(MAP(TARGET), target_id);
+		struct target *target;
 
-		if (target && target->family == FAMILY && !(target->flags & TARGET_DRAINED)) {
-			if (F(translate)(p, target_id, target, fresh, now, active))
-				return GO_ON;
-			refused = OUTCOME_DROP_CONFLICT;
+		/* fullnat has other ports to try at the same target. */
+		scratch->target = id;
+		if (kind == DEST_GROUP)
+			scratch->target = group_choose(id, scratch->hash + (fullnat ? 0 : i * 0x9e3779b9));
+		target = lookup_index(MAP(TARGET), scratch->target);
+		if (!target || target->family != FAMILY || (target->flags & TARGET_DRAINED))
+			continue;
+		for (int word = 0; word < ADDRESS_WORDS; word++) {
+			fresh->saddr_be[word] = fullnat ? target->source_be[word] : p->key.saddr_be[word];
+			fresh->daddr_be[word] = target->addr_be[word];
 		}
-		if (kind != DEST_GROUP)
-			break;
+		fresh->dport_be = target->port_be ?: p->key.dport_be;
+		fresh->sport_be = p->key.sport_be;
+		scratch->refused = OUTCOME_DROP_CONFLICT;
+		if (fullnat) {
+			scratch->refused = OUTCOME_DROP_NO_PORT;
+			if (!target->source_be[0])
+				break;
+			fresh->sport_be = bpf_htons(settings->port_first + (scratch->port_hash + i * i) % ports);
+		}
+		fresh->c.target = scratch->target;
+		if (F(is_free)(p, fresh, scratch->now))
+			return GO_ON;
 	}
-	return verdict_drop(hook, refused);
+	return verdict_drop(hook, scratch->refused);
 }
 
-/* Remembers the connection in both directions. */
+/* Remembers the connection in both directions, in place of before if that is given. */
 static __always_inline bool F(remember)(const struct F(packet) *p, struct F(connection) *fresh,
-					struct F(connection) *reply, bool replace)
+					struct F(connection) *reply, struct F(connection) *before, u32 hash)
 {
 	struct F(connection_key) reply_key;
+	long error;
 
+	if (before) {
+		F(reverse_key)(before, p->key.protocol, &reply_key);
+		bpf_map_delete_elem(MAPF(CONNECTION), &reply_key);
+		fresh->hint = before->hint;
+	} else {
+		fresh->hint = F(note_hint)(&p->key, hash);
+	}
 	__builtin_memset(reply, 0, sizeof(*reply));
 	F(reverse_key)(fresh, p->key.protocol, &reply_key);
 	for (int i = 0; i < ADDRESS_WORDS; i++) {
@@ -83,58 +107,62 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 	reply->c.proxy = fresh->c.proxy;
 	reply->c.target = fresh->c.target;
 	reply->c.idle_sec = fresh->c.idle_sec;
-	reply->c.flags = CONNECTION_REPLY;
+	reply->c.flags = CONNECTION_REPLY | fresh->c.flags;
 	reply->c.peer = fresh->c.own;
 	/* The reply's entry first: who finds the client's finds both. */
-	if (bpf_map_update_elem(MAPF(CONNECTION), &reply_key, reply, BPF_ANY))
+	if (F(insert)(&reply_key, reply, BPF_ANY))
 		return false;
 	/* Another CPU may just have done the same: its choice then holds for both. */
-	bpf_map_update_elem(MAPF(CONNECTION), (void *)&p->key, fresh, replace ? BPF_ANY : BPF_NOEXIST);
+	error = F(insert)(&p->key, fresh, before ? BPF_ANY : BPF_NOEXIST);
+	if (error && error != -EEXIST) {
+		bpf_map_delete_elem(MAPF(CONNECTION), &reply_key);
+		return false;
+	}
 	count_opened(fresh->c.target);
 	return true;
 }
 
-/* A packet that no live entry knows. GO_ON once there is one, or a verdict. */
-static __always_inline int F(open)(void *ctx, int hook, const struct F(packet) *p, bool replace,
-				   struct control *control, u32 active, u64 now)
+/* The proxy that listens for this packet, 0 for none. */
+static __always_inline u32 F(listening)(const struct F(packet) *p, u32 active)
 {
 	struct F(listener_key) key = { .ifindex = p->ifindex, .port_be = p->key.dport_be, .protocol = p->key.protocol };
-	struct F(connection) *fresh, *reply;
-	struct scratch *scratch;
 	struct listener_slots *listener;
-	struct proxy_slots *slots;
-	struct proxy *proxy;
-	u32 proxy_id;
-	int verdict;
 
 	for (int i = 0; i < ADDRESS_WORDS; i++)
 		key.addr_be[i] = p->key.daddr_be[i];
 	listener = lookup(MAPF(LISTENER), &key);
-	if (!listener)
-		return verdict_pass(hook);
-	proxy_id = listener->proxy[active];
-	if (!proxy_id)
-		return verdict_pass(hook);
-	slots = lookup_index(MAP(PROXY), proxy_id);
+	return listener ? listener->proxy[active] : 0;
+}
+
+/* Makes the entries for a packet that no live one knows, before being one that is over. GO_ON, or a verdict. */
+static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) *p, struct scratch *scratch,
+				    struct F(connection) *before, const struct settings *settings,
+				    struct control *control)
+{
+	struct F(connection) *fresh = (void *)&scratch->fresh, *reply = (void *)&scratch->reply;
+	u32 active = scratch->active & 1, proxy_id = scratch->proxy;
+	u64 now = scratch->now;
+	struct proxy_slots *slots = lookup_index(MAP(PROXY), proxy_id);
+	struct proxy *proxy;
+	int verdict;
+
 	if (!slots)
 		return verdict_pass(hook);
 	proxy = &slots->slot[active];
 	if (!(proxy->flags & PROXY_PRESENT))
 		return verdict_pass(hook);
 
-	scratch = lookup_index(MAP(SCRATCH), 0);
-	if (!scratch)
-		return verdict_pass(hook);
-	fresh = (void *)&scratch->fresh;
-	reply = (void *)&scratch->reply;
+	F(reclaim)(now, active);
 	__builtin_memset(fresh, 0, sizeof(*fresh));
-	verdict = F(choose)(hook, p, proxy_id, proxy, fresh, now, active);
+	verdict = F(choose)(hook, p, proxy, settings, scratch, active);
 	if (verdict != GO_ON)
 		return verdict;
 	fresh->c.created_ns = fresh->c.last_ns = now;
 	fresh->c.proxy = proxy_id;
 	fresh->c.idle_sec = proxy->idle_sec;
 	fresh->c.own = p->heard;
+	if (proxy->mode == MODE_FULLNAT)
+		fresh->c.flags = CONNECTION_FULLNAT;
 	if (hook == HOOK_XDP) {
 		/* XDP begins only what it can finish; TC does the rest. */
 		struct bpf_fib_lookup fib;
@@ -143,7 +171,7 @@ static __always_inline int F(open)(void *ctx, int hook, const struct F(packet) *
 		    !(fresh->c.out_flags & OUT_XDP))
 			return XDP_PASS;
 	}
-	if (!F(remember)(p, fresh, reply, replace))
+	if (!F(remember)(p, fresh, reply, before, scratch->hash))
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	return GO_ON;
 }
@@ -212,20 +240,46 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 	return bpf_redirect(e->c.out_ifindex, 0);
 }
 
+/* Not TCP or UDP with its header: TC has programs for fragments and ICMP errors. */
+static __always_inline int F(unusual)(void *ctx, int hook)
+{
+	void *data = packet_start(ctx, hook), *end = packet_end(ctx, hook);
+	u32 place = hook == HOOK_TC_EGRESS ? CALL_EGRESS : 0;
+
+	if (hook == HOOK_XDP)
+		return XDP_PASS;
+	if (F(is_later_fragment)(data, end))
+		call(ctx, hook, place + (FAMILY == 4 ? CALL_FRAGMENT4 : CALL_FRAGMENT6));
+	else if (F(is_icmp_error)(data, end))
+		call(ctx, hook, place + (FAMILY == 4 ? CALL_ICMP4 : CALL_ICMP6));
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int F(forward)(void *ctx, int hook, const struct F(packet) *p, struct F(connection) *e,
+				      struct settings *settings, struct control *control, u64 now)
+{
+	if (hook == HOOK_XDP)
+		return F(forward_xdp)(ctx, p, e, settings, control, now);
+	return F(forward_tc)(ctx, p, e, settings, control, now);
+}
+
 static __always_inline int F(ingress)(void *ctx, int hook)
 {
-	struct F(packet) p = {};
-	struct control *ctl;
 	struct settings_slots *settings;
+	struct F(packet) p = {};
+	struct scratch *scratch;
 	struct F(connection) *e;
+	struct control *ctl;
 	bool replace = false;
-	u32 active;
+	u32 active, proxy;
 	u64 now;
 
 	if (!F(parse)(ctx, hook, &p))
-		return verdict_pass(hook);
+		return F(unusual)(ctx, hook);
 	if (hook == HOOK_XDP && p.partial)
 		return XDP_PASS;
+	if (hook != HOOK_XDP && p.fragment)
+		F(remember_fragment)(&p);
 	ctl = control();
 	settings = lookup_index(MAP(SETTINGS), 0);
 	if (!ctl || !settings)
@@ -239,22 +293,42 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 		/* A SYN on a closing connection is a new one that uses the port again. */
 		replace = p.opens && !(e->c.flags & CONNECTION_REPLY) && F(is_closing)(&e->c);
 		replace = replace || !F(is_alive)(e, p.key.protocol, now, active);
+		if (!replace)
+			return F(forward)(ctx, hook, &p, e, &settings->slot[active], ctl, now);
 	}
-	if (!e || replace) {
-		int verdict;
+	proxy = F(listening)(&p, active);
+	scratch = lookup_index(MAP(SCRATCH), 0);
+	if (!proxy || !scratch || (hook == HOOK_XDP && !(settings->slot[active].flags & SETTING_FAST_PATH)))
+		return verdict_pass(hook);
+	scratch->now = now;
+	scratch->active = active;
+	scratch->proxy = proxy;
+	scratch->replace = replace;
+	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
+	return verdict_drop(hook, OUTCOME_DROP_ERROR);
+}
 
-		if (hook == HOOK_XDP && !(settings->slot[active].flags & SETTING_FAST_PATH))
-			return XDP_PASS;
-		verdict = F(open)(ctx, hook, &p, replace, ctl, active, now);
-		if (verdict != GO_ON)
-			return verdict;
+/* Called by ingress for a packet to a listener that no live entry knows. */
+static __always_inline int F(open)(void *ctx, int hook)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(connection) *e = 0;
+	struct F(packet) p = {};
+	int verdict;
+
+	if (!scratch || !settings || !ctl || !F(parse)(ctx, hook, &p))
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	if (scratch->replace)
 		e = lookup(MAPF(CONNECTION), &p.key);
-		if (!e)
-			return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	}
-	if (hook == HOOK_XDP)
-		return F(forward_xdp)(ctx, &p, e, &settings->slot[active], ctl, now);
-	return F(forward_tc)(ctx, &p, e, &settings->slot[active], ctl, now);
+	verdict = F(begin)(ctx, hook, &p, scratch, e, &settings->slot[scratch->active & 1], ctl);
+	if (verdict != GO_ON)
+		return verdict;
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e)
+		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
+	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
 /* TC egress: a target's answer that came through the stack gets the listener's address as its source. */
@@ -266,7 +340,9 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 	u64 now;
 
 	if (!F(parse)(ctx, HOOK_TC_EGRESS, &p))
-		return TC_ACT_UNSPEC;
+		return F(unusual)(ctx, HOOK_TC_EGRESS);
+	if (p.fragment)
+		F(remember_fragment)(&p);
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !(e->c.flags & CONNECTION_REPLY))
 		return TC_ACT_UNSPEC;
@@ -276,6 +352,44 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 		return TC_ACT_UNSPEC;
 	if (F(rewrite)(ctx, HOOK_TC_EGRESS, &p, e, 0))
 		return verdict_drop(HOOK_TC_EGRESS, OUTCOME_DROP_ERROR);
+	F(account)(e, &p, now, OUTCOME_EGRESS);
+	return TC_ACT_UNSPEC;
+}
+
+/* Called for a packet that may be a fragment after the first. */
+static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
+{
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(fragment_key) key;
+	struct F(packet) p = {};
+	struct F(connection) *e;
+	struct fragment *ports;
+	u32 active;
+	u64 now;
+
+	F(parse)(ctx, hook, &p);
+	if (p.fragment != FRAGMENT_LATER || !settings || !ctl)
+		return TC_ACT_UNSPEC;
+	F(fragment_key)(&p, &key);
+	ports = lookup(MAPF(FRAGMENT), &key);
+	if (!ports)
+		return TC_ACT_UNSPEC;
+	p.key.sport_be = ports->sport_be;
+	p.key.dport_be = ports->dport_be;
+	p.heard = HEARD_ANY;
+	p.l4_offset = 0;
+	active = (ctl->active ^ SLOT_INVERTED) & 1;
+	now = bpf_ktime_get_coarse_ns();
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
+		return TC_ACT_UNSPEC;
+	if (hook == HOOK_TC_INGRESS)
+		return F(forward_tc)(ctx, &p, e, &settings->slot[active], ctl, now);
+	if (!(e->c.flags & CONNECTION_REPLY))
+		return TC_ACT_UNSPEC;
+	if (F(rewrite)(ctx, hook, &p, e, 0))
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	F(account)(e, &p, now, OUTCOME_EGRESS);
 	return TC_ACT_UNSPEC;
 }

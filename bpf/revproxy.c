@@ -79,6 +79,66 @@ int tc_ingress(struct __sk_buff *ctx)
 	return ingress(ctx, HOOK_TC_INGRESS);
 }
 
+int xdp_open4(struct xdp_md *ctx)
+{
+	return open4(ctx, HOOK_XDP);
+}
+
+int xdp_open6(struct xdp_md *ctx)
+{
+	return open6(ctx, HOOK_XDP);
+}
+
+int tc_open4(struct __sk_buff *ctx)
+{
+	return open4(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_open6(struct __sk_buff *ctx)
+{
+	return open6(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_fragment4(struct __sk_buff *ctx)
+{
+	return follow_fragment4(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_icmp4(struct __sk_buff *ctx)
+{
+	return translate_icmp4(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_egress_fragment4(struct __sk_buff *ctx)
+{
+	return follow_fragment4(ctx, HOOK_TC_EGRESS);
+}
+
+int tc_egress_icmp4(struct __sk_buff *ctx)
+{
+	return translate_icmp4(ctx, HOOK_TC_EGRESS);
+}
+
+int tc_fragment6(struct __sk_buff *ctx)
+{
+	return follow_fragment6(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_icmp6(struct __sk_buff *ctx)
+{
+	return translate_icmp6(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_egress_fragment6(struct __sk_buff *ctx)
+{
+	return follow_fragment6(ctx, HOOK_TC_EGRESS);
+}
+
+int tc_egress_icmp6(struct __sk_buff *ctx)
+{
+	return translate_icmp6(ctx, HOOK_TC_EGRESS);
+}
+
 int tc_egress(struct __sk_buff *ctx)
 {
 	pull_headers(ctx);

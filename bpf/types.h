@@ -27,7 +27,8 @@ struct settings {
 	u32 flags;
 	u32 unanswered_sec; /* idle limit while only one side has been heard */
 	u32 closing_sec;    /* idle limit after FIN from both sides or RST */
-	u32 reserved;
+	u16 port_first;     /* source ports towards targets of fullnat proxies */
+	u16 port_last;
 };
 
 struct settings_slots {
@@ -120,7 +121,8 @@ struct route_slots {
 #define TARGET_DRAINED 1u /* no new connections */
 
 struct target {
-	__be32 addr_be[4]; /* IPv4: the first word */
+	__be32 addr_be[4];   /* IPv4: the first word */
+	__be32 source_be[4]; /* this host's address towards it, for fullnat; zero: none */
 	__be16 port_be;    /* 0: keep the port the client used */
 	u8 family;         /* 4 or 6; 0: free */
 	u8 flags;
@@ -203,7 +205,7 @@ struct connection4 {
 	__be32 daddr_be[1];
 	__be16 sport_be;
 	__be16 dport_be;
-	u32 zero;
+	u32 hint; /* its place in hint4, of the client's direction */
 };
 
 struct connection6 {
@@ -212,13 +214,54 @@ struct connection6 {
 	__be32 daddr_be[4];
 	__be16 sport_be;
 	__be16 dport_be;
-	u32 zero;
+	u32 hint;
 };
 
-/* scratch[0], per CPU: entries being made, which the stack has no room for. Either family fits. */
+/* hint[1..n]: keys of clients' entries, by which a program finds entries that are over when the table is full and
+ * nobody sweeps it. hint[0] is struct hint_head instead. A key may be overwritten by another: it is a hint. */
+#define HINT_PLACES 4
+struct hint_head {
+	u32 slots; /* n */
+	u32 hand;  /* where to look next */
+	u32 full;  /* the table took no entry lately: each new connection looks for room first */
+};
+
+/* scratch[0], per CPU: what one program leaves for the one it calls, and entries being made, which the stack has no
+ * room for. Either family fits. */
 struct scratch {
+	u64 now;
+	u32 active;  /* the slot this packet reads */
+	u32 proxy;   /* its listener's */
+	u32 replace; /* there is an entry, which is over */
+	u32 refused; /* why no target could take it, an outcome */
+	u32 hash;
+	u32 port_hash;
+	u32 target;
+	u32 zero;
 	struct connection6 fresh;
 	struct connection6 reply;
+};
+
+/* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */
+struct fragment_key4 {
+	__be32 saddr_be[1];
+	__be32 daddr_be[1];
+	u32 id;
+	u8 protocol;
+	u8 zero[3];
+};
+
+struct fragment_key6 {
+	__be32 saddr_be[4];
+	__be32 daddr_be[4];
+	u32 id;
+	u8 protocol;
+	u8 zero[3];
+};
+
+struct fragment {
+	__be16 sport_be;
+	__be16 dport_be;
 };
 
 /* port[n]: what port n can be to us in any slot or live connection: a packet whose ports say neither is
@@ -236,10 +279,13 @@ enum outcome {
 	OUTCOME_REDIRECT_TC,      /* forwarded by TC past the stack */
 	OUTCOME_STACK,            /* rewritten, handed to the stack */
 	OUTCOME_EGRESS,           /* reply rewritten on its way out of the stack */
+	OUTCOME_ICMP,             /* an ICMP error about a connection, translated */
 	OUTCOME_DROP_DENIED,      /* a source route says deny */
 	OUTCOME_DROP_NO_TARGET,   /* no target can take it */
 	OUTCOME_DROP_CONFLICT,    /* its reply would be another live connection's */
+	OUTCOME_DROP_NO_PORT,     /* fullnat: every source port tried is taken, or there is no source address */
 	OUTCOME_DROP_TABLE_FULL,  /* the connection table took no entry */
+	OUTCOME_RECLAIMED,        /* not a packet: entries that were over, removed to make room */
 	OUTCOME_DROP_ERROR,       /* a helper failed in mid-rewrite: never expected to move */
 };
 

@@ -104,6 +104,7 @@ def pack_settings(settings: DataPlaneSettings | None) -> Array:
             C["SETTING_STATS_EVENTS"] if settings.stats_enabled else 0
         )
         packed["unanswered_sec"], packed["closing_sec"] = settings.unanswered_sec, settings.closing_sec
+        packed["port_first"], packed["port_last"] = settings.source_port_first, settings.source_port_last
     return packed
 
 
@@ -117,6 +118,8 @@ def unpack_settings(value: Any) -> DataPlaneSettings | None:
         stats_enabled=bool(flags & C["SETTING_STATS_EVENTS"]),
         unanswered_sec=unanswered_sec,
         closing_sec=closing_sec,
+        source_port_first=int(value["port_first"]),
+        source_port_last=int(value["port_last"]),
     )
 
 

@@ -20,6 +20,7 @@ from reconciler.errors import CompileError
 from reconciler.kernel import layout
 
 ENTRY_POINTS: Final = ("xdp_ingress", "tc_ingress", "tc_egress")
+FUNCTIONS: Final = (*ENTRY_POINTS, *(name for names in layout.CALLS.values() for name in names))
 TIMEOUT_SEC: Final = 120
 MAP_BASE: Final = 0x52500000  # MAP_BASE of bpf/maps.h
 
@@ -41,6 +42,7 @@ class ObjectCode:
         """
         code = np.frombuffer(self.functions[function], dtype=_INSTRUCTION).copy()
         names = {spec.number: name for name, spec in layout.MAPS.items()}
+        names |= {number: name for name, number in layout.CALLS_NUMBER.items()}
         marked = (code["code"] == _LD_IMM64) & (code["registers"] >> 4 == _PSEUDO_MAP_FD)
         for index in np.flatnonzero(marked):
             code["immediate"][index] = map_fds[names[int(code["immediate"][index]) - MAP_BASE]]
@@ -69,7 +71,7 @@ def compile_programs(source: Path, defines: Mapping[str, int] | None = None) -> 
 def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> ObjectCode:
     request = {
         "source": str(source),
-        "functions": ENTRY_POINTS,
+        "functions": FUNCTIONS,
         "defines": dict(defines),
         "assertions": list(layout.assertions()),
     }

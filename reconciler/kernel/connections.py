@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from reconciler.kernel import layout
 from reconciler.kernel.codec import PROTOCOLS, C, unpack_address
 from reconciler.kernel.maps import Array, Maps
 from reconciler.state.objects import Endpoint, Protocol
@@ -88,7 +89,7 @@ class Table:
 
 
 def read_table(maps: Maps, version: int) -> Table:
-    """All entries of one family, sorted by key; 100,000 in a tenth of a second."""
+    """All entries of one family, sorted by key; 200,000 in half a second."""
     keys, values = maps[f"connection{version}"].items()
     order = np.argsort(_rows(keys))
     keys, values = keys[order], values[order]
@@ -304,4 +305,9 @@ def _delete(maps: Maps, table: Table, indexes: Iterable[int], *, with_peers: boo
         peers = table.peer[places]
         places = np.unique(np.concatenate([places, peers[peers >= 0]]))
     if len(places):
-        maps[f"connection{table.version}"].delete_many(table.keys[places])
+        name = f"connection{table.version}"
+        maps[name].delete_many(table.keys[places])
+        noted = np.unique(table.values["hint"][places])
+        hints = maps[layout.HINTS[name]]
+        noted = noted[(noted > 0) & (noted < hints.max_entries)]
+        hints.put_many(noted, hints.values_array(len(noted)))

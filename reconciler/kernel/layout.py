@@ -26,7 +26,9 @@ def _slots(slot: np.dtype) -> np.dtype:
 
 
 control = np.dtype([("active", u32), ("generation", u32)])
-settings = np.dtype([("flags", u32), ("unanswered_sec", u32), ("closing_sec", u32), ("reserved", u32)])
+settings = np.dtype(
+    [("flags", u32), ("unanswered_sec", u32), ("closing_sec", u32), ("port_first", u16), ("port_last", u16)]
+)
 settings_slots = _slots(settings)
 listener_key4 = np.dtype([("ifindex", u32), ("addr_be", u8, (4,)), ("port_be", be16), ("protocol", u8), ("zero", u8)])
 listener_key6 = np.dtype([("ifindex", u32), ("addr_be", u8, (16,)), ("port_be", be16), ("protocol", u8), ("zero", u8)])
@@ -39,7 +41,9 @@ route_key4 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (4,))
 route_key6 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (16,))])
 route = np.dtype([("dest", u32), ("flags", u32)])
 route_slots = _slots(route)
-target = np.dtype([("addr_be", u8, (16,)), ("port_be", be16), ("family", u8), ("flags", u8), ("proxy", u32)])
+target = np.dtype(
+    [("addr_be", u8, (16,)), ("source_be", u8, (16,)), ("port_be", be16), ("family", u8), ("flags", u8), ("proxy", u32)]
+)
 target_stats = np.dtype(
     [
         ("connections", u64),
@@ -77,9 +81,31 @@ connection = np.dtype(
         ("out_zero", u8),
     ]
 )
-connection4 = np.dtype([("c", connection), *_tuple4, ("zero", u32)])
-connection6 = np.dtype([("c", connection), *_tuple6, ("zero", u32)])
-scratch = np.dtype([("fresh", connection6), ("reply", connection6)])
+connection4 = np.dtype([("c", connection), *_tuple4, ("hint", u32)])
+connection6 = np.dtype([("c", connection), *_tuple6, ("hint", u32)])
+fragment_key4 = np.dtype(
+    [("saddr_be", u8, (4,)), ("daddr_be", u8, (4,)), ("id", u32), ("protocol", u8), ("zero", u8, (3,))]
+)
+fragment_key6 = np.dtype(
+    [("saddr_be", u8, (16,)), ("daddr_be", u8, (16,)), ("id", u32), ("protocol", u8), ("zero", u8, (3,))]
+)
+fragment = np.dtype([("sport_be", be16), ("dport_be", be16)])
+hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
+scratch = np.dtype(
+    [
+        ("now", u64),
+        ("active", u32),
+        ("proxy", u32),
+        ("replace", u32),
+        ("refused", u32),
+        ("hash", u32),
+        ("port_hash", u32),
+        ("target", u32),
+        ("zero", u32),
+        ("fresh", connection6),
+        ("reply", connection6),
+    ]
+)
 proxy_name = np.dtype([("name", "S64")])
 BLOB_CHUNK: Final = 4096
 blob_key = np.dtype([("digest", u8, (16,)), ("chunk", u32)])
@@ -131,10 +157,13 @@ OUTCOMES: Final = (
     "redirect_tc",
     "stack",
     "egress",
+    "icmp",
     "drop_denied",
     "drop_no_target",
     "drop_conflict",
+    "drop_no_port",
     "drop_table_full",
+    "reclaimed",
     "drop_error",
 )
 OUTCOME_COUNT: Final = 16
@@ -192,8 +221,8 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("target_stats", 10, MapType.PERCPU_ARRAY, u32, target_stats, MAX_TARGETS),
         MapSpec("group", 11, MapType.ARRAY_OF_MAPS, u32, u32, MAX_GROUPS),
         MapSpec("group_member", 12, MapType.HASH, group_member_key, u32, 1 << 20, F_NO_PREALLOC),
-        MapSpec("connection4", 13, MapType.LRU_HASH, connection_key4, connection4, 2, per_connection=True),
-        MapSpec("connection6", 14, MapType.LRU_HASH, connection_key6, connection6, 2, per_connection=True),
+        MapSpec("connection4", 13, MapType.HASH, connection_key4, connection4, 2, per_connection=True),
+        MapSpec("connection6", 14, MapType.HASH, connection_key6, connection6, 2, per_connection=True),
         MapSpec("device", 15, MapType.HASH, u32, u32, MAX_DEVICES, F_NO_PREALLOC),
         MapSpec("outcome", 16, MapType.PERCPU_ARRAY, u32, u64, OUTCOME_COUNT),
         MapSpec("proxy_name", 17, MapType.HASH, u32, proxy_name, MAX_PROXIES, F_NO_PREALLOC),
@@ -201,8 +230,36 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("revision", 19, MapType.ARRAY, u32, revision_slots, 1, configuration=True),
         MapSpec("sysctl", 20, MapType.HASH, sysctl_key, sysctl_value, 4096, F_NO_PREALLOC),
         MapSpec("scratch", 21, MapType.PERCPU_ARRAY, u32, scratch, 1),
+        MapSpec("hint4", 22, MapType.ARRAY, u32, connection_key4, 2, per_connection=True),
+        MapSpec("hint6", 23, MapType.ARRAY, u32, connection_key6, 2, per_connection=True),
+        MapSpec("fragment4", 24, MapType.LRU_HASH, fragment_key4, fragment, 16384),
+        MapSpec("fragment6", 25, MapType.LRU_HASH, fragment_key6, fragment, 16384),
     )
 }
+
+
+# The hints of a connection table.
+HINTS: Final = {"connection4": "hint4", "connection6": "hint6"}
+HINT_PLACES: Final = 4  # looked at for an empty one
+
+# Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one set
+# of programs, not to the instance.
+CALLS: Final[dict[str, tuple[str, ...]]] = {
+    "xdp_calls": ("xdp_open4", "xdp_open6"),
+    "tc_calls": (
+        "tc_open4",
+        "tc_open6",
+        "tc_fragment4",
+        "tc_fragment6",
+        "tc_icmp4",
+        "tc_icmp6",
+        "tc_egress_fragment4",
+        "tc_egress_fragment6",
+        "tc_egress_icmp4",
+        "tc_egress_icmp6",
+    ),
+}
+CALLS_NUMBER: Final = {"xdp_calls": 100, "tc_calls": 101}
 
 
 def assertions() -> Iterator[str]:
@@ -217,6 +274,9 @@ def assertions() -> Iterator[str]:
         yield f'_Static_assert(OUTCOME_{name.upper()} == {index}, "outcome {name}");'
     for spec in MAPS.values():
         yield f'_Static_assert(MAP_{spec.name.upper()} == {spec.number}, "map {spec.name}");'
+    yield f'_Static_assert(HINT_PLACES == {HINT_PLACES}, "hint places");'
+    for name, number in CALLS_NUMBER.items():
+        yield f'_Static_assert(MAP_{name.upper()} == {number}, "map {name}");'
 
 
 def fingerprint() -> str:

@@ -52,23 +52,17 @@ def join(parts: Sequence[Array], like: Array) -> Array:
 
 
 def capacity(spec: MapSpec, max_connections: int) -> int:
-    """``max_entries`` for a map.
-
-    An LRU hash evicts before it is full: each CPU keeps up to 128 free entries to itself (of 100,000 written to a
-    table of just that size 99,904 stayed, the same from two CPUs; none was lost with 5 per cent to spare). Per
-    direction one entry, then, with a tenth and 128 for each CPU on top.
-    """
+    """``max_entries`` for a map: of connections, one for each direction; of hints, as many, and a head before and some
+    room behind them, since the programs look at a few places in a row."""
     if not spec.per_connection:
         return spec.max_entries
     entries = spec.max_entries * max_connections
-    return entries + entries // 10 + 128 * bpf.possible_cpus()
+    return entries if spec.type is MapType.HASH else 1 + entries + layout.HINT_PLACES
 
 
 def connections_for(spec: MapSpec, entries: int) -> int:
-    """The ``max_connections`` that :func:`capacity` made ``entries`` from."""
-    share = entries - 128 * bpf.possible_cpus()
-    guess = share * 10 // 11 // spec.max_entries
-    return next((n for n in (guess, guess + 1) if capacity(spec, n) == entries), guess)
+    """The ``max_connections`` that :func:`capacity` made a connection table of ``entries`` from."""
+    return entries // spec.max_entries
 
 
 class Map:
@@ -81,6 +75,11 @@ class Map:
         self.value_dtype: np.dtype[Any] = np.dtype((spec.value, (cpus,))) if cpus else spec.value
         self.key_size, self.value_size = spec.key.itemsize, self.value_dtype.itemsize
         self._batches = True
+
+    @property
+    def max_entries(self) -> int:
+        """How many entries it was made for."""
+        return bpf.map_info(self.fd).max_entries
 
     # -- arrays ----------------------------------------------------------------------------------------------
 
@@ -284,7 +283,7 @@ class Maps:
     def max_connections(self) -> int:
         """What the connection tables were made for."""
         table = self["connection4"]
-        return connections_for(table.spec, bpf.map_info(table.fd).max_entries)
+        return connections_for(table.spec, table.max_entries)
 
     def open(self) -> None:
         """Open a whole set. Raises :class:`KernelError`: ENOENT if there is none, EINVAL if a pinned map is not
@@ -352,7 +351,7 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     if spec.type is MapType.ARRAY_OF_MAPS:
         inner = bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
     try:
-        return bpf.map_create(
+        fd = bpf.map_create(
             spec.type,
             spec.name,
             spec.key.itemsize,
@@ -364,6 +363,13 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     finally:
         if inner:
             os.close(inner)
+    if spec.name in layout.HINTS.values():
+        head = np.zeros(1, layout.hint_head)
+        head["slots"] = spec.max_entries * max_connections
+        value = np.zeros(spec.value.itemsize, np.uint8)
+        value[: head.nbytes] = head.view(np.uint8)
+        bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
+    return fd
 
 
 def check(spec: MapSpec, info: bpf.MapInfo) -> None:

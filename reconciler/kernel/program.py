@@ -2,7 +2,8 @@
 
 They are pinned at ``<bpffs_dir>/<layout fingerprint>/progs/<tag>_<max_connections>/<entry point>``; the symbolic link
 ``progs/current`` names the set in force. A new set is loaded beside the old one, attached in its place, and then made
-current, so that a process killed in between leaves the old set current and both sets known.
+current, so that a process killed in between leaves the old set current and both sets known. The next start takes up
+the new set as it is if it is still wanted, since interfaces may run it.
 
 Other connection tables come with another ``max_connections``: made as ``maps/connection4_next``, filled from the old
 ones when the new programs are loaded and again after they are attached, then renamed over the old ones.
@@ -11,27 +12,59 @@ ones when the new programs are loaded and again after they are attached, then re
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from reconciler.kernel import bpf, layout, maps
-from reconciler.kernel.compiler import ENTRY_POINTS, compile_programs, source_tag
+from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms
 from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
 
 LICENSE: Final = "Dual BSD/GPL"
-TYPES: Final = {
-    "xdp_ingress": bpf.PROG_TYPE_XDP,
-    "tc_ingress": bpf.PROG_TYPE_SCHED_CLS,
-    "tc_egress": bpf.PROG_TYPE_SCHED_CLS,
-}
+MAX_CALLS: Final = 16
 TABLES: Final = tuple(spec.name for spec in layout.MAPS.values() if spec.per_connection)
 NEXT: Final = "_next"
+
+
+def program_type(function: str) -> int:
+    """The kernel's program type, by the function's name."""
+    return bpf.PROG_TYPE_XDP if function.startswith("xdp_") else bpf.PROG_TYPE_SCHED_CLS
+
+
+def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> dict[str, int]:
+    """Load one set of programs over these maps. Returns descriptors of the entry points and of the maps through which
+    they call the others, by name; the caller closes them. Those maps lose their programs when the last descriptor
+    and pin of them is gone. Raises :class:`KernelError` with the verifier's words."""
+    loaded: dict[str, int] = {}
+    try:
+        for name in layout.CALLS:
+            loaded[name] = bpf.map_create(layout.MapType.PROG_ARRAY, name, 4, 4, MAX_CALLS)
+        fds = {**map_fds, **loaded}
+        for name, functions in layout.CALLS.items():
+            for place, function in enumerate(functions):
+                fd = _load(code, function, fds, gateway)
+                key, value = np.asarray([place], "<u4"), np.asarray([fd], "<u4")
+                bpf.map_update(loaded[name], maps.address(key), maps.address(value))
+                os.close(fd)
+        for function in ENTRY_POINTS:
+            loaded[function] = _load(code, function, fds, gateway)
+    except BaseException:
+        for fd in loaded.values():
+            os.close(fd)
+        raise
+    return loaded
+
+
+def _load(code: ObjectCode, function: str, fds: Mapping[str, int], gateway: Gateway) -> int:
+    instructions = code.instructions(function, fds)
+    return gateway.call(
+        "load", f"program {function}", lambda: bpf.prog_load(program_type(function), function, LICENSE, instructions)
+    )
 
 
 class Programs:
@@ -66,7 +99,7 @@ class Programs:
         sets = [path for path in self._sets() if self._complete(path)]
         current = self.current
         chosen = self._staged or (self._path(current) if current else None)
-        former = {program.info.id for path in sets if path != chosen for program in self._load_pins(path).values()}
+        former = {program.info.id for path in sets if path != chosen for program in self._load(path)}
         programs = self._load_pins(chosen) if chosen in sets and chosen is not None else {}
         return OwnPrograms(
             str(self.maps.root.parent),
@@ -79,21 +112,29 @@ class Programs:
     # -- changing it: stage, undo, finish --------------------------------------------------------------------
 
     _staged: Path | None = None
+    _made_maps = False  # by this commit
+    _taken_up = False  # the staged set was there already
 
     def stage(self, operation: LoadProgram) -> None:
-        """Make the maps where there are none; compile, load and pin ``operation.after`` beside what is there.
+        """Make the maps where there are none; compile, load and pin ``operation.after`` beside what is there, unless an
+        interrupted exchange has left it ready.
 
         Raises :class:`CompileError` and :class:`KernelError` (with the verifier's words); nothing that is attached
         is touched.
         """
-        code = compile_programs(self.source)
-        if not self.maps.exists:
-            self.maps.create(operation.after.max_connections)
-        elif not self.maps.is_open:
-            self.maps.open()
-        self._discard_next()
+        self._made_maps, self._taken_up = not self.maps.exists, False
         path = self._path(operation.after)
+        if not self._made_maps:
+            if not self.maps.is_open:
+                self.maps.open()
+            if self._ready(path):
+                self._staged, self._taken_up = path, True
+                return
+        code = compile_programs(self.source)
+        if self._made_maps:
+            self.maps.create(operation.after.max_connections)
         self._remove_set(path)
+        self._discard_next()
         fds = {name: self.maps[name].fd for name in layout.MAPS}
         next_tables: dict[str, maps.Map] = {}
         try:
@@ -101,20 +142,14 @@ class Programs:
                 next_tables = self._make_next(operation.after.max_connections)
                 fds |= {name: table.fd for name, table in next_tables.items()}
             self.gateway.call("make directory", str(path), lambda: path.mkdir(parents=True, exist_ok=True))
-            for function in ENTRY_POINTS:
-                instructions = code.instructions(function, fds)
-                fd = self.gateway.call(
-                    "load",
-                    f"program {function}",
-                    lambda f=function, i=instructions: bpf.prog_load(TYPES[f], f, LICENSE, i),  # type: ignore[misc]
-                )
-                try:
-                    self.gateway.call(
-                        "pin",
-                        f"program {function}",
-                        lambda fd=fd, f=function: bpf.obj_pin(fd, str(path / f)),  # type: ignore[misc]
-                    )
-                finally:
+            loaded = load_set(code, fds, self.gateway)
+            try:
+                # The entry points last: with them the set is complete.
+                for name in sorted(loaded, key=lambda each: each in ENTRY_POINTS):
+                    fd, pin = loaded[name], str(path / name)
+                    self.gateway.call("pin", f"program {name}", lambda fd=fd, pin=pin: bpf.obj_pin(fd, pin))  # type: ignore[misc]
+            finally:
+                for fd in loaded.values():
                     os.close(fd)
         finally:
             for table in next_tables.values():
@@ -126,12 +161,14 @@ class Programs:
         self._staged = None
 
     def undo(self, operation: LoadProgram) -> None:
-        """Take :meth:`stage` back; with ``before`` None the maps go too."""
+        """Take :meth:`stage` back; maps that it made go too."""
         self._staged = None
-        self._discard_next()
+        if self._taken_up:
+            return
         if self._path(operation.after) != (self._path(self.current) if self.current else None):
             self._remove_set(self._path(operation.after))
-        if operation.before is None:
+        self._discard_next()
+        if self._made_maps:
             self.remove()
             self.maps.remove()
 
@@ -165,6 +202,35 @@ class Programs:
             self._remove_set(path)
         self.gateway.call("remove directory", str(self.directory), self.directory.rmdir)
 
+    # -- after an interruption -------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether an exchange was interrupted: there is more than the set in force."""
+        current = self._path(self.current) if self.current else None
+        if any(path != current for path in self._sets()) or (self.directory / "fresh").is_symlink():
+            return True
+        return any(self._next_path(name).exists() for name in TABLES)
+
+    def recover(self, attached: frozenset[int]) -> list[str]:
+        """Bring the connections of an interrupted exchange into the tables in force, so that nobody overlooks them, and
+        remove what it left but for a set of which a program is in ``attached``: the next exchange needs that. The maps
+        must be open. What was done, in words. Can be repeated; raises :class:`KernelError`."""
+        if not self.unfinished:
+            return []
+        current = self._path(self.current) if self.current else None
+        others = [path for path in self._sets() if path != current]
+        self._merge_next()
+        if any(program.info.id in attached for path in others if self._complete(path) for program in self._load(path)):
+            return ["programs: an exchange is half done"]
+        for path in others:
+            self._remove_set(path)
+        self._discard_next()
+        fresh = self.directory / "fresh"
+        if fresh.is_symlink():
+            self.gateway.call("unlink", str(fresh), fresh.unlink)
+        return ["programs: what was left of an exchange removed"]
+
     def close(self) -> None:
         """Give all descriptors back."""
         for programs in self._open.values():
@@ -182,7 +248,27 @@ class Programs:
             yield from sorted(path for path in self.directory.iterdir() if path.is_dir() and not path.is_symlink())
 
     def _complete(self, path: Path) -> bool:
-        return all((path / function).exists() for function in ENTRY_POINTS)
+        return all((path / name).exists() for name in (*layout.CALLS, *ENTRY_POINTS))
+
+    def _ready(self, path: Path) -> bool:
+        """Whether this set is whole and works with the maps that are there, the next connection tables where there are
+        any."""
+        if not self._complete(path):
+            return False
+        known = {self._map_id(name) for name in layout.MAPS}
+        return all(known.issuperset(bpf.prog_info(program.fd).map_ids) for program in self._load(path))
+
+    def _map_id(self, name: str) -> int:
+        if not self._next_path(name).exists():
+            return bpf.map_info(self.maps[name].fd).id
+        descriptor = bpf.obj_get(str(self._next_path(name)))
+        try:
+            return bpf.map_info(descriptor).id
+        finally:
+            os.close(descriptor)
+
+    def _load(self, path: Path) -> Iterable[LoadedProgram]:
+        return self._load_pins(path).values()
 
     def _load_pins(self, path: Path) -> dict[str, LoadedProgram]:
         if path not in self._open:
@@ -213,8 +299,11 @@ class Programs:
             tables[name] = table
             path = str(self._next_path(name))
             self.gateway.call("pin", f"map {name}{NEXT}", lambda t=table, p=path: bpf.obj_pin(t.fd, p))  # type: ignore[misc]
+        for name, hints in layout.HINTS.items():
             keys, values = self.maps[name].items()
-            table.put_many(keys, values)
+            noted = _number(values, tables[hints].max_entries - layout.HINT_PLACES - 1)
+            tables[hints].put_many(values["hint"][noted], keys[noted])
+            tables[name].put_many(keys, values)
         return tables
 
     def _discard_next(self) -> None:
@@ -227,20 +316,47 @@ class Programs:
 
     def _adopt_next(self) -> None:
         """Carry over what the old programs added meanwhile, then put the new tables in the old ones' place."""
+        for name, table in self._next_tables():
+            if name in layout.HINTS:
+                _carry_over(self.maps[name], table)
+            path = self._next_path(name)
+            self.gateway.call("rename", f"map {name}", lambda p=path, n=name: p.rename(self.maps.directory / n))  # type: ignore[misc]
+        self.maps.open()
+
+    def _merge_next(self) -> None:
+        """Carry over what the new programs have added to tables that are not in force yet."""
+        for name, table in self._next_tables():
+            if name in layout.HINTS:
+                _carry_over(table, self.maps[name])
+
+    def _next_tables(self) -> Iterator[tuple[str, maps.Map]]:
+        """Those that exist, open as long as the loop is at them."""
         for name in TABLES:
             path = self._next_path(name)
             if not path.exists():
                 continue
             table = maps.Map(layout.MAPS[name], bpf.obj_get(str(path)), self.gateway)
             try:
-                keys, values = self.maps[name].items()
-                known, _ = table.items()
-                late = ~np.isin(_as_bytes(keys), _as_bytes(known))
-                table.put_many(keys[late], values[late])
+                yield name, table
             finally:
                 table.close()
-            self.gateway.call("rename", f"map {name}", lambda p=path, n=name: p.rename(self.maps.directory / n))  # type: ignore[misc]
-        self.maps.open()
+
+
+def _carry_over(source: maps.Map, destination: maps.Map) -> None:
+    """Put entries that only ``source`` has into ``destination`` too."""
+    keys, values = source.items()
+    known, _ = destination.items()
+    late = ~np.isin(_as_bytes(keys), _as_bytes(known))
+    values["hint"] = 0  # of the other table
+    destination.put_many(keys[late], values[late])
+
+
+def _number(values: maps.Array, places: int) -> maps.Array:
+    """Give the clients' entries hints from 1 on as far as there are places, the others none; which have one."""
+    values["hint"] = 0
+    clients = np.flatnonzero(values["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0)[:places]
+    values["hint"][clients] = np.arange(1, len(clients) + 1)
+    return clients
 
 
 def _as_bytes(array: maps.Array) -> maps.Array:

@@ -208,7 +208,7 @@ def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
 
 def _routes(proxy: Proxy, memo: Memo) -> dict[RouteKey, Destination]:
     known = memo.routes.get(id(proxy))
-    if known is None or known[0] is not proxy:
+    if known is None:  # it holds the proxy, so that no other can have its identity
         routes = {
             RouteKey(proxy.name, route.source): DENY if route.deny else _destination(route.targets, memo)
             for route in proxy.source_routes

@@ -150,6 +150,8 @@ class DataPlaneSettings:
     stats_enabled: bool = False
     unanswered_sec: int = 30
     closing_sec: int = 10
+    source_port_first: int = 10000  # towards targets of fullnat proxies
+    source_port_last: int = 32767
 
 
 @dataclass(frozen=True, slots=True)

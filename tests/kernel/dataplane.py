@@ -20,18 +20,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reconciler.kernel import bpf, layout
-from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs
+from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel.compiler import ObjectCode, compile_programs
+from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.program import load_set
 
 T = TypeVar("T")
 SOURCE = Path(__file__).parents[2] / "bpf"
 CLIENT_MAC, PROXY_CLI_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 PROXY_SRV_MAC, SERVER_MAC = bytes.fromhex("020000000003"), bytes.fromhex("020000000004")
-PROGRAM_TYPES = {
-    "xdp_ingress": bpf.PROG_TYPE_XDP,
-    "tc_ingress": bpf.PROG_TYPE_SCHED_CLS,
-    "tc_egress": bpf.PROG_TYPE_SCHED_CLS,
-}
 
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_UNSPEC, TC_OK, TC_SHOT, TC_REDIRECT = 0xFFFFFFFF, 0, 2, 7
@@ -98,10 +95,7 @@ class DataPlane:
         try:
             self._make_links()
             self._make_maps(connections)
-            code = object_code()
-            for function in ENTRY_POINTS:
-                instructions = code.instructions(function, self.fds)
-                self.programs[function] = bpf.prog_load(PROGRAM_TYPES[function], function, "Dual BSD/GPL", instructions)
+            self.programs = load_set(object_code(), self.fds, Gateway())
             self.settings()
         except BaseException:
             self.close()
@@ -150,14 +144,7 @@ class DataPlane:
 
     def _make_maps(self, connections: int) -> None:
         for name, spec in layout.MAPS.items():
-            inner = 0
-            if spec.type is layout.MapType.ARRAY_OF_MAPS:
-                inner = bpf.map_create(layout.MapType.ARRAY, "group_table", 4, 4, 2, layout.F_INNER_MAP)
-            entries = 2 * connections if spec.per_connection else spec.max_entries
-            size = (spec.key.itemsize, spec.value.itemsize)
-            self.fds[name] = bpf.map_create(spec.type, name, *size, entries, spec.flags, inner)
-            if inner:
-                os.close(inner)
+            self.fds[name] = maps.create_map(spec, connections)
 
     # -- maps ------------------------------------------------------------------------------------------------
 
@@ -184,8 +171,15 @@ class DataPlane:
 
     # -- configuration ---------------------------------------------------------------------------------------
 
-    def settings(self, *, fast_path: bool = True, unanswered_sec: int = 30, closing_sec: int = 10) -> None:
-        slot = (layout.CONSTANTS["SETTING_FAST_PATH"] if fast_path else 0, unanswered_sec, closing_sec, 0)
+    def settings(
+        self,
+        *,
+        fast_path: bool = True,
+        unanswered_sec: int = 30,
+        closing_sec: int = 10,
+        ports: tuple[int, int] = (10000, 32767),
+    ) -> None:
+        slot = (layout.CONSTANTS["SETTING_FAST_PATH"] if fast_path else 0, unanswered_sec, closing_sec, *ports)
         self.put("settings", 0, pack(layout.settings_slots, slot=[slot, slot]))
 
     def switch(self, active: int, generation: int = 0) -> None:
@@ -215,10 +209,19 @@ class DataPlane:
         slot = pack(layout.proxy, flags=flags, idle_sec=fields.pop("idle_sec", 300), **fields)
         self.put("proxy", number, slot * 2)
 
-    def target(self, number: int, ip: str, port: int, proxy: int = 1, flags: int = 0) -> None:
+    def target(self, number: int, ip: str, port: int, proxy: int = 1, flags: int = 0, source: str = "") -> None:
         address = ip_address(ip)
         padded = address.packed.ljust(16, b"\0")
-        value = pack(layout.target, addr_be=padded, port_be=port, family=address.version, flags=flags, proxy=proxy)
+        own = ip_address(source).packed if source else b""
+        value = pack(
+            layout.target,
+            addr_be=padded,
+            source_be=own.ljust(16, b"\0"),
+            port_be=port,
+            family=address.version,
+            flags=flags,
+            proxy=proxy,
+        )
         self.put("target", number, value)
         if port:
             self.open_port(port, "PORT_TARGET")

@@ -9,8 +9,18 @@ from ipaddress import ip_address
 
 import numpy as np
 import pytest
-from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, fragment
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    fragment6,
+)
 from scapy.layers.l2 import Ether
 
 from reconciler.kernel import layout
@@ -180,12 +190,13 @@ def network_addresses(network: IP | IPv6) -> bytes:
 
 def foreign_frames() -> dict[str, bytes]:
     client, listen = CLIENT[4], LISTEN[4]
-    fragment, later, extension = (Ether(frame(Flow(client, listen, 900, 80))) for _ in range(3))
-    fragment[IP].flags, later[IP].frag = "MF", 100
-    for each in (fragment, later):
+    first, later, extension = (Ether(frame(Flow(client, listen, 900, 80))) for _ in range(3))
+    first[IP].flags, later[IP].frag = "MF", 100
+    for each in (first, later):
         del each[IP].chksum
     extension = Ether(frame(Flow(CLIENT[6], LISTEN[6], 900, 80)))
     tcp = extension[TCP].copy()
+    extra = IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()
     extension[IPv6].remove_payload()
     del extension[IPv6].nh, extension[IPv6].plen
     arp = bytes.fromhex("ffffffffffff0200000000010806") + bytes(28)
@@ -198,9 +209,10 @@ def foreign_frames() -> dict[str, bytes]:
         "target's port": frame(Flow(client, listen, 900, 8080)),
         "transit to a target": frame(Flow(client, TARGET[4], 900, 8080)),
         "transit from a target": frame(Flow(TARGET[4], client, 8080, 900)),
-        "first fragment": bytes(fragment),
+        "first fragment": bytes(first),
         "later fragment": bytes(later),
-        "IPv6 extension header": bytes(extension / IPv6ExtHdrDestOpt() / tcp),
+        "IPv6 routing header": bytes(extension / IPv6ExtHdrRouting(addresses=["fd00:1::9"]) / tcp),
+        "IPv6 extensions without end": bytes(extension / (IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()) / extra / tcp),
         "arp": arp,
         "ethernet multicast": b"\x01" + broadcast[1:],
         "empty": good[:14],
@@ -214,8 +226,8 @@ def foreign_frames() -> dict[str, bytes]:
     }
 
 
-# The kernel makes no skb of these, or takes the length from the skb.
-XDP_ONLY = {"empty", "cut in the IP header", "total length beyond the frame"}
+# The kernel makes no skb of these, or takes the length from the skb; and first fragments are TC's.
+XDP_ONLY = {"first fragment", "empty", "cut in the IP header", "total length beyond the frame"}
 
 
 @pytest.mark.parametrize(
@@ -581,3 +593,282 @@ def test_active_slot_decides(plane: DataPlane, version: int, hook: str) -> None:
         absent = frame(Flow(flow.src, flow.dst, flow.sport, 88))
         assert (send(plane, hook, absent) == (PASS[hook], absent)) is (active == 0)
     plane.listener("cli", LISTEN[version], 88, 6, 0)
+
+
+# -- fullnat -----------------------------------------------------------------------------------------------------
+
+SOURCE = {4: "10.0.2.1", 6: "fd00:2::1"}
+
+
+def use_fullnat(plane: DataPlane, version: int, ports: tuple[int, int] = (10000, 32767)) -> None:
+    plane.settings(ports=ports)
+    number = 1 if version == 4 else 2
+    plane.target(number, TARGET[version], 8080, source=SOURCE[version])
+    plane.proxy(1, mode=layout.CONSTANTS["MODE_FULLNAT"], **{f"dest{version}": dest("TARGET", number)})
+
+
+def sent(data: bytes, protocol: int) -> Flow:
+    """The flow a frame belongs to."""
+    packet = Ether(data)
+    network = packet[IP] if IP in packet else packet[IPv6]
+    transport = packet[TCP] if protocol == 6 else packet[UDP]
+    return Flow(network.src, network.dst, transport.sport, transport.dport, protocol)
+
+
+@families
+@protocols
+@hooks
+def test_fullnat_hides_the_client_and_brings_the_answer_back(
+    plane: DataPlane, version: int, protocol: int, hook: str
+) -> None:
+    use_fullnat(plane, version)
+    flow = new_flow(version, protocol)
+    request = frame(flow, payload=b"who is there?")
+    verdict, after = send(plane, hook, request)
+    leaves = sent(after, protocol)
+    assert (leaves.src, leaves.dst, leaves.dport) == (SOURCE[version], TARGET[version], 8080)
+    assert 10000 <= leaves.sport <= 32767
+    assert (verdict, after) == (REDIRECT[hook], to_server(request, leaves))
+    again = frame(flow, "A", b"once more")
+    assert send(plane, hook, again)[1] == to_server(again, leaves)
+    reply = frame(leaves.reply(), "SA", b"me", towards="srv")
+    assert send(plane, hook, reply, "srv") == (REDIRECT[hook], to_client(reply, flow.reply()))
+
+
+@families
+@protocols
+def test_fullnat_source_ports_do_not_collide_and_exhaustion_is_refused(
+    plane: DataPlane, version: int, protocol: int
+) -> None:
+    base = 40000 + 16 * protocol + version
+    use_fullnat(plane, version, (base, base + 3))
+    taken: set[int] = set()
+    refused = 0
+    before = plane.outcomes().get("drop_no_port", 0)
+    for _ in range(40):
+        verdict, after = plane.xdp(frame(new_flow(version, protocol)))
+        if verdict == XDP_DROP:
+            refused += 1
+        else:
+            port = sent(after, protocol).sport
+            assert port not in taken
+            taken.add(port)
+    assert taken == set(range(base, base + 4))
+    assert refused == 36
+    assert plane.outcomes()["drop_no_port"] == before + 36
+
+
+@hooks
+def test_fullnat_without_a_source_address_is_refused(plane: DataPlane, hook: str) -> None:
+    use_fullnat(plane, 4)
+    plane.target(1, TARGET[4], 8080)
+    assert send(plane, hook, frame(new_flow(4, 6)))[0] == DROP[hook]
+
+
+# -- the full table ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> Iterator[DataPlane]:
+    """Room for 64 connections."""
+    plane = DataPlane(f"rpdp-{os.getpid()}s", connections=64)
+    try:
+        plane.device("srv")
+        plane.device("cli")
+        for version in (4, 6):
+            plane.listener("cli", LISTEN[version], 80, 6, 1)
+        plane.proxy(1, dest4=dest("TARGET", 1), dest6=dest("TARGET", 2))
+        plane.target(1, TARGET[4], 8080)
+        plane.target(2, TARGET[6], 8080)
+        yield plane
+    finally:
+        plane.close()
+
+
+@families
+@hooks
+def test_full_table_refuses_new_connections_and_loses_no_old_one(small: DataPlane, version: int, hook: str) -> None:
+    flows = [new_flow(version, 6) for _ in range(64)]
+    for flow in flows:
+        assert send(small, hook, frame(flow))[0] == REDIRECT[hook]
+    for _ in range(20):
+        assert send(small, hook, frame(new_flow(version, 6)))[0] == DROP[hook]
+    assert small.outcomes()["drop_table_full"] == 20
+    for flow in flows:
+        request = frame(flow, "A")
+        assert send(small, hook, request)[1] == to_server(request, translated(flow))
+
+
+@families
+def test_full_table_makes_room_by_itself_once_connections_are_over(small: DataPlane, version: int) -> None:
+    flows = [new_flow(version, 6) for _ in range(64)]
+    for flow in flows:
+        small.xdp(frame(flow))
+    assert small.xdp(frame(new_flow(version, 6)))[0] == XDP_DROP
+    over = flows[:48]
+    for flow in over:
+        for direction in (flow, translated(flow).reply()):
+            age(small, direction, 31)
+    taken = sum(small.xdp(frame(new_flow(version, 6)))[0] == XDP_REDIRECT for _ in range(60))
+    assert taken >= 40
+    for flow in flows[48:]:
+        request = frame(flow, "A")
+        assert small.xdp(request)[1] == to_server(request, translated(flow)), "none that lives was touched"
+
+
+# -- fragments, extension headers, ICMP errors ---------------------------------------------------------------------
+
+
+@hooks
+def test_ipv6_extensions_are_carried_along(plane: DataPlane, hook: str) -> None:
+    flow = new_flow(6, 6)
+    packet = Ether(frame(flow, payload=b"behind extensions"))
+    tcp = packet[TCP].copy()
+    packet[IPv6].remove_payload()
+    del packet[IPv6].nh, packet[IPv6].plen
+    request = bytes(packet / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / tcp)
+    assert send(plane, hook, request) == (REDIRECT[hook], to_server(request, translated(flow)))
+
+
+def fragments(flow: Flow, payload: bytes, towards: str = "cli", number: int = 77) -> list[bytes]:
+    """One packet in pieces."""
+    whole = Ether(frame(flow, "A", payload, towards=towards))
+    if flow.version == 4:
+        whole[IP].id = number
+        return [bytes(piece) for piece in fragment(whole, 400)]
+    network = whole[IPv6]
+    pieces = fragment6(
+        IPv6(bytes(IPv6(src=network.src, dst=network.dst) / IPv6ExtHdrFragment(id=number) / network.payload)), 400
+    )
+    return [bytes(Ether(src=whole.src, dst=whole.dst) / piece) for piece in pieces]
+
+
+@families
+@protocols
+def test_fragments_follow_their_first(plane: DataPlane, version: int, protocol: int) -> None:
+    flow, payload = new_flow(version, protocol), os.urandom(1000)
+    pieces = fragments(flow, payload, number=next(_ports))
+    assert len(pieces) >= 3
+    for piece in pieces:
+        assert plane.xdp(piece) == (XDP_PASS, piece)
+    verdict, first = plane.tc(pieces[0])
+    assert verdict == TC_REDIRECT
+    assert sent(first, protocol) == translated(flow)
+    for piece in pieces[1:]:
+        verdict, after = plane.tc(piece)
+        want, network = Ether(piece), Ether(after).payload
+        assert (verdict, network.src, network.dst) == (TC_REDIRECT, flow.src, TARGET[version])
+        assert after[-len(bytes(want.payload.payload)) :] == bytes(want.payload.payload), "nothing else of it changes"
+    # Put together at the target, the checksum is right.
+    parts = [Ether(first), *(Ether(plane.tc(piece)[1]) for piece in pieces[1:])]
+    if version == 4:
+        joined = b"".join(bytes(part[IP].payload) for part in parts)
+        packet = IP(src=flow.src, dst=TARGET[4], proto=protocol) / joined
+    else:
+        joined = b"".join(bytes(part[IPv6ExtHdrFragment].payload) for part in parts)
+        packet = IPv6(src=flow.src, dst=TARGET[6], nh=protocol) / joined
+    layer = TCP if protocol == 6 else UDP
+    again = packet.__class__(bytes(packet))
+    found = again[layer].chksum
+    del again[layer].chksum
+    assert again.__class__(bytes(again))[layer].chksum == found
+
+
+@families
+def test_fragment_before_its_first_passes_untouched(plane: DataPlane, version: int) -> None:
+    flow = new_flow(version, 17)
+    plane.tc(frame(flow))
+    late = fragments(flow, bytes(1000), number=next(_ports))[1]
+    assert plane.tc(late) == (TC_UNSPEC, late)
+
+
+def icmp_error(kind: str, quoted: bytes, src: str, dst: str, towards: str, size: int | None = None) -> bytes:
+    """An ICMP error by ``src`` about the packet in this frame."""
+    inner = Ether(quoted).payload
+    peer = Ether(frame(Flow(src, dst, 1, 1), towards=towards))
+    peer.remove_payload()
+    quoted_bytes = bytes(inner)[:size]
+    if inner.version == 4:
+        types = {"unreachable": (3, 3), "too big": (3, 4), "time": (11, 0)}
+        number, code = types[kind]
+        return bytes(peer / IP(src=src, dst=dst) / ICMP(type=number, code=code, nexthopmtu=1400) / quoted_bytes)
+    layers = {
+        "unreachable": ICMPv6DestUnreach(code=4),
+        "too big": ICMPv6PacketTooBig(mtu=1400),
+        "time": ICMPv6TimeExceeded(),
+    }
+    return bytes(peer / IPv6(src=src, dst=dst) / layers[kind] / quoted_bytes)
+
+
+def check_icmp(after: bytes, src: str, dst: str, quoted: bytes, size: int | None) -> None:
+    """Outer addresses, the quoted packet byte for byte (hop limit aside), and every checksum."""
+    packet = Ether(after)
+    network = packet.payload
+    assert (network.src, network.dst) == (src, dst)
+    fresh = Ether(after)
+    if network.version == 4:
+        del fresh[IP].chksum, fresh[ICMP].chksum
+        inner = after[14 + 20 + 8 :]
+    else:
+        fresh.payload.payload.cksum = None
+        inner = after[14 + 40 + 8 :]
+    assert bytes(fresh) == after, "checksums"
+    want = bytes(Ether(quoted).payload)[:size]
+    assert inner == want
+
+
+@families
+@protocols
+@pytest.mark.parametrize("mode", ["dnat", "fullnat"])
+@pytest.mark.parametrize("kind", ["unreachable", "too big", "time"])
+@pytest.mark.parametrize("size", [None, "least"], ids=["whole", "eight bytes"])
+def test_icmp_errors_reach_who_is_meant(
+    plane: DataPlane, version: int, protocol: int, mode: str, kind: str, size: str | None
+) -> None:
+    if mode == "fullnat":
+        use_fullnat(plane, version)
+    quote = ((20 if version == 4 else 40) + 8) if size else None
+    router = "10.0.2.254" if version == 4 else "fd00:2::254"
+    flow = new_flow(version, protocol)
+    request = frame(flow, payload=b"abcdefgh", ttl=64)
+    _, arrived = plane.tc(request)
+    leaves = sent(arrived, protocol)
+    # By the target itself, and by a router on the way: about what the client sent.
+    for speaker, known_as in ((TARGET[version], LISTEN[version]), (router, router)):
+        error = icmp_error(kind, rewritten(request, leaves, hops=0), speaker, leaves.src, "srv", quote)
+        assert plane.xdp(error, "srv") == (XDP_PASS, error)
+        verdict, after = plane.tc(error, "srv")
+        assert verdict == TC_REDIRECT
+        check_icmp(after, known_as, flow.src, request, quote)
+    # About what the target answered, by the client.
+    reply = frame(leaves.reply(), "SA", b"12345678", towards="srv")
+    plane.tc(reply, "srv")
+    error = icmp_error(kind, rewritten(reply, flow.reply(), hops=0), flow.src, flow.dst, "cli", quote)
+    verdict, after = plane.tc(error)
+    assert verdict == TC_REDIRECT
+    check_icmp(after, leaves.src, TARGET[version], reply, quote)
+
+
+@families
+def test_icmp_error_of_the_own_stack_is_translated_on_its_way_out(plane: DataPlane, version: int) -> None:
+    flow = new_flow(version, 6)
+    request = frame(flow)
+    plane.tc(request)
+    own = "10.0.1.1" if version == 4 else "fd00:1::1"
+    error = icmp_error("too big", rewritten(request, translated(flow), hops=0), own, flow.src, "cli")
+    verdict, after = plane.tc(error, egress=True)
+    assert verdict == TC_UNSPEC
+    check_icmp(after, own, flow.src, request, None)
+
+
+@families
+def test_icmp_errors_about_others_pass_untouched(plane: DataPlane, version: int) -> None:
+    flow = new_flow(version, 6)
+    stranger = icmp_error("time", frame(flow), TARGET[version], flow.src, "srv")
+    assert plane.tc(stranger, "srv") == (TC_UNSPEC, stranger)
+    request = frame(flow)
+    plane.tc(request)
+    # It quotes a packet of ours, but is not for who sent that.
+    quoted = rewritten(request, translated(flow), hops=0)
+    elsewhere = icmp_error("time", quoted, TARGET[version], OTHER_TARGET[version], "srv")
+    assert plane.tc(elsewhere, "srv") == (TC_UNSPEC, elsewhere)

@@ -109,7 +109,7 @@ def _garbage(maps: Maps) -> None:
     values["slot"]["flags"] = 1
     maps["route6"].put_many(prefixes, values)
     maps["proxy_name"].put(4_000_000_000, np.array([(b"\xff\xfe",)], layout.proxy_name))
-    maps["target"].put(200, np.full(1, 0xEE, np.dtype("V24")).view(np.uint8).view(layout.target))
+    maps["target"].put(200, np.full(layout.target.itemsize, 0xEE, np.uint8).view(layout.target))
     member = np.zeros(1, layout.group_member_key)
     member["group"], member["target"] = 4_000_000_000, 4_000_000_001
     maps["group_member"].put(member, np.ones(1, layout.u32))

@@ -48,6 +48,8 @@ def test_everything_is_created_in_a_fixed_order_at_its_place() -> None:
         ("create", "program", "revproxy"),
         ("create", "setting", "closing_sec"),
         ("create", "setting", "fast_path"),
+        ("create", "setting", "source_port_first"),
+        ("create", "setting", "source_port_last"),
         ("create", "setting", "stats_enabled"),
         ("create", "setting", "unanswered_sec"),
         ("attach", "interface", "eth0"),

@@ -250,6 +250,14 @@ def test_a_repair_of_interfaces_or_sysctls_switches_and_records_nothing() -> Non
         assert found.revision is None
 
 
+def test_a_repair_of_what_packets_choose_by_is_recorded() -> None:
+    wanted = want(WEB)
+    again = Revision(2, 2, b"1" * 16)
+    found = plan(wanted, with_state(applied(wanted), listeners={}), revision=again, blobs={b"1" * 16: b"x"})
+    assert of(found, ops.StageRevision) == [ops.StageRevision(Revision(1, 1, b"1" * 16), again)]
+    assert found.revision == again
+
+
 def test_a_change_of_the_files_is_recorded_even_if_it_moves_interfaces_only() -> None:
     on = host(interface(2, "eth0", "192.0.2.1/24", xdp_native=True))
     live = applied(want(WEB, on=on, xdp_mode="off"))
@@ -293,25 +301,36 @@ def test_interfaces_go_after_the_switch_and_their_redirects_before_it() -> None:
 
 
 def test_sysctls_are_set_and_given_back_in_an_order_that_loses_no_routes() -> None:
-    forwarding, accept = "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"
+    """accept_ra on every interface, then each interface's forwarding, then the one for all, which sets the others;
+    and back the other way round. What somebody else has changed since stays."""
+    names = [
+        "net/ipv6/conf/eth0/accept_ra",
+        "net/ipv6/conf/eth1/accept_ra",
+        "net/ipv6/conf/eth0/forwarding",
+        "net/ipv6/conf/eth1/forwarding",
+        "net/ipv6/conf/all/forwarding",
+    ]
+    before = {name: "1" if name.endswith("accept_ra") else "0" for name in names}
+    after = {name: "2" if name.endswith("accept_ra") else "1" for name in names}
     on = host(
         interface(2, "eth0", "2001:db8::1/64"),
-        sysctls={forwarding: "0", accept: "1", "net/ipv6/conf/lo/forwarding": "1"},
+        interface(3, "eth1"),
+        sysctls=before | {"net/ipv6/conf/lo/forwarding": "1"},
     )
     six = proxy(to=targets("[2001:db8:9::1]:1"))
     stack, fast = (want(six, on=on, fast_path=fast_path) for fast_path in (False, True))
     live = with_state(applied(fast), sysctls={})
-    assert of(plan(stack, live), ops.SetSysctl) == [
-        ops.SetSysctl(accept, "1", "2"),
-        ops.SetSysctl(forwarding, "0", "1"),
-    ]
+    assert of(plan(stack, live), ops.SetSysctl) == [ops.SetSysctl(name, before[name], after[name]) for name in names]
+    changed_since = {names[1]: "0"}
     back = replace(
-        with_state(applied(stack), sysctls={forwarding: "1", accept: "0"}),
-        remembered={accept: ("1", "2"), forwarding: ("0", "1")},
+        with_state(applied(stack), sysctls=after | changed_since),
+        remembered={name: (before[name], after[name]) for name in names},
     )
-    assert of(plan(fast, back), ops.RestoreSysctl) == [
-        ops.RestoreSysctl(forwarding, "1", "0"),
-        ops.RestoreSysctl(accept, "0", "0"),
+    given_back = of(plan(fast, back), ops.RestoreSysctl)
+    assert ops.RestoreSysctl(names[1], "0", "0") in given_back
+    others = [name for name in names if name != names[1]]
+    assert [each for each in given_back if each.name != names[1]] == [  # type: ignore[attr-defined]  # RestoreSysctl
+        ops.RestoreSysctl(name, after[name], before[name]) for name in reversed(others)
     ]
 
 

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* ICMP and ICMPv6 errors about connections (RFC 5508, RFC 7915 in spirit): who gets one must find in it the packet as
+ * it sent it. Taken are those without IP options or extension headers, outside and in the packet they quote.
+ * No include guard: see family.h. */
+
+#if FAMILY == 4
+#define NETWORK_HEADER struct iphdr
+#else
+#define NETWORK_HEADER struct ipv6hdr
+#endif
+#define ICMP_OFFSET (ETH_HLEN + sizeof(NETWORK_HEADER))
+#define INNER_OFFSET (ICMP_OFFSET + 8)
+#define INNER_L4_OFFSET (INNER_OFFSET + sizeof(NETWORK_HEADER))
+
+/* A cheap look: an ICMP error that quotes a packet? */
+static __always_inline bool F(is_icmp_error)(void *data, void *end)
+{
+	NETWORK_HEADER *ip = data + ETH_HLEN;
+	u8 *icmp = data + ICMP_OFFSET;
+
+	if ((void *)(icmp + 8) > end)
+		return false;
+#if FAMILY == 4
+	/* Destination unreachable, time exceeded, parameter problem. */
+	return ip->protocol == IPPROTO_ICMP && ip->ihl == 5 && !(ip->frag_off & bpf_htons(0x3fff)) &&
+	       (icmp[0] == 3 || icmp[0] == 11 || icmp[0] == 12);
+#else
+	/* Destination unreachable, packet too big, time exceeded, parameter problem. */
+	return ip->nexthdr == IPPROTO_ICMPV6 && icmp[0] >= 1 && icmp[0] <= 4;
+#endif
+}
+
+static __always_inline void F(read_addresses)(const NETWORK_HEADER *ip, __be32 *saddr_be, __be32 *daddr_be)
+{
+#if FAMILY == 4
+	saddr_be[0] = ip->saddr;
+	daddr_be[0] = ip->daddr;
+#else
+	for (int i = 0; i < 4; i++) {
+		saddr_be[i] = ip->saddr.in6_u.u6_addr32[i];
+		daddr_be[i] = ip->daddr.in6_u.u6_addr32[i];
+	}
+#endif
+}
+
+/* Writes addresses and returns the difference they make to a sum. */
+static __always_inline u64 F(write_addresses)(NETWORK_HEADER *ip, const __be32 *saddr_be, const __be32 *daddr_be)
+{
+	u64 difference = 0;
+#if FAMILY == 4
+	difference = difference32(ip->saddr, saddr_be[0]) + difference32(ip->daddr, daddr_be[0]);
+	ip->saddr = saddr_be[0];
+	ip->daddr = daddr_be[0];
+#else
+	for (int i = 0; i < 4; i++) {
+		difference += difference32(ip->saddr.in6_u.u6_addr32[i], saddr_be[i]) +
+			      difference32(ip->daddr.in6_u.u6_addr32[i], daddr_be[i]);
+		ip->saddr.in6_u.u6_addr32[i] = saddr_be[i];
+		ip->daddr.in6_u.u6_addr32[i] = daddr_be[i];
+	}
+#endif
+	return difference;
+}
+
+/* Rewrites the quoted packet to what the receiver of the error once sent; returns the difference to a sum over it. */
+static __always_inline u64 F(rewrite_quoted)(NETWORK_HEADER *inner, u8 *l4, void *end, u8 protocol,
+					     const struct F(connection) *e)
+{
+	struct udphdr *ports = (void *)l4;
+	u64 addresses, changes, difference;
+	__be16 *check = 0;
+
+	addresses = F(write_addresses)(inner, e->daddr_be, e->saddr_be);
+	difference = addresses;
+#if FAMILY == 4
+	{
+		u16 before = inner->check;
+
+		inner->check = csum_apply(before, addresses);
+		difference += difference16(before, inner->check);
+	}
+#endif
+	changes = difference16(ports->source, e->dport_be) + difference16(ports->dest, e->sport_be);
+	ports->source = e->dport_be;
+	ports->dest = e->sport_be;
+	difference += changes;
+	if (protocol == IPPROTO_UDP && ports->check)
+		check = (__be16 *)(l4 + 6);
+	else if (protocol == IPPROTO_TCP && l4 + 18 <= (u8 *)end) /* only eight bytes need be quoted */
+		check = (__be16 *)(l4 + 16);
+	if (check) {
+		u16 before = *check, after = csum_apply(before, addresses + changes);
+
+		if (protocol == IPPROTO_UDP && !after)
+			after = 0xffff;
+		*check = after;
+		difference += difference16(before, after);
+	}
+	return difference;
+}
+
+/* Called for a packet that is_icmp_error. */
+static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
+{
+	void *data = packet_start(ctx, hook), *end = packet_end(ctx, hook);
+	NETWORK_HEADER *ip = data + ETH_HLEN, *inner = data + INNER_OFFSET;
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	u8 *icmp = data + ICMP_OFFSET, *l4 = data + INNER_L4_OFFSET;
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct F(connection) *e, *out;
+	struct bpf_fib_lookup fib;
+	struct control *ctl = control();
+	struct F(packet) p = {};
+	__be32 saddr_be[ADDRESS_WORDS], daddr_be[ADDRESS_WORDS];
+	u64 difference, outer;
+	u32 active, other = 0, quoted_other = 0;
+	int way = WAY_STACK;
+	u64 now;
+
+	if (!settings || !ctl || !scratch || (void *)(l4 + 8) > end || !F(is_icmp_error)(data, end))
+		return TC_ACT_UNSPEC;
+#if FAMILY == 4
+	if (inner->version != 4 || inner->ihl != 5 || (inner->frag_off & bpf_htons(0x1fff)))
+		return TC_ACT_UNSPEC;
+	p.key.protocol = inner->protocol;
+	p.hop_limit = ip->ttl;
+#else
+	if (inner->version != 6)
+		return TC_ACT_UNSPEC;
+	p.key.protocol = inner->nexthdr;
+	p.hop_limit = ip->hop_limit;
+#endif
+	if (p.key.protocol != IPPROTO_TCP && p.key.protocol != IPPROTO_UDP)
+		return TC_ACT_UNSPEC;
+	/* The answer to the quoted packet would have come with this key. */
+	F(read_addresses)(inner, p.key.daddr_be, p.key.saddr_be);
+	p.key.sport_be = ((struct udphdr *)l4)->dest;
+	p.key.dport_be = ((struct udphdr *)l4)->source;
+	F(read_addresses)(ip, saddr_be, daddr_be);
+	for (int i = 0; i < ADDRESS_WORDS; i++) {
+		other |= saddr_be[i] ^ p.key.saddr_be[i];
+		quoted_other |= daddr_be[i] ^ p.key.daddr_be[i];
+	}
+	if (quoted_other) /* not for who sent the quoted packet */
+		return TC_ACT_UNSPEC;
+	active = (ctl->active ^ SLOT_INVERTED) & 1;
+	now = bpf_ktime_get_coarse_ns();
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
+		return TC_ACT_UNSPEC;
+
+	/* A router on the way keeps its address; the quoted packet's receiver is known by another one. */
+	out = (void *)&scratch->fresh;
+	__builtin_memset(out, 0, sizeof(*out));
+	for (int i = 0; i < ADDRESS_WORDS; i++) {
+		out->saddr_be[i] = other ? saddr_be[i] : e->saddr_be[i];
+		out->daddr_be[i] = e->daddr_be[i];
+	}
+	p.ifindex = ctx->ifindex;
+	if (hook == HOOK_TC_INGRESS && (settings->slot[active].flags & SETTING_FAST_PATH) && p.hop_limit > 1) {
+		u8 protocol = p.key.protocol;
+
+		p.key.protocol = FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
+		way = F(find_way)(ctx, &p, out, &fib, ctl->generation, now);
+		p.key.protocol = protocol;
+	}
+	difference = F(rewrite_quoted)(inner, l4, end, p.key.protocol, e);
+	outer = F(write_addresses)(ip, out->saddr_be, out->daddr_be);
+#if FAMILY == 4
+	if (way != WAY_STACK)
+		ip->ttl--;
+	ip->check = csum_apply(ip->check, outer + (way == WAY_STACK ? 0 :
+			difference16(bpf_htons(p.hop_limit << 8), bpf_htons((p.hop_limit - 1) << 8))));
+	*(u16 *)(icmp + 2) = csum_apply(*(u16 *)(icmp + 2), difference);
+#else
+	if (way != WAY_STACK)
+		ip->hop_limit--;
+	*(u16 *)(icmp + 2) = csum_apply(*(u16 *)(icmp + 2), difference + outer);
+#endif
+	count_outcome(OUTCOME_ICMP);
+	if (way == WAY_NEIGHBOUR)
+		return F(redirect_neighbour)(&fib);
+	if (way == WAY_STACK)
+		return TC_ACT_UNSPEC;
+	__builtin_memcpy(data, out->c.out_dmac, ETH_ALEN);
+	__builtin_memcpy(data + ETH_ALEN, out->c.out_smac, ETH_ALEN);
+	return bpf_redirect(out->c.out_ifindex, 0);
+}
+
+#undef NETWORK_HEADER
+#undef ICMP_OFFSET
+#undef INNER_OFFSET
+#undef INNER_L4_OFFSET
