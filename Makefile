@@ -36,7 +36,7 @@ format: setup ## put the Python files into shape
 	@$(PYTHON) -m ruff format .
 
 bench: setup ## measure (root)
-	@$(PYTHON) -m pytest tests/bench --capture=no
+	@$(PYTHON) -m tests.bench
 
 wheel: setup ## build dist/revproxy-*.whl
 	@$(PYTHON) -m hatchling build --target wheel

@@ -23,6 +23,13 @@ static __always_inline bool F(is_closing)(const struct connection *c)
 	return ((c->own | c->peer) & HEARD_RST) || (c->own & c->peer & HEARD_FIN);
 }
 
+/* Both sides have been heard and, with TCP, one of them beyond its SYN: a server's answer to a forged SYN is not
+ * enough. */
+static __always_inline bool F(is_established)(const struct connection *c)
+{
+	return (c->own & c->peer & HEARD_ANY) && ((c->own | c->peer) & HEARD_PLAIN);
+}
+
 static __always_inline u64 F(idle_limit_ns)(const struct connection *c, u32 active)
 {
 	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
@@ -32,7 +39,7 @@ static __always_inline u64 F(idle_limit_ns)(const struct connection *c, u32 acti
 		return limit_sec * NSEC_PER_SEC;
 	if (F(is_closing)(c))
 		limit_sec = settings->slot[active].closing_sec;
-	else if (!(c->own & c->peer & HEARD_ANY) && limit_sec > settings->slot[active].unanswered_sec)
+	else if (!F(is_established)(c) && limit_sec > settings->slot[active].unanswered_sec)
 		limit_sec = settings->slot[active].unanswered_sec;
 	return limit_sec * NSEC_PER_SEC;
 }
@@ -96,12 +103,14 @@ static __always_inline u32 F(note_hint)(const struct F(connection_key) *key, u32
 }
 
 /* Once the table was full, every new connection removes those that are over among the next few hints, so that it
- * stays usable when nobody sweeps it. */
+ * stays usable when nobody sweeps it; and those that are not established, so that a flood of SYNs keeps nobody out. (The
+ * client's next packet makes the entries again, by the same choice.) Established ones always stay. */
 #define RECLAIM_PLACES 8
+#define FULL_ROUNDS 256 /* so many looks in vain until it no more counts as full */
 static __always_inline void F(reclaim)(u64 now, u32 active)
 {
 	struct hint_head *head = lookup_index(MAPF(HINT), 0);
-	u32 hand, live = 0;
+	u32 hand, removed = 0;
 
 	if (!head || !head->full || !head->slots)
 		return;
@@ -116,18 +125,17 @@ static __always_inline void F(reclaim)(u64 now, u32 active)
 			continue;
 		e = lookup(MAPF(CONNECTION), place);
 		if (e) {
-			if (F(is_alive)(e, place->protocol, now, active)) {
-				live++;
+			if (F(is_established)(&e->c) && F(is_alive)(e, place->protocol, now, active))
 				continue;
-			}
 			F(reverse_key)(e, place->protocol, &other);
 			bpf_map_delete_elem(MAPF(CONNECTION), &other);
 			bpf_map_delete_elem(MAPF(CONNECTION), place);
 			count_outcome(OUTCOME_RECLAIMED);
+			removed = 1;
 		}
 		place->protocol = 0;
 	}
-	head->full = live; /* 0: this part of the table is free again */
+	head->full = head->full - 1 + removed;
 }
 
 /* 0 or the helper's error. */
@@ -139,7 +147,7 @@ static __always_inline long F(insert)(const struct F(connection_key) *key, const
 	if (error == -E2BIG) {
 		head = lookup_index(MAPF(HINT), 0);
 		if (head)
-			head->full = 1;
+			head->full = FULL_ROUNDS;
 	}
 	return error;
 }

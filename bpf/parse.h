@@ -152,8 +152,7 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 
 		if ((void *)(tcp + 1) > end)
 			return false;
-		if (tcp->syn)
-			p->heard |= HEARD_SYN;
+		p->heard |= tcp->syn ? HEARD_SYN : HEARD_PLAIN;
 		if (tcp->fin)
 			p->heard |= HEARD_FIN;
 		if (tcp->rst)
@@ -162,6 +161,7 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 		l4_header = tcp->doff * 4;
 		check = tcp->check;
 	} else if (p->key.protocol == IPPROTO_UDP) {
+		p->heard |= HEARD_PLAIN;
 		check = ((struct udphdr *)l4)->check;
 	} else {
 		return false;

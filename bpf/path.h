@@ -377,7 +377,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 		return TC_ACT_UNSPEC;
 	p.key.sport_be = ports->sport_be;
 	p.key.dport_be = ports->dport_be;
-	p.heard = HEARD_ANY;
+	p.heard = HEARD_ANY | HEARD_PLAIN;
 	p.l4_offset = 0;
 	active = (ctl->active ^ SLOT_INVERTED) & 1;
 	now = bpf_ktime_get_coarse_ns();

@@ -171,6 +171,7 @@ struct connection_key6 {
 #define HEARD_SYN 2u
 #define HEARD_FIN 4u
 #define HEARD_RST 8u
+#define HEARD_PLAIN 16u /* anything but a SYN: for TCP, the handshake was completed */
 
 #define OUT_XDP 1u /* the way out takes frames redirected by XDP */
 
@@ -223,7 +224,7 @@ struct connection6 {
 struct hint_head {
 	u32 slots; /* n */
 	u32 hand;  /* where to look next */
-	u32 full;  /* the table took no entry lately: each new connection looks for room first */
+	u32 full;  /* above 0: the table took no entry lately, and each new connection looks for room first */
 };
 
 /* scratch[0], per CPU: what one program leaves for the one it calls, and entries being made, which the stack has no

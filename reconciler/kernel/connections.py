@@ -192,7 +192,7 @@ def _count(row: Any, counter: str) -> int:
 
 
 def state_name(protocol: int, own: int, peer: int) -> str:
-    """``own`` and ``peer``: the HEARD bits of either direction. TCP: ``syn`` until both sides have been heard,
+    """``own`` and ``peer``: the HEARD bits of either direction. TCP: ``syn`` until the handshake is complete,
     ``established``, ``closing`` after a FIN from one side, ``closed`` after both or a RST. UDP: ``unreplied``,
     ``established``."""
     answered = bool(own & peer & C["HEARD_ANY"])
@@ -202,7 +202,7 @@ def state_name(protocol: int, own: int, peer: int) -> str:
         return "closed"
     if (own | peer) & C["HEARD_FIN"]:
         return "closing"
-    return "established" if answered else "syn"
+    return "established" if answered and (own | peer) & C["HEARD_PLAIN"] else "syn"
 
 
 # -- counting ------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def expired_entries(table: Table, settings: Any, now_ns: int) -> npt.NDArray[np.
     common = table.values["c"]
     heard, both = common["own"] | common["peer"], common["own"] & common["peer"]
     closing = (heard & C["HEARD_RST"] != 0) | (both & C["HEARD_FIN"] != 0)
-    unanswered = both & C["HEARD_ANY"] == 0
+    unanswered = (both & C["HEARD_ANY"] == 0) | (heard & C["HEARD_PLAIN"] == 0)
     limit_sec = common["idle_sec"].astype(np.int64)
     limit_sec = np.where(unanswered, np.minimum(limit_sec, int(settings["unanswered_sec"])), limit_sec)
     limit_sec = np.where(closing, int(settings["closing_sec"]), limit_sec)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from reconciler.kernel import bpf
 
-HEADER_BYTES = 80
+HEADER_BYTES = 80  # at most
 _VALUE = struct.Struct(f"<{HEADER_BYTES}sQQ")  # headers, counter, mask
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = range(11)
@@ -33,7 +33,7 @@ def load_map(register: int, fd: int) -> bytes:
     return instruction(0x18, register, 1, 0, fd) + instruction(0)
 
 
-def _assemble(state_fd: int, programs_fd: int, vary_offset: int) -> bytes:
+def _assemble(state_fd: int, programs_fd: int, vary_offset: int, restored: int) -> bytes:
     body = [
         instruction(MOVE, R6, R1),
         instruction(0x62, R10, 0, -4, 0),  # *(u32 *)(fp - 4) = 0
@@ -46,11 +46,10 @@ def _assemble(state_fd: int, programs_fd: int, vary_offset: int) -> bytes:
         instruction(LOAD32, R7, R6, 0),  # data
         instruction(LOAD32, R8, R6, 4),  # data_end
         instruction(MOVE, R9, R7),
-        instruction(ADD_K, R9, 0, 0, HEADER_BYTES),
+        instruction(ADD_K, R9, 0, 0, restored),
     ]
     restore = b"".join(
-        instruction(LOAD64, R3, R0, offset) + instruction(STORE64, R7, R3, offset)
-        for offset in range(0, HEADER_BYTES, 8)
+        instruction(LOAD64, R3, R0, offset) + instruction(STORE64, R7, R3, offset) for offset in range(0, restored, 8)
     )
     vary = b"".join(
         [
@@ -81,19 +80,21 @@ def _assemble(state_fd: int, programs_fd: int, vary_offset: int) -> bytes:
 
 @dataclass
 class Wrapper:
-    """The wrapper, loaded. ``vary_offset``: where in the frame the 32-bit word is that the counter is added to."""
+    """The wrapper, loaded. ``vary_offset``: where in the frame the 32-bit word is that the counter is added to;
+    ``restored``: how many bytes of the frame are put back, a multiple of 8 up to 80."""
 
     vary_offset: int
+    restored: int
 
     def __post_init__(self) -> None:
         self.state = bpf.map_create(2, "bench_state", 4, _VALUE.size, 1)
         self.programs = bpf.map_create(3, "bench_programs", 4, 4, 1)
-        code = _assemble(self.state, self.programs, self.vary_offset)
+        code = _assemble(self.state, self.programs, self.vary_offset, self.restored)
         self.fd = bpf.prog_load(bpf.PROG_TYPE_XDP, "bench_wrapper", "Dual BSD/GPL", code)
 
     def prepare(self, frame: bytes, program_fd: int, mask: int) -> None:
-        """Use this frame's first 64 bytes, this program, and this many flows minus one (0: one flow)."""
-        value = ctypes.create_string_buffer(_VALUE.pack(frame[:HEADER_BYTES], 0, mask))
+        """Use this frame's first bytes, this program, and this many flows minus one (0: one flow)."""
+        value = ctypes.create_string_buffer(_VALUE.pack(frame[: self.restored], 0, mask))
         key, fd = ctypes.c_uint32(0), ctypes.c_uint32(program_fd)
         bpf.map_update(self.state, ctypes.addressof(key), ctypes.addressof(value))
         bpf.map_update(self.programs, ctypes.addressof(key), ctypes.addressof(fd))

@@ -320,7 +320,7 @@ def connection_entry(
     ids: tuple[int, int] = (1, 1),
     protocol: int = 6,
     times_ns: tuple[int, int] = (0, 0),
-    heard: tuple[int, int] = (3, 3),
+    heard: tuple[int, int] = (19, 3),
     idle_sec: int = 60,
     counts: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, sm
 
 SECOND = 1_000_000_000
 NOW = 10_000 * SECOND
-ANY, SYN, FIN, RST = (layout.CONSTANTS[f"HEARD_{name}"] for name in ("ANY", "SYN", "FIN", "RST"))
+ANY, SYN, FIN, RST, PLAIN = (layout.CONSTANTS[f"HEARD_{name}"] for name in ("ANY", "SYN", "FIN", "RST", "PLAIN"))
 CLIENT, LISTEN, TARGET = "198.51.100.1:40000", "192.0.2.1:80", "10.0.0.1:8080"
 
 
@@ -89,7 +89,8 @@ def test_unknown_proxy(maps: Maps) -> None:
     ("protocol", "own", "peer", "name"),
     [
         (6, ANY | SYN, 0, "syn"),
-        (6, ANY | SYN, ANY | SYN, "established"),
+        (6, ANY | SYN, ANY | SYN, "syn"),
+        (6, ANY | SYN | PLAIN, ANY | SYN, "established"),
         (6, ANY | SYN, ANY | SYN | FIN, "closing"),
         (6, ANY | FIN, ANY | FIN, "closed"),
         (6, ANY, ANY | RST, "closed"),
@@ -106,13 +107,13 @@ def test_state_names(protocol: int, own: int, peer: int, name: str) -> None:
 @pytest.mark.parametrize(
     ("heard", "idle_sec", "limit_sec"),
     [
-        ((ANY, ANY), 60, 60),
+        ((ANY | PLAIN, ANY | PLAIN), 60, 60),
         ((ANY, 0), 60, 30),
         ((ANY, 0), 20, 20),
         ((ANY | FIN, ANY | FIN), 60, 10),
         ((ANY, ANY | RST), 60, 10),
-        ((ANY | FIN, ANY), 60, 60),
-        ((ANY, ANY), 0, 1),
+        ((ANY | FIN | PLAIN, ANY), 60, 60),
+        ((ANY | PLAIN, ANY | PLAIN), 0, 1),
     ],
 )
 def test_expiry(maps: Maps, heard: tuple[int, int], idle_sec: int, limit_sec: int) -> None:
