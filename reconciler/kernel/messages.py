@@ -1,19 +1,42 @@
 """The netlink messages spoken here that pyroute2 lacks, declared in its own way.
 
-Addresses, routes and families are pyroute2's. Of links and filters it would do, were it not that its filters have
-neither program id nor tag, that Debian 12's 0.7.2 sends XDP flags in the wrong byte order, and that decoding every
-attribute of an interface takes several times as long as decoding these. Attributes not named here are skipped.
+Addresses, routes and families are pyroute2's. Its links and filters would do, were it not that its filters have neither
+program id nor tag, that 0.7.2 (Debian 12's) sends XDP flags in the wrong byte order, and that they decode all there is.
 
-Formats: include/uapi/linux/if_link.h, rtnetlink.h, pkt_cls.h and netdev.h. The classes derive from ``nlmsg`` directly:
-pyroute2 compiles a class's attributes once, and a subclass would get its parent's.
+Formats: include/uapi/linux/if_link.h, rtnetlink.h, pkt_cls.h and netdev.h.
 """
 
 from __future__ import annotations
 
+import struct
+from typing import Final
+
 from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg
 
+_TYPE_MASK: Final = 0x3FFF
 
-class LinkMessage(nlmsg):
+
+class SparseMessage(nlmsg):
+    """Decodes only what ``nla_map`` names (by number), where pyroute2 makes objects of everything there is.
+
+    An interface has fifty attributes, and hosts have hundreds of interfaces: that is most of the time of looking.
+    """
+
+    length: int  # of the message, as pyroute2 read it
+
+    def decode_nlas(self, offset: int) -> None:
+        """Have pyroute2 decode each of ours, with the message as if it ended there."""
+        wanted, length = {number for number, *_ in self.nla_map}, self.length
+        while offset + 4 <= self.offset + length:
+            size, kind = struct.unpack_from("=HH", self.data, offset)
+            if kind & _TYPE_MASK in wanted:
+                self.length = offset + size - self.offset
+                super().decode_nlas(offset)
+                self.length = length
+            offset += max(size + 3 & ~3, 4)
+
+
+class LinkMessage(SparseMessage):
     """``struct ifinfomsg`` and what is asked of an interface, or set on it."""
 
     fields = (("family", "B"), ("pad", "x"), ("type", "H"), ("index", "i"), ("flags", "I"), ("change", "I"))
@@ -42,7 +65,7 @@ class LinkMessage(nlmsg):
         )
 
 
-class TcMessage(nlmsg):
+class TcMessage(SparseMessage):
     """``struct tcmsg`` of qdiscs and filters. The options are those of a BPF filter: of no other kind are they read."""
 
     fields = (("family", "B"), ("pad", "3x"), ("index", "i"), ("handle", "I"), ("parent", "I"), ("info", "I"))
@@ -65,7 +88,7 @@ class TcMessage(nlmsg):
         )
 
 
-class DeviceMessage(nlmsg):
+class DeviceMessage(SparseMessage):
     """An interface in the generic netlink family "netdev" (Documentation/netlink/specs/netdev.yaml)."""
 
     fields = (("cmd", "B"), ("version", "B"), ("reserved", "H"))

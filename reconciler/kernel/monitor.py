@@ -138,7 +138,7 @@ class Monitor:
                 yield Event(Subject.EVERYTHING)
                 continue
             for message in self._socket.marshal.parse(data):
-                subject = _SUBJECTS.get(message["header"]["type"])
+                subject = _SUBJECTS.get(message["header"].get("type"))
                 if subject is not None:
                     yield Event(subject, message["index"] if subject in _WITH_IFINDEX else None)
 

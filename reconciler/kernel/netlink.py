@@ -149,6 +149,8 @@ class Netlink:
         (outcome,) = self.batch((request,))
         if isinstance(outcome, OSError):
             raise outcome
+        if not outcome:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return outcome[0]
 
     def change(self, request: Request) -> None:
@@ -183,14 +185,15 @@ class Netlink:
         decoded = self._socket.nlm_request_batch(messages, noraise=True)
         answers: dict[int, list[Answer]] = {message["header"]["sequence_number"]: [] for message in messages}
         for message in decoded:
-            if message["header"]["type"] >= NLMSG_MIN_TYPE:
-                answers[message["header"]["sequence_number"]].append(Answer(message))
+            header = message["header"]
+            if header["type"] >= NLMSG_MIN_TYPE and header["sequence_number"] in answers:
+                answers[header["sequence_number"]].append(Answer(message))
         return [self._errors.get(number) or tuple(found) for number, found in answers.items()]
 
     def _look(self, message: nlmsg) -> None:
         header = message["header"]
-        if self._dumping:
-            header["flags"] = header.get("flags", 0) | NLM_F_MULTI  # pyroute2 stops without, but "netdev" never sets it
+        if self._dumping and header.get("type", 0) >= NLMSG_MIN_TYPE:
+            header["flags"] |= NLM_F_MULTI  # without, pyroute2 takes it for the last; the family "netdev" never sets it
         if header.get("flags", 0) & NLM_F_DUMP_INTR:
             self._interrupted = True
             header["flags"] &= ~NLM_F_DUMP_INTR  # pyroute2 0.7 would stop in the middle of the dump

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from reconciler.kernel import host, xdp
+from reconciler.kernel import genetlink, host, xdp
 from reconciler.kernel.xdp import XdpStatus
 from reconciler.state.facts import HostFacts, Route, RouteKind
 from reconciler.state.objects import IPAddress, XdpMode
@@ -85,6 +86,17 @@ def test_veth_takes_redirected_frames_once_its_peer_runs_xdp() -> None:
     peer = socket.if_nametoindex("vb")
     xdp.attach(XdpStatus(peer, "vb", {}), XdpMode.NATIVE, load_xdp(), None, GATEWAY)
     assert facts().interfaces["va"].xdp_transmit is True
+
+
+def test_features_of_more_interfaces_than_fit_into_one_message() -> None:
+    if genetlink.xdp_features() is None:
+        pytest.skip("no netdev family before Linux 6.3")
+    lines = "".join(f"link add a{number} type veth peer name b{number}\n" for number in range(300))
+    subprocess.run(["ip", "-batch", "-"], input=lines, text=True, check=True)
+    features = genetlink.xdp_features()
+    assert features
+    assert features.keys() == {index for index, _ in socket.if_nameindex()}
+    assert len(features) > 600
 
 
 def test_without_the_netdev_family_the_driver_decides(monkeypatch: pytest.MonkeyPatch) -> None:

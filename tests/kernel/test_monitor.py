@@ -9,7 +9,7 @@ import time
 import pytest
 
 from reconciler.kernel.monitor import Event, Monitor, Subject
-from tests.kernel.network import add_veth, command
+from tests.kernel.network import add_veth, command, enter_new_namespace
 
 pytestmark = pytest.mark.own_namespace
 PATIENCE_SEC = 10.0
@@ -61,6 +61,38 @@ def test_deleted_clsact_is_told() -> None:
     with Monitor() as monitor:
         command("tc qdisc del dev va clsact")
         wait_for(monitor, Event(Subject.TC, ifindex))
+
+
+def test_all_that_waits_comes_at_once_and_each_once() -> None:
+    ifindex = add_veth()
+    with Monitor() as monitor:
+        while monitor.read(0.05):
+            pass
+        for number in range(20):
+            command(f"ip link set va mtu {1300 + number}")
+        events = monitor.read(PATIENCE_SEC)
+        assert events
+        assert events.count(Event(Subject.LINK, ifindex)) == 1
+        assert monitor.read(0.05) == ()
+
+
+def test_reader_in_another_namespace_is_told_of_the_makers() -> None:
+    with Monitor() as monitor:
+        moved, told = threading.Event(), threading.Event()
+
+        def read() -> None:
+            enter_new_namespace()
+            moved.set()
+            while not told.is_set():
+                if Subject.ADDRESS in {event.subject for event in monitor.read() or ()}:
+                    told.set()
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        assert moved.wait(PATIENCE_SEC)
+        command("ip addr add 192.0.2.1/32 dev lo")
+        assert told.wait(PATIENCE_SEC)
+        reader.join()
 
 
 def test_nothing_within_the_timeout() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -61,6 +63,27 @@ def test_attach_makes_clsact_and_detach_removes_it() -> None:
     assert attach(own) == []
     tc.detach(query(), own, GATEWAY)
     assert "clsact" not in command("tc qdisc show dev va")
+
+
+def test_clsact_is_sent_together_with_the_filter_that_tells_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed between the two would leave a clsact that nobody knows."""
+    add_veth()
+    own = own_programs()
+    sent: list[bytes] = []
+    for name in ("send", "sendto"):
+        monkeypatch.setattr(socket.socket, name, _recording(getattr(socket.socket, name), sent))
+    attach(own)
+    (with_clsact,) = [data for data in sent if struct.pack("=HH", 11, 1) + b"clsact\0" in data]  # TCA_KIND
+    assert f"revproxy:{own.instance},clsact".encode() in with_clsact
+
+
+def _recording(send: Callable[..., int], sent: list[bytes]) -> Callable[..., int]:
+    def record(self: socket.socket, data: bytes, *arguments: object) -> int:
+        if self.family == socket.AF_NETLINK:
+            sent.append(bytes(data))
+        return send(self, data, *arguments)
+
+    return record
 
 
 def test_clsact_that_was_there_stays() -> None:
