@@ -21,7 +21,7 @@ lab-down: setup ## take the lab down
 	@$(PYTHON) packaging/lab/lab.py down
 
 test: setup ## all tests; without root those that need none
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n auto --dist worksteal
 
 unit: setup ## the tests that need neither root nor a kernel
 	@$(PYTHON) -m pytest tests/unit

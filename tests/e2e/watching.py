@@ -15,7 +15,17 @@ from reconciler.kernel.maps import Maps
 from tests.e2e.instance import Instance
 from tests.kernel.kernelmaps import dump
 
-MOVING = ("connection4", "connection6", "target_stats", "outcome", "scratch")
+MOVING = (
+    "connection4",
+    "connection6",
+    "fragment4",
+    "fragment6",
+    "hint4",
+    "hint6",
+    "outcome",
+    "scratch",
+    "target_stats",
+)
 """Maps that the programs write."""
 
 
