@@ -82,18 +82,20 @@ static __always_inline u32 F(connection_hash)(const struct F(connection_key) *ke
 }
 
 /* Where a proxy sends this client: a source route's destination, else the default. */
-static __always_inline u32 F(destination)(const struct proxy *proxy, u32 proxy_id, const struct F(connection_key) *key,
-					  u32 active)
+static __always_inline u32 F(destination)(const struct proxy *proxy, const struct F(connection_key) *key,
+					  struct scratch *scratch, u32 active)
 {
 	u8 has_routes = FAMILY == 4 ? PROXY_ROUTES4 : PROXY_ROUTES6;
 
 	if (proxy->flags & has_routes) {
-		struct F(route_key) route_key = { .prefixlen = 32 + 32 * ADDRESS_WORDS, .proxy = proxy_id };
+		struct F(route_key) *route_key = (void *)&scratch->key;
 		struct route_slots *route;
 
+		route_key->prefixlen = 32 + 32 * ADDRESS_WORDS;
+		route_key->proxy = scratch->proxy;
 		for (int i = 0; i < ADDRESS_WORDS; i++)
-			route_key.addr_be[i] = key->saddr_be[i];
-		route = lookup(MAPF(ROUTE), &route_key);
+			route_key->addr_be[i] = key->saddr_be[i];
+		route = lookup(MAPF(ROUTE), route_key);
 		if (route && route->slot[active].dest)
 			return route->slot[active].dest;
 	}

@@ -27,4 +27,11 @@ static __always_inline u16 csum_apply(u16 check, u64 difference)
 	return ~csum_fold64((u16)~check + difference);
 }
 
+/* The sum over the whole packet, where the driver gave one, learns of a difference that nothing in the packet balances.
+ * Fails where there is no such sum. Folded, since bcc 0.26 declares the argument with 16 bits. */
+static __always_inline void csum_update(struct __sk_buff *skb, u64 difference)
+{
+	bpf_csum_update(skb, csum_fold64(difference));
+}
+
 #endif

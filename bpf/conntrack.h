@@ -107,7 +107,7 @@ static __always_inline u32 F(note_hint)(const struct F(connection_key) *key, u32
  * client's next packet makes the entries again, by the same choice.) Established ones always stay. */
 #define RECLAIM_PLACES 8
 #define FULL_ROUNDS 256 /* so many looks in vain until it no more counts as full */
-static __always_inline void F(reclaim)(u64 now, u32 active)
+static __always_inline void F(reclaim)(u64 now, u32 active, struct F(connection_key) *other)
 {
 	struct hint_head *head = lookup_index(MAPF(HINT), 0);
 	u32 hand, removed = 0;
@@ -118,7 +118,6 @@ static __always_inline void F(reclaim)(u64 now, u32 active)
 	head->hand = hand + RECLAIM_PLACES;
 	for (u32 i = 0; i < RECLAIM_PLACES; i++) {
 		struct F(connection_key) *place = lookup_index(MAPF(HINT), 1 + (hand + i) % head->slots);
-		struct F(connection_key) other;
 		struct F(connection) *e;
 
 		if (!place || !place->protocol)
@@ -127,8 +126,8 @@ static __always_inline void F(reclaim)(u64 now, u32 active)
 		if (e) {
 			if (F(is_established)(&e->c) && F(is_alive)(e, place->protocol, now, active))
 				continue;
-			F(reverse_key)(e, place->protocol, &other);
-			bpf_map_delete_elem(MAPF(CONNECTION), &other);
+			F(reverse_key)(e, place->protocol, other);
+			bpf_map_delete_elem(MAPF(CONNECTION), other);
 			bpf_map_delete_elem(MAPF(CONNECTION), place);
 			count_outcome(OUTCOME_RECLAIMED);
 			removed = 1;

@@ -32,14 +32,19 @@ static __always_inline u32 device_flags(u32 ifindex)
  * that forwarding is disabled there; it is then asked as from lo, whose setting user space has seen to: to serve,
  * the host need not become a router for everybody. */
 static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, struct F(connection) *e,
-				       struct bpf_fib_lookup *fib, u32 generation, u64 now)
+				       struct scratch *scratch, u32 generation, u64 now)
 {
+	struct bpf_fib_lookup *fib;
 	long result;
 
+	if (!scratch)
+		return WAY_STACK;
+	fib = (void *)scratch->fib;
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->l4_protocol = p->key.protocol;
 	fib->sport = e->sport_be;
 	fib->dport = e->dport_be;
+	fib->tot_len = p->length; /* makes the answer the route's MTU, where that is smaller than the interface's */
 	fib->ifindex = p->ifindex;
 #if FAMILY == 4
 	fib->family = 2; /* AF_INET */
@@ -65,17 +70,30 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 	e->c.out_mtu = fib->mtu_result ?: 0xffff;
 	__builtin_memcpy(e->c.out_dmac, fib->dmac, ETH_ALEN);
 	__builtin_memcpy(e->c.out_smac, fib->smac, ETH_ALEN);
-	e->c.out_flags = 0;
-	if (fib->ifindex == p->ifindex || (device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT))
-		e->c.out_flags = OUT_XDP;
+	e->c.out_flags = device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT ? OUT_XDP : 0;
 	e->c.out_generation = generation;
 	e->c.out_ns = now;
 	return WAY_CACHED;
 }
 
-/* TC: to the next hop that fib names; the kernel finds its hardware address and holds the packet meanwhile. */
-static __always_inline int F(redirect_neighbour)(const struct bpf_fib_lookup *fib)
+/* Whether the stack takes this packet only as one that came in by lo, where it accepts an address of this host as
+ * source (user space has seen to that), and ::1 as destination. Nothing from the wire comes in by lo, so nothing is
+ * opened to it. */
+static __always_inline bool F(goes_through_loopback)(const struct F(connection) *e)
 {
+	if (e->c.flags & CONNECTION_FULLNAT)
+		return true;
+#if FAMILY == 6
+	return !(e->daddr_be[0] | e->daddr_be[1] | e->daddr_be[2]) && e->daddr_be[3] == bpf_htonl(1);
+#else
+	return false;
+#endif
+}
+
+/* TC: to the next hop that find_way has found; the kernel finds its hardware address and holds the packet meanwhile. */
+static __always_inline int F(redirect_neighbour)(const struct scratch *scratch)
+{
+	const struct bpf_fib_lookup *fib = (void *)scratch->fib;
 	struct bpf_redir_neigh next = { .nh_family = fib->family };
 
 	for (int i = 0; i < 4; i++)

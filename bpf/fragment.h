@@ -15,7 +15,11 @@ static __always_inline void F(fragment_key)(const struct F(packet) *p, struct F(
 
 static __always_inline void F(remember_fragment)(const struct F(packet) *p)
 {
-	struct fragment ports = { .sport_be = p->key.sport_be, .dport_be = p->key.dport_be };
+	struct fragment ports = {
+		.sport_be = p->key.sport_be,
+		.dport_be = p->key.dport_be,
+		.protocol = p->key.protocol,
+	};
 	struct F(fragment_key) key;
 
 	F(fragment_key)(p, &key);

@@ -62,9 +62,10 @@ static __always_inline u64 F(write_addresses)(NETWORK_HEADER *ip, const __be32 *
 	return difference;
 }
 
-/* Rewrites the quoted packet to what the receiver of the error once sent; returns the difference to a sum over it. */
+/* Rewrites the quoted packet, of whose transport header and data so many bytes are there, to what the receiver of the
+ * error once sent; returns the difference to a sum over it. */
 static __always_inline u64 F(rewrite_quoted)(NETWORK_HEADER *inner, u8 *l4, void *end, u8 protocol,
-					     const struct F(connection) *e)
+					     u32 quoted, const struct F(connection) *e)
 {
 	struct udphdr *ports = (void *)l4;
 	u64 addresses, changes, difference;
@@ -86,7 +87,7 @@ static __always_inline u64 F(rewrite_quoted)(NETWORK_HEADER *inner, u8 *l4, void
 	difference += changes;
 	if (protocol == IPPROTO_UDP && ports->check)
 		check = (__be16 *)(l4 + 6);
-	else if (protocol == IPPROTO_TCP && l4 + 18 <= (u8 *)end) /* only eight bytes need be quoted */
+	else if (protocol == IPPROTO_TCP && quoted >= 18 && l4 + 18 <= (u8 *)end) /* only eight bytes need be quoted */
 		check = (__be16 *)(l4 + 16);
 	if (check) {
 		u16 before = *check, after = csum_apply(before, addresses + changes);
@@ -108,12 +109,12 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	u8 *icmp = data + ICMP_OFFSET, *l4 = data + INNER_L4_OFFSET;
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
 	struct F(connection) *e, *out;
-	struct bpf_fib_lookup fib;
 	struct control *ctl = control();
 	struct F(packet) p = {};
 	__be32 saddr_be[ADDRESS_WORDS], daddr_be[ADDRESS_WORDS];
 	u64 difference, outer;
 	u32 active, other = 0, quoted_other = 0;
+	bool loopback;
 	int way = WAY_STACK;
 	u64 now;
 
@@ -122,14 +123,20 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 #if FAMILY == 4
 	if (inner->version != 4 || inner->ihl != 5 || (inner->frag_off & bpf_htons(0x1fff)))
 		return TC_ACT_UNSPEC;
+	if (ip->version != 4)
+		return TC_ACT_UNSPEC;
 	p.key.protocol = inner->protocol;
 	p.hop_limit = ip->ttl;
+	p.length = bpf_ntohs(ip->tot_len);
 #else
-	if (inner->version != 6)
+	if (ip->version != 6 || inner->version != 6)
 		return TC_ACT_UNSPEC;
 	p.key.protocol = inner->nexthdr;
 	p.hop_limit = ip->hop_limit;
+	p.length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 #endif
+	if (p.length < INNER_L4_OFFSET - ETH_HLEN + 8 || ctx->len < ETH_HLEN + p.length)
+		return TC_ACT_UNSPEC;
 	if (p.key.protocol != IPPROTO_TCP && p.key.protocol != IPPROTO_UDP)
 		return TC_ACT_UNSPEC;
 	/* The answer to the quoted packet would have come with this key. */
@@ -148,6 +155,10 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
 		return TC_ACT_UNSPEC;
+	/* As with packets: those to an address of this host are taken when they come in. */
+	loopback = F(goes_through_loopback)(e);
+	if (hook == HOOK_TC_EGRESS && loopback)
+		return TC_ACT_UNSPEC;
 
 	/* A router on the way keeps its address; the quoted packet's receiver is known by another one. */
 	out = (void *)&scratch->fresh;
@@ -161,10 +172,13 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		u8 protocol = p.key.protocol;
 
 		p.key.protocol = FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-		way = F(find_way)(ctx, &p, out, &fib, ctl->generation, now);
+		way = F(find_way)(ctx, &p, out, scratch, ctl->generation, now);
 		p.key.protocol = protocol;
 	}
-	difference = F(rewrite_quoted)(inner, l4, end, p.key.protocol, e);
+	/* What comes through the stack gets its new source, an address of this host, when it leaves. */
+	if (way == WAY_STACK && hook == HOOK_TC_INGRESS && (e->c.flags & CONNECTION_REPLY) && !loopback)
+		return TC_ACT_UNSPEC;
+	difference = F(rewrite_quoted)(inner, l4, end, p.key.protocol, p.length - (INNER_L4_OFFSET - ETH_HLEN), e);
 	outer = F(write_addresses)(ip, out->saddr_be, out->daddr_be);
 #if FAMILY == 4
 	if (way != WAY_STACK)
@@ -173,13 +187,19 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 			difference16(bpf_htons(p.hop_limit << 8), bpf_htons((p.hop_limit - 1) << 8))));
 	*(u16 *)(icmp + 2) = csum_apply(*(u16 *)(icmp + 2), difference);
 #else
-	if (way != WAY_STACK)
+	if (way != WAY_STACK) {
 		ip->hop_limit--;
+		csum_update(ctx, difference16(bpf_htons(p.hop_limit), bpf_htons(p.hop_limit - 1)));
+	}
 	*(u16 *)(icmp + 2) = csum_apply(*(u16 *)(icmp + 2), difference + outer);
 #endif
 	count_outcome(OUTCOME_ICMP);
 	if (way == WAY_NEIGHBOUR)
-		return F(redirect_neighbour)(&fib);
+		return F(redirect_neighbour)(scratch);
+	if (way == WAY_STACK && loopback) {
+		__builtin_memset(data, 0, 2 * ETH_ALEN);
+		return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
+	}
 	if (way == WAY_STACK)
 		return TC_ACT_UNSPEC;
 	__builtin_memcpy(data, out->c.out_dmac, ETH_ALEN);

@@ -6,6 +6,7 @@
 
 #define REWRITE_HOP 1u /* one hop further */
 #define REWRITE_MAC 2u /* with the entry's hardware addresses */
+#define REWRITE_LOOPBACK 4u /* with those of lo, all zero */
 
 static __always_inline u64 difference16(u16 before, u16 after)
 {
@@ -27,6 +28,12 @@ static __always_inline int F(rewrite_checksum_tc)(struct __sk_buff *skb, const s
 	u64 mangled = udp ? BPF_F_MARK_MANGLED_0 : 0;
 	u32 folded = csum_fold32(addresses);
 
+	if (p->unchecked) {
+		/* No checksum to balance the changes. The sum over the whole packet, where the driver gave one, learns
+		 * of those that the IP header's does not balance either. */
+		csum_update(skb, ports + (FAMILY == 6 ? addresses + hop : 0));
+		return 0;
+	}
 	if (bpf_l4_csum_replace(skb, offset, 0, folded, BPF_F_PSEUDO_HDR | mangled))
 		return -1;
 	if (bpf_l4_csum_replace(skb, offset, 0, csum_fold32(ports), mangled))
@@ -35,7 +42,7 @@ static __always_inline int F(rewrite_checksum_tc)(struct __sk_buff *skb, const s
 	/* IPv6 has no header checksum to balance the new addresses, so the sum over the whole packet, where the
 	 * driver gave one, is right as it was: the helper's change to it is taken back, the hop limit's made. Fails
 	 * where there is no such sum. */
-	bpf_csum_update(skb, csum_fold32((u64)folded + hop));
+	csum_update(skb, addresses + hop);
 #endif
 	return 0;
 }
@@ -63,6 +70,8 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 				    difference16(bpf_htons(p->hop_limit), bpf_htons(p->hop_limit - 1));
 	if (hook != HOOK_XDP && p->l4_offset && F(rewrite_checksum_tc)(ctx, p, addresses, ports, hop))
 		return -1;
+	if (FAMILY == 6 && hook != HOOK_XDP && !p->l4_offset) /* a later fragment: nothing in it balances */
+		csum_update(ctx, addresses + hop);
 
 	data = packet_start(ctx, hook);
 	end = packet_end(ctx, hook);
@@ -106,6 +115,8 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 	if (what & REWRITE_MAC) {
 		__builtin_memcpy(eth->h_dest, e->c.out_dmac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, e->c.out_smac, ETH_ALEN);
+	} else if (what & REWRITE_LOOPBACK) {
+		__builtin_memset(eth->h_dest, 0, 2 * ETH_ALEN);
 	}
 	return 0;
 }

@@ -14,6 +14,7 @@ struct F(packet) {
 	u8 heard;       /* HEARD_* of this packet */
 	u8 opens;       /* a TCP SYN without ACK */
 	u8 fragment;    /* FRAGMENT_* */
+	u8 unchecked;   /* UDP without a checksum */
 	u8 partial;     /* only the pseudo-header is in the checksum: the rest is left to the sender's offload */
 };
 
@@ -62,6 +63,7 @@ static __always_inline u32 parse_network6(void *data, void *end, struct packet6 
 {
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	u32 offset = 0;
+	bool cut = false;
 	u8 next;
 
 	if ((void *)(ip + 1) > end)
@@ -88,6 +90,9 @@ static __always_inline u32 parse_network6(void *data, void *end, struct packet6 
 		if (next == IPPROTO_FRAGMENT) {
 			u16 field = bpf_ntohs(*(__be16 *)(extension + 2));
 
+			if (cut)
+				return 0;
+			cut = true;
 			p->id = *(u32 *)(extension + 4);
 			if (field & 0xfff8)
 				p->fragment = FRAGMENT_LATER;
@@ -133,10 +138,15 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 	p->ifindex = ingress_ifindex(ctx, hook);
 	p->segments = 1;
 	p->bytes = p->length;
-	/* Fragments are TC's: it has the memory of which belong together. */
-	if (!offset || p->fragment == FRAGMENT_LATER || (hook == HOOK_XDP && p->fragment))
+	/* Not well-formed, or longer than the frame: not for us to judge. */
+	if (!offset || frame_length(ctx, hook) < ETH_HLEN + p->length) {
+		p->fragment = FRAGMENT_NONE;
 		return false;
-	if (l4 + sizeof(struct udphdr) > end)
+	}
+	/* Fragments are TC's: it has the memory of which belong together. */
+	if (p->fragment == FRAGMENT_LATER || (hook == HOOK_XDP && p->fragment))
+		return false;
+	if (p->payload < sizeof(struct udphdr) || l4 + sizeof(struct udphdr) > end)
 		return false;
 	p->key.sport_be = ((struct udphdr *)l4)->source;
 	p->key.dport_be = ((struct udphdr *)l4)->dest;
@@ -150,7 +160,7 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 	if (p->key.protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 
-		if ((void *)(tcp + 1) > end)
+		if (p->payload < sizeof(*tcp) || (void *)(tcp + 1) > end)
 			return false;
 		p->heard |= tcp->syn ? HEARD_SYN : HEARD_PLAIN;
 		if (tcp->fin)
@@ -163,22 +173,23 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 	} else if (p->key.protocol == IPPROTO_UDP) {
 		p->heard |= HEARD_PLAIN;
 		check = ((struct udphdr *)l4)->check;
+		p->unchecked = !check;
 	} else {
 		return false;
 	}
 	if (hook == HOOK_XDP) {
-		/* Longer than the frame: not for us to judge. */
-		if (frame_length(ctx, hook) < ETH_HLEN + p->length)
-			return false;
 		/* A finished checksum equals this once in 65536 packets; TC treats those rightly too. */
 		p->partial = check == F(pseudo_header)(&p->key, p->payload);
 	} else {
 		struct __sk_buff *skb = ctx;
 
-		if (skb->gso_segs > 1) {
-			p->segments = skb->gso_segs;
+		u32 size = skb->gso_size;
+
+		if (size && !p->fragment) {
+			/* What comes from a virtual machine does not say how many. */
+			p->segments = skb->gso_segs ?: (skb->len - offset - l4_header + size - 1) / size;
 			p->bytes = skb->len - ETH_HLEN;
-			p->length = skb->gso_size + offset - ETH_HLEN + l4_header;
+			p->length = size + offset - ETH_HLEN + l4_header;
 		}
 	}
 	return true;

@@ -13,26 +13,54 @@
 #define CHOICES 8
 #endif
 
-/* Whether the answers to what leaves as fresh can be told from those of another live connection. Branch-free where
- * it can be: this is looked at once for every choice, and the verifier follows each branch. */
-static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F(connection) *fresh, u64 now)
+/* The lesser one, without a branch. */
+#ifndef REVPROXY_LESS_ONCE
+#define REVPROXY_LESS_ONCE
+static __always_inline s64 lesser(s64 x, s64 y)
 {
-	struct F(connection_key) reply_key;
-	struct F(connection) *other;
-	u32 differs;
+	return y + ((x - y) & ((x - y) >> 63));
+}
 
-	F(reverse_key)(fresh, p->key.protocol, &reply_key);
-	other = lookup(MAPF(CONNECTION), &reply_key);
+/* 1 if negative, else 0, without a branch. */
+static __always_inline u64 is_negative(s64 x)
+{
+	return (u64)x >> 63;
+}
+#endif
+
+/* Whether the answers to what leaves as fresh can be told from those of another live connection. This is looked at once
+ * for every choice, and the verifier follows each branch: hence is_closing, is_established and is_alive once more, in
+ * arithmetic. */
+static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F(connection) *fresh,
+				       const struct settings *settings, struct scratch *scratch)
+{
+	struct F(connection_key) *key = (void *)&scratch->key;
+	struct F(connection) *other, *mate;
+	volatile u32 differs; /* else the compiler keeps each word of the key on the stack, and that is full */
+	u32 both, either;
+	s64 limit, idle;
+	u64 over;
+
+	F(reverse_key)(fresh, p->key.protocol, key);
+	other = lookup(MAPF(CONNECTION), key);
 	if (!other)
 		return true;
-	/* The same connection once more? */
+	/* The same connection once more, or one that is closing? */
 	differs = (other->sport_be ^ p->key.dport_be) | (other->dport_be ^ p->key.sport_be);
 	for (int i = 0; i < ADDRESS_WORDS; i++)
 		differs |= (other->saddr_be[i] ^ p->key.daddr_be[i]) | (other->daddr_be[i] ^ p->key.saddr_be[i]);
-	/* Or one that is over: bits of both sides, or nothing heard for its limit. */
-	return !differs | (((other->c.own | other->c.peer) & HEARD_RST) != 0) |
-	       ((other->c.own & other->c.peer & HEARD_FIN) != 0) |
-	       (now > other->c.last_ns + other->c.idle_sec * NSEC_PER_SEC);
+	both = other->c.own & other->c.peer;
+	either = other->c.own | other->c.peer;
+	over = is_negative((s64)differs - 1) | (either & HEARD_RST) | (both & HEARD_FIN);
+	/* Or heard in neither direction for its limit? */
+	limit = lesser(other->c.idle_sec, settings->unanswered_sec);
+	limit += (other->c.idle_sec - limit) * (s64)(both & (either / HEARD_PLAIN) & HEARD_ANY);
+	idle = scratch->now - other->c.last_ns;
+	F(reverse_key)(other, p->key.protocol, key);
+	mate = lookup(MAPF(CONNECTION), key);
+	if (mate)
+		idle = lesser(idle, scratch->now - mate->c.last_ns);
+	return (over | is_negative(limit * (s64)NSEC_PER_SEC - idle - 1)) != 0;
 }
 
 /* Fills in fresh for the target this packet's connection goes to. GO_ON, or a verdict. What one choice leaves for the
@@ -41,7 +69,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 				     const struct settings *settings, struct scratch *scratch, u32 active)
 {
 	struct F(connection) *fresh = (void *)&scratch->fresh;
-	u32 destination = F(destination)(proxy, scratch->proxy, &p->key, active);
+	u32 destination = F(destination)(proxy, &p->key, scratch, active);
 	u32 kind = destination >> DEST_KIND_SHIFT, id = destination & DEST_ID_MASK;
 	bool fullnat = proxy->mode == MODE_FULLNAT;
 	u32 ports = (u32)settings->port_last + 1 - settings->port_first;
@@ -53,6 +81,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
 		struct target *target;
+		u32 source = 0;
 
 		/* fullnat has other ports to try at the same target. */
 		scratch->target = id;
@@ -64,18 +93,19 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		for (int word = 0; word < ADDRESS_WORDS; word++) {
 			fresh->saddr_be[word] = fullnat ? target->source_be[word] : p->key.saddr_be[word];
 			fresh->daddr_be[word] = target->addr_be[word];
+			source |= target->source_be[word];
 		}
 		fresh->dport_be = target->port_be ?: p->key.dport_be;
 		fresh->sport_be = p->key.sport_be;
 		scratch->refused = OUTCOME_DROP_CONFLICT;
 		if (fullnat) {
 			scratch->refused = OUTCOME_DROP_NO_PORT;
-			if (!target->source_be[0])
+			if (!source)
 				break;
 			fresh->sport_be = bpf_htons(settings->port_first + (scratch->port_hash + i * i) % ports);
 		}
 		fresh->c.target = scratch->target;
-		if (F(is_free)(p, fresh, scratch->now))
+		if (F(is_free)(p, fresh, settings, scratch))
 			return GO_ON;
 	}
 	return verdict_drop(hook, scratch->refused);
@@ -83,20 +113,29 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 
 /* Remembers the connection in both directions, in place of before if that is given. */
 static __always_inline bool F(remember)(const struct F(packet) *p, struct F(connection) *fresh,
-					struct F(connection) *reply, struct F(connection) *before, u32 hash)
+					struct F(connection) *reply, struct F(connection) *before, struct scratch *scratch)
 {
-	struct F(connection_key) reply_key;
+	struct F(connection_key) *reply_key = (void *)&scratch->key;
+	struct F(connection) *old;
 	long error;
 
 	if (before) {
-		F(reverse_key)(before, p->key.protocol, &reply_key);
-		bpf_map_delete_elem(MAPF(CONNECTION), &reply_key);
+		F(reverse_key)(before, p->key.protocol, reply_key);
+		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		fresh->hint = before->hint;
 	} else {
-		fresh->hint = F(note_hint)(&p->key, hash);
+		fresh->hint = F(note_hint)(&p->key, scratch->hash);
+	}
+	/* A connection that is over and whose answers would look the same goes as a whole: a client's entry left of it
+	 * would be paired with our reply's. */
+	F(reverse_key)(fresh, p->key.protocol, reply_key);
+	old = lookup(MAPF(CONNECTION), reply_key);
+	if (old) {
+		F(reverse_key)(old, p->key.protocol, reply_key);
+		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
+		F(reverse_key)(fresh, p->key.protocol, reply_key);
 	}
 	__builtin_memset(reply, 0, sizeof(*reply));
-	F(reverse_key)(fresh, p->key.protocol, &reply_key);
 	for (int i = 0; i < ADDRESS_WORDS; i++) {
 		reply->saddr_be[i] = p->key.daddr_be[i];
 		reply->daddr_be[i] = p->key.saddr_be[i];
@@ -110,16 +149,29 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 	reply->c.flags = CONNECTION_REPLY | fresh->c.flags;
 	reply->c.peer = fresh->c.own;
 	/* The reply's entry first: who finds the client's finds both. */
-	if (F(insert)(&reply_key, reply, BPF_ANY))
+	if (F(insert)(reply_key, reply, BPF_ANY))
 		return false;
 	/* Another CPU may just have done the same: its choice then holds for both. */
 	error = F(insert)(&p->key, fresh, before ? BPF_ANY : BPF_NOEXIST);
 	if (error && error != -EEXIST) {
-		bpf_map_delete_elem(MAPF(CONNECTION), &reply_key);
+		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		return false;
 	}
 	count_opened(fresh->c.target);
 	return true;
+}
+
+/* A source that no packet from outside has (RFC 1122 section 3.2.1.3), or that no router passes on (RFC 4291 section
+ * 2.5.6): the stack's to judge. */
+static __always_inline bool F(is_martian)(const __be32 *addr_be)
+{
+	u32 first = bpf_ntohl(addr_be[0]);
+#if FAMILY == 4
+	return first >> 24 == 0 || first >> 24 == 127 || first >> 24 >= 224;
+#else
+	return first >> 24 == 0xff || first >> 22 == 0xfe80 >> 6 ||
+	       (!(first | addr_be[1] | addr_be[2]) && bpf_ntohl(addr_be[3]) <= 1);
+#endif
 }
 
 /* The proxy that listens for this packet, 0 for none. */
@@ -134,6 +186,13 @@ static __always_inline u32 F(listening)(const struct F(packet) *p, u32 active)
 	return listener ? listener->proxy[active] : 0;
 }
 
+/* Whether XDP can send this packet on by the way out that e remembers. */
+static __always_inline bool F(xdp_finishes)(const struct F(packet) *p, const struct F(connection) *e)
+{
+	return (e->c.out_ifindex == p->ifindex || (e->c.out_flags & OUT_XDP)) && p->length <= e->c.out_mtu &&
+	       p->hop_limit > 1;
+}
+
 /* Makes the entries for a packet that no live one knows, before being one that is over. GO_ON, or a verdict. */
 static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) *p, struct scratch *scratch,
 				    struct F(connection) *before, const struct settings *settings,
@@ -146,13 +205,13 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 	struct proxy *proxy;
 	int verdict;
 
-	if (!slots)
+	if (!slots || F(is_martian)(p->key.saddr_be))
 		return verdict_pass(hook);
 	proxy = &slots->slot[active];
 	if (!(proxy->flags & PROXY_PRESENT))
 		return verdict_pass(hook);
 
-	F(reclaim)(now, active);
+	F(reclaim)(now, active, (void *)&scratch->key);
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	verdict = F(choose)(hook, p, proxy, settings, scratch, active);
 	if (verdict != GO_ON)
@@ -165,13 +224,11 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		fresh->c.flags = CONNECTION_FULLNAT;
 	if (hook == HOOK_XDP) {
 		/* XDP begins only what it can finish; TC does the rest. */
-		struct bpf_fib_lookup fib;
-
-		if (F(find_way)(ctx, p, fresh, &fib, control->generation, now) != WAY_CACHED ||
-		    !(fresh->c.out_flags & OUT_XDP))
+		if (F(find_way)(ctx, p, fresh, scratch, control->generation, now) != WAY_CACHED ||
+		    !F(xdp_finishes)(p, fresh))
 			return XDP_PASS;
 	}
-	if (!F(remember)(p, fresh, reply, before, scratch->hash))
+	if (!F(remember)(p, fresh, reply, before, scratch))
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	return GO_ON;
 }
@@ -190,15 +247,12 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(packet) *p, struct F(connection) *e,
 					  struct settings *settings, struct control *control, u64 now)
 {
-	struct bpf_fib_lookup fib;
-
-	if (!way_is_fresh(&e->c, control->generation, now)) {
-		if (!(settings->flags & SETTING_FAST_PATH))
-			return XDP_PASS;
-		if (F(find_way)(ctx, p, e, &fib, control->generation, now) != WAY_CACHED)
-			return XDP_PASS;
-	}
-	if (!(e->c.out_flags & OUT_XDP) || p->length > e->c.out_mtu || p->hop_limit <= 1)
+	if (!(settings->flags & SETTING_FAST_PATH))
+		return XDP_PASS;
+	if (!way_is_fresh(&e->c, control->generation, now) &&
+	    F(find_way)(ctx, p, e, lookup_index(MAP(SCRATCH), 0), control->generation, now) != WAY_CACHED)
+		return XDP_PASS;
+	if (!F(xdp_finishes)(p, e))
 		return XDP_PASS;
 	if (F(rewrite)(ctx, HOOK_XDP, p, e, REWRITE_HOP | REWRITE_MAC))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
@@ -210,33 +264,43 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 
 /* TC ingress: redirect past the stack where that is wanted and can be; else a client's packet goes to the stack
  * with its new destination, and a target's goes there as it is, to be rewritten on its way out (its new source is
- * an address of this host, which the stack would not take from outside). */
+ * an address of this host, which the stack would not take from outside). With full NAT both directions have such
+ * a source, and go to the stack through lo. */
 static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
 					 struct settings *settings, struct control *control, u64 now)
 {
-	struct bpf_fib_lookup fib;
+	struct scratch *scratch = 0;
 	int way = WAY_CACHED;
 
 	if (!(settings->flags & SETTING_FAST_PATH) || p->hop_limit <= 1)
 		way = WAY_STACK;
 	else if (!way_is_fresh(&e->c, control->generation, now))
-		way = F(find_way)(ctx, p, e, &fib, control->generation, now);
+		way = F(find_way)(ctx, p, e, scratch = lookup_index(MAP(SCRATCH), 0), control->generation, now);
 	if (way == WAY_CACHED && p->length > e->c.out_mtu)
 		way = WAY_STACK;
 
 	if (way == WAY_STACK) {
-		if (e->c.flags & CONNECTION_REPLY)
+		bool loopback = F(goes_through_loopback)(e);
+		u32 what = loopback ? REWRITE_LOOPBACK : 0;
+
+		if ((e->c.flags & CONNECTION_REPLY) && !loopback)
 			return TC_ACT_UNSPEC;
-		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, 0))
+		if (loopback && p->ifindex == LOOPBACK_IFINDEX) {
+			/* From lo to lo: a hop, so that what goes round in circles comes to an end. */
+			if (p->hop_limit <= 1)
+				return TC_ACT_UNSPEC;
+			what |= REWRITE_HOP;
+		}
+		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, what))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_STACK);
-		return TC_ACT_UNSPEC;
+		return loopback ? bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS) : TC_ACT_UNSPEC;
 	}
 	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, way == WAY_CACHED ? REWRITE_HOP | REWRITE_MAC : REWRITE_HOP))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 	F(account)(e, p, now, OUTCOME_REDIRECT_TC);
-	if (way == WAY_NEIGHBOUR)
-		return F(redirect_neighbour)(&fib);
+	if (way == WAY_NEIGHBOUR && scratch)
+		return F(redirect_neighbour)(scratch);
 	return bpf_redirect(e->c.out_ifindex, 0);
 }
 
@@ -331,7 +395,13 @@ static __always_inline int F(open)(void *ctx, int hook)
 	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
-/* TC egress: a target's answer that came through the stack gets the listener's address as its source. */
+/* TC egress: a target's answer that came through the stack gets the listener's address as its source. Those of full
+ * NAT come to this host itself, and are taken at ingress. */
+static __always_inline bool F(is_for_egress)(const struct F(connection) *e)
+{
+	return (e->c.flags & (CONNECTION_REPLY | CONNECTION_FULLNAT)) == CONNECTION_REPLY;
+}
+
 static __always_inline int F(egress)(struct __sk_buff *ctx)
 {
 	struct F(packet) p = {};
@@ -344,7 +414,7 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 	if (p.fragment)
 		F(remember_fragment)(&p);
 	e = lookup(MAPF(CONNECTION), &p.key);
-	if (!e || !(e->c.flags & CONNECTION_REPLY))
+	if (!e || !F(is_for_egress)(e))
 		return TC_ACT_UNSPEC;
 	ctl = control();
 	now = bpf_ktime_get_coarse_ns();
@@ -377,6 +447,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 		return TC_ACT_UNSPEC;
 	p.key.sport_be = ports->sport_be;
 	p.key.dport_be = ports->dport_be;
+	p.key.protocol = ports->protocol;
 	p.heard = HEARD_ANY | HEARD_PLAIN;
 	p.l4_offset = 0;
 	active = (ctl->active ^ SLOT_INVERTED) & 1;
@@ -386,7 +457,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 		return TC_ACT_UNSPEC;
 	if (hook == HOOK_TC_INGRESS)
 		return F(forward_tc)(ctx, &p, e, &settings->slot[active], ctl, now);
-	if (!(e->c.flags & CONNECTION_REPLY))
+	if (!F(is_for_egress)(e))
 		return TC_ACT_UNSPEC;
 	if (F(rewrite)(ctx, hook, &p, e, 0))
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);

@@ -71,11 +71,28 @@ int xdp_ingress(struct xdp_md *ctx)
 	return ingress(ctx, HOOK_XDP);
 }
 
+/* Nobody on the wire has an address of 127.0.0.0/8 (RFC 1122 section 3.2.1.3), which a stack otherwise sees to. Where
+ * targets at such addresses answer through an interface, it has been told not to. Multicast frames count as well. */
+static __always_inline bool is_forged_loopback(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = packet_start(skb, HOOK_TC_INGRESS);
+	struct iphdr *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > packet_end(skb, HOOK_TC_INGRESS) || eth->h_proto != bpf_htons(ETH_P_IP))
+		return false;
+	if ((u8)ip->saddr != 127 && (u8)ip->daddr != 127)
+		return false;
+	return device_flags(skb->ifindex) & DEVICE_DROP_LOOPBACK;
+}
+
 int tc_ingress(struct __sk_buff *ctx)
 {
-	if (ctx->pkt_type != 0 /* PACKET_HOST */)
-		return TC_ACT_UNSPEC;
 	pull_headers(ctx);
+	if (is_forged_loopback(ctx))
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_LOOPBACK);
+	/* A frame of a VLAN is its interface's: its tag has been taken off before we see it here. */
+	if (ctx->vlan_present || ctx->pkt_type != 0 /* PACKET_HOST */)
+		return TC_ACT_UNSPEC;
 	return ingress(ctx, HOOK_TC_INGRESS);
 }
 

@@ -241,6 +241,8 @@ struct scratch {
 	u32 zero;
 	struct connection6 fresh;
 	struct connection6 reply;
+	struct connection_key6 key; /* of whatever is looked up */
+	u64 fib[8]; /* struct bpf_fib_lookup */
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */
@@ -260,9 +262,11 @@ struct fragment_key6 {
 	u8 zero[3];
 };
 
-struct fragment {
+struct fragment { /* what only the first one says */
 	__be16 sport_be;
 	__be16 dport_be;
+	u8 protocol;
+	u8 zero[3];
 };
 
 /* port[n]: what port n can be to us in any slot or live connection: a packet whose ports say neither is
@@ -270,8 +274,9 @@ struct fragment {
 #define PORT_LISTEN 1u /* destination port of packets from clients */
 #define PORT_TARGET 2u /* source port of packets from targets */
 
-/* device[ifindex]: what a way out can do. */
-#define DEVICE_XDP_REDIRECT 1u /* takes frames redirected by XDP */
+/* device[ifindex]: what a way out can do, what is to be watched for. */
+#define DEVICE_XDP_REDIRECT 1u  /* takes frames redirected by XDP */
+#define DEVICE_DROP_LOOPBACK 2u /* what comes in from or to 127.0.0.0/8 is dropped: the stack would take it */
 
 /* outcome[reason], per CPU. Names are in layout.py. */
 #define OUTCOME_COUNT 16
@@ -288,6 +293,7 @@ enum outcome {
 	OUTCOME_DROP_TABLE_FULL,  /* the connection table took no entry */
 	OUTCOME_RECLAIMED,        /* not a packet: entries that were over, removed to make room */
 	OUTCOME_DROP_ERROR,       /* a helper failed in mid-rewrite: never expected to move */
+	OUTCOME_DROP_LOOPBACK,    /* from or to a loopback address, from the wire */
 };
 
 /* Strings kept for user space: who an id is, what is applied. */

@@ -250,7 +250,7 @@ class Engine:
             return self._commit(self.view(view.config))
         if result.pending is not None:
             _log.warning("clean_up_pending", error=str(result.pending))
-        after = self.view(view.config)
+        after = self._tidied(self.view(view.config))
         if after.changes:
             left = ", ".join(f"{change.object} {change.name}" for change in after.changes[:5])
             raise KernelError("verify", "commit", detail=f"applied, but the kernel differs from the files: {left}")
@@ -261,6 +261,15 @@ class Engine:
         return answers.Applied(
             revision.number, report.changes(view.changes), len(plan.operations), commit, after.warnings
         )
+
+    def _tidied(self, view: View) -> View:
+        """After a commit: the view once everything is cleared up. What could not be is left to the next commit or
+        the next start."""
+        try:
+            return self.view(view.config) if self.recover(view.observed) else view
+        except KernelError as error:
+            _log.warning("clean_up_pending", error=str(error))
+            return view
 
     def _serve_through_tc(self, error: TransactionError, view: View) -> bool:
         """Whether an interface refused native XDP that `auto` chose, and was not known to: `auto` promises to serve it

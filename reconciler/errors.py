@@ -20,6 +20,7 @@ class RevproxyError(Exception):
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
     """One thing wrong in the files. ``line`` and ``column`` start at 1; 0 means the file as a whole.
+    An empty ``file``: no file is to blame.
 
     ``path`` is where in the document, as keys and indexes: ``proxies[0].listen.port``.
     """
@@ -31,6 +32,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
+        if not self.file:
+            return self.message
         if not self.line:
             return f"{self.file}: {self.message}"
         return f"{self.file}:{self.line}:{self.column}: {self.message}"
@@ -88,6 +91,7 @@ class TransactionError(RevproxyError):
 
     def __init__(self, cause: Exception, *, rolled_back: bool, residue: Sequence[str] = ()) -> None:
         self.cause, self.rolled_back, self.residue = cause, rolled_back, tuple(residue)
+        self.transient = isinstance(cause, RevproxyError) and cause.transient
         text = f"{cause}"
         text += "; rolled back" if rolled_back else "; roll-back incomplete: " + "; ".join(self.residue)
         super().__init__(text)

@@ -15,6 +15,7 @@ from reconciler.config.model import (
     Place,
     Proxy,
     Settings,
+    SourcePorts,
     SourceRoute,
     WeightedTarget,
     XdpChoice,
@@ -32,11 +33,15 @@ def _settings(tree: Mapping, place: Place) -> Settings:
     def value(key: str) -> Any:
         return tree.get(key, schema.default("settings", key))
 
+    ports = tree.get("source_ports", {})
+    first, last = (ports.get(key, schema.default("source_ports", key)) for key in ("first", "last"))
+
     return Settings(
         connection_timeout_sec=value("connection_timeout_sec"),
         max_connections=value("max_connections"),
         fast_path=value("fast_path"),
         xdp_mode=XdpChoice(value("xdp_mode")),
+        source_ports=SourcePorts(first, last),
         place=place,
     )
 
@@ -54,6 +59,9 @@ def fragment(document: Document) -> Fragment:
         built.settings_place = _place(document, root.key_at("settings"))
         if valid or checker.holds("settings", root["settings"]):
             built.settings = _settings(root["settings"], built.settings_place)
+            wrong = check.source_ports(built.settings.source_ports)
+            if wrong:
+                document.problem(root["settings"].value_at("source_ports"), wrong, "settings.source_ports")
     proxies = root.get("proxies")
     for index, tree in enumerate(proxies if isinstance(proxies, Sequence) else ()):
         if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 
 from reconciler.config.messages import count
-from reconciler.config.model import Fragment, Listen, Place, Proxy, SourceRoute, WeightedTarget
+from reconciler.config.model import Fragment, Listen, Place, Proxy, SourcePorts, SourceRoute, WeightedTarget
 from reconciler.errors import Problem
 from reconciler.state.objects import Endpoint, IPAddress, IPNetwork, Protocol
 
@@ -54,6 +54,13 @@ def source(network: IPNetwork, host_bits: bool) -> str | None:
     if network.version == 6 and network.network_address.ipv4_mapped and network.prefixlen >= 96:
         ipv4 = f"{network.network_address.ipv4_mapped}/{network.prefixlen - 96}"
         return f"{network} is an IPv4 network in IPv6 form: write {ipv4}"
+    return None
+
+
+def source_ports(ports: SourcePorts) -> str | None:
+    """What keeps two ports from being the ends of a range."""
+    if ports.first > ports.last:
+        return f"'source_ports' begin with {ports.first}, which is above their end, {ports.last}"
     return None
 
 

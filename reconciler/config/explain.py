@@ -21,14 +21,13 @@ from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
 
 Path = tuple[str | int, ...]
 
-# What the format has but this version does not do: name of the definition in the schema -> keys; key -> values.
+# What the format has but this version does not do: name of the definition in the schema -> keys.
 UNSUPPORTED_KEYS: Final = {
     "": {"tests"},
     "settings": {"stats_enabled", "takeover", "sync", "metrics"},
     "proxy": {"health_check"},
     "target": {"health_check"},
 }
-UNSUPPORTED_VALUES: Final = {"mode": {"fullnat"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +174,6 @@ def _sentence(path: Path, error: ValidationError) -> str:
     if error.validator != "enum":
         return f"{subject} must be {schema['title']}, not {found}"
     allowed: list[str] = schema["enum"]
-    if found.strip("'") in UNSUPPORTED_VALUES.get(key or "", ()):
-        return f"'{key}: {error.instance}' is not supported by this version"
     names = [f"'{value}'" for value in allowed]
     words = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
     return f"{subject} must be {words}, not {found}" + (

@@ -91,6 +91,14 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
+class SourcePorts:
+    """``settings.source_ports``: both ends belong to it."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """``settings:`` with the schema's defaults filled in; :func:`reconciler.config.build.default_settings` makes
     the one that stands when no file has any."""
@@ -99,6 +107,7 @@ class Settings:
     max_connections: int
     fast_path: bool
     xdp_mode: XdpChoice
+    source_ports: SourcePorts
     place: Place = field(default=NOWHERE, compare=False)
 
 

@@ -123,13 +123,25 @@ def unpack_settings(value: Any) -> DataPlaneSettings | None:
     )
 
 
-def pack_target(endpoint: Endpoint, proxy_id: int) -> Array:
+def pack_target(endpoint: Endpoint, proxy_id: int, source: IPAddress | None = None) -> Array:
     """A target, as an array of one."""
     packed = np.zeros(1, layout.target)
     address = pack_address(endpoint.ip)
     packed[0]["addr_be"][: len(address)] = address
+    packed["source_be"] = pack_source(source)
     packed["port_be"], packed["family"], packed["proxy"] = endpoint.port, endpoint.ip.version, proxy_id
     return packed
+
+
+def pack_source(source: IPAddress | None) -> Array:
+    """The field ``source_be`` of a target; zero for None."""
+    return np.frombuffer((source.packed if source else b"").ljust(16, b"\0"), np.uint8)
+
+
+def unpack_source(value: Any) -> IPAddress | None:
+    """This host's address towards a target; None if it has none."""
+    source = bytes(value["source_be"][: 4 if int(value["family"]) == 4 else 16])
+    return unpack_address(source) if any(source) else None
 
 
 def unpack_endpoint(value: Any) -> Endpoint | None:

@@ -92,5 +92,7 @@ def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> Ob
         raise CompileError(f"{source}/revproxy.c does not compile:\n{child.stderr.strip()}")
     functions = {name: base64.b64decode(code) for name, code in json.loads(child.stdout).items()}
     if source_tag(source, dict(defines)) != tag:
-        raise CompileError(f"{source} changed while it was being compiled")
+        changed = CompileError(f"{source} changed while it was being compiled")
+        changed.transient = True  # an upgrade: the next attempt finds it whole
+        raise changed
     return ObjectCode(tag, functions)

@@ -24,6 +24,9 @@ class Host(Protocol):
     def attachments(self) -> Mapping[int, Attachment]:
         """What of ours is attached now, by ifindex."""
 
+    def busy_interfaces(self) -> frozenset[int]:
+        """Numbers of those by which live connections come or go."""
+
     def read_sysctl(self, name: str) -> str | None:
         """The live value, None if the host has none of that name."""
 

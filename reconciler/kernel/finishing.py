@@ -10,7 +10,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import connections, groups, layout, store
-from reconciler.kernel.codec import pack_sysctl_key
+from reconciler.kernel.codec import pack_source, pack_sysctl_key
 from reconciler.kernel.connections import Busy
 from reconciler.kernel.context import Context
 from reconciler.kernel.writes import erase, write
@@ -24,6 +24,7 @@ from reconciler.state.operations import (
     Operation,
     PutDevice,
     RestoreSysctl,
+    SetSource,
 )
 
 Run = Sequence[Any]  # operations of the one type that the handler is for
@@ -56,8 +57,11 @@ class _Finish:
         return self._busy
 
     def detach(self, operations: Run) -> None:
+        """One that a connection has come to need stays, with the programs that are in force now."""
+        busy = self.context.host.busy_interfaces() if operations else frozenset()
         for each in operations:
-            self.context.host.detach(each.before)
+            change = self.context.host.attach if each.before.ifindex in busy else self.context.host.detach
+            change(each.before)
 
     def restore_sysctls(self, operations: Run) -> None:
         for each in operations:
@@ -72,6 +76,12 @@ class _Finish:
                 erase(self.maps["device"], key)
             else:
                 write(self.maps["device"], key, np.asarray([each.after], layout.u32))
+
+    def sources(self, operations: Run) -> None:
+        keys = np.asarray([each.id for each in operations], layout.u32)
+        _, values = self.maps["target"].get_many(keys)
+        values["source_be"] = [pack_source(each.after) for each in operations]
+        write(self.maps["target"], keys, values)
 
     def groups(self, operations: Run) -> None:
         groups.free_groups(self.maps, [each.id for each in operations])
@@ -110,6 +120,7 @@ _HANDLERS: Final[dict[type[Operation], Callable[[_Finish, Run], None]]] = {
     Detach: _Finish.detach,
     RestoreSysctl: _Finish.restore_sysctls,
     PutDevice: _Finish.devices,
+    SetSource: _Finish.sources,
     FreeGroup: _Finish.groups,
     FreeTarget: _Finish.targets,
     FreeProxyName: _Finish.names,

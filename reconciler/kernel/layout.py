@@ -89,7 +89,7 @@ fragment_key4 = np.dtype(
 fragment_key6 = np.dtype(
     [("saddr_be", u8, (16,)), ("daddr_be", u8, (16,)), ("id", u32), ("protocol", u8), ("zero", u8, (3,))]
 )
-fragment = np.dtype([("sport_be", be16), ("dport_be", be16)])
+fragment = np.dtype([("sport_be", be16), ("dport_be", be16), ("protocol", u8), ("zero", u8, (3,))])
 hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
 scratch = np.dtype(
     [
@@ -104,6 +104,8 @@ scratch = np.dtype(
         ("zero", u32),
         ("fresh", connection6),
         ("reply", connection6),
+        ("key", connection_key6),
+        ("fib", u64, (8,)),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])
@@ -149,6 +151,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "PORT_LISTEN": 1,
     "PORT_TARGET": 2,
     "DEVICE_XDP_REDIRECT": 1,
+    "DEVICE_DROP_LOOPBACK": 2,
     "BLOB_CHUNK": BLOB_CHUNK,
 }
 globals().update(CONSTANTS)
@@ -166,6 +169,7 @@ OUTCOMES: Final = (
     "drop_table_full",
     "reclaimed",
     "drop_error",
+    "drop_loopback",
 )
 OUTCOME_COUNT: Final = 16
 
@@ -243,8 +247,8 @@ MAPS: Final[dict[str, MapSpec]] = {
 HINTS: Final = {"connection4": "hint4", "connection6": "hint6"}
 HINT_PLACES: Final = 4  # looked at for an empty one
 
-# Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one set
-# of programs, not to the instance.
+# Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one
+# set of programs, not to the instance.
 CALLS: Final[dict[str, tuple[str, ...]]] = {
     "xdp_calls": ("xdp_open4", "xdp_open6"),
     "tc_calls": (

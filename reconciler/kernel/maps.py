@@ -321,12 +321,11 @@ class Maps:
         """Unpin the maps and remove their directory. The kernel frees them once no program and
         no descriptor is left. Nothing pinned is fine."""
         self.close()
-        if not self.directory.is_dir():
-            return
-        for path in sorted(self.directory.iterdir()):
-            self.gateway.call("unpin", f"map {path.name}", lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+        if self.directory.is_dir():
+            for path in sorted(self.directory.iterdir()):
+                self.gateway.call("unpin", f"map {path.name}", lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
         for directory in (self.directory, self.root):
-            if not any(directory.iterdir()):
+            if directory.is_dir() and not any(directory.iterdir()):
                 self.gateway.call("remove directory", str(directory), directory.rmdir)
 
     def close(self) -> None:

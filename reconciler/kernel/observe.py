@@ -29,6 +29,7 @@ from reconciler.state.objects import (
     Balance,
     Destination,
     Endpoint,
+    IPAddress,
     KernelState,
     ListenerKey,
     Mode,
@@ -74,11 +75,9 @@ def observe(
         routes=resolver.routes(),
         attachments=dict(attachments or {}),
         sysctls=dict(live),
-        devices=frozenset(
-            int(index)
-            for index, flags in zip(*(part.tolist() for part in taken.devices), strict=True)
-            if flags & C["DEVICE_XDP_REDIRECT"]
-        ),
+        devices=_flagged(taken, "DEVICE_XDP_REDIRECT"),
+        guarded=_flagged(taken, "DEVICE_DROP_LOOPBACK"),
+        sources=resolver.sources(used_only=True),
     )
     return Observed(
         state=state,
@@ -91,6 +90,12 @@ def observe(
         blobs=frozenset(taken.blobs),
         remembered=remembered,
     )
+
+
+def _flagged(taken: Snapshot, flag: str) -> frozenset[int]:
+    """The interfaces that have a flag."""
+    rows = zip(*(part.tolist() for part in taken.devices), strict=True)
+    return frozenset(int(index) for index, flags in rows if flags & C[flag])
 
 
 def _remembered(taken: Snapshot) -> dict[str, tuple[str, str]]:
@@ -214,6 +219,17 @@ class _Resolver:
             found.update(zip(route_keys, (destinations[pick] for pick in picks), strict=True))
         return found
 
+    def sources(self, used_only: bool) -> dict[tuple[str, Endpoint], IPAddress]:
+        """Of every target's entry that has one."""
+        targets, used = self.taken.targets, self.taken.used_targets
+        found: dict[tuple[str, Endpoint], IPAddress] = {}
+        for number in np.flatnonzero(targets["source_be"].any(axis=1)).tolist():
+            source = codec.unpack_source(targets[number])
+            if number in self.endpoints and source is not None and (used[number] or not used_only):
+                owner, endpoint = self.endpoints[number]
+                found[self.name(owner), endpoint] = source
+        return found
+
     # -- the numbers -----------------------------------------------------------------------------------------
 
     def allocation(self) -> Allocation:
@@ -236,6 +252,7 @@ class _Resolver:
             groups=groups,
             retired_targets=frozenset(number for number in self.endpoints if not used[number]),
             retired_proxies=frozenset(proxies.values()) - present,
+            sources=self.sources(used_only=False),
         )
 
 

@@ -255,17 +255,10 @@ class Programs:
         any."""
         if not self._complete(path):
             return False
-        known = {self._map_id(name) for name in layout.MAPS}
+        places = [self._next_path(name) for name in layout.MAPS if self._next_path(name).exists()]
+        places += [self.maps.directory / name for name in layout.MAPS if self._next_path(name) not in places]
+        known = {_map_id(place) for place in (*places, *(path / name for name in layout.CALLS))}
         return all(known.issuperset(bpf.prog_info(program.fd).map_ids) for program in self._load(path))
-
-    def _map_id(self, name: str) -> int:
-        if not self._next_path(name).exists():
-            return bpf.map_info(self.maps[name].fd).id
-        descriptor = bpf.obj_get(str(self._next_path(name)))
-        try:
-            return bpf.map_info(descriptor).id
-        finally:
-            os.close(descriptor)
 
     def _load(self, path: Path) -> Iterable[LoadedProgram]:
         return self._load_pins(path).values()
@@ -357,6 +350,14 @@ def _number(values: maps.Array, places: int) -> maps.Array:
     clients = np.flatnonzero(values["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0)[:places]
     values["hint"][clients] = np.arange(1, len(clients) + 1)
     return clients
+
+
+def _map_id(pin: Path) -> int:
+    descriptor = bpf.obj_get(str(pin))
+    try:
+        return bpf.map_info(descriptor).id
+    finally:
+        os.close(descriptor)
 
 
 def _as_bytes(array: maps.Array) -> maps.Array:

@@ -38,7 +38,9 @@ def recover(maps: Maps) -> list[str]:
     """
     found = list(repairs(snapshot.take(maps)))
     if found:
-        groups.wait_for_packets(maps)  # those that may still read the slot that is about to be levelled
+        # Packets that still read the slot that is about to be levelled may open connections: look again after them.
+        groups.wait_for_packets(maps)
+        found = list(repairs(snapshot.take(maps)))
     for repair in found:
         apply(maps, repair)
     return [str(repair) for repair in found]

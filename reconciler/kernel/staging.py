@@ -25,6 +25,7 @@ from reconciler.state.operations import (
     PutGroup,
     PutProxyName,
     PutTarget,
+    SetSource,
     StageListener,
     StageProxy,
     StageRevision,
@@ -77,8 +78,14 @@ class Stage:
     def _targets(self, operations: Run) -> None:
         values = np.zeros(len(operations), layout.target)
         for index, each in enumerate(operations):
-            values[index : index + 1] = codec.pack_target(each.endpoint, each.proxy_id)
+            values[index : index + 1] = codec.pack_target(each.endpoint, each.proxy_id, each.source)
         self._put("target", [each.id for each in operations], values)
+
+    def _sources(self, operations: Run) -> None:
+        keys = np.asarray([each.id for each in operations], layout.u32)
+        _, values = self.maps["target"].get_many(keys)
+        values["source_be"] = [codec.pack_source(each.after) for each in operations]
+        self._put("target", keys, values)
 
     def _groups(self, operations: Run) -> None:
         """Members first: as long as they are there, a group is known."""
@@ -179,6 +186,7 @@ _SIDES: Final = ("before", "after")
 _HANDLERS: Final[dict[type[Operation], Callable[[Stage, Run], None]]] = {
     PutProxyName: Stage._names,
     PutTarget: Stage._targets,
+    SetSource: Stage._sources,
     PutGroup: Stage._groups,
     OpenPort: Stage._ports,
     PutDevice: Stage._devices,

@@ -94,11 +94,12 @@ def _clear_up(plan: PlanLike, context: Context, stage: Stage) -> None:
     if plan.switch is not None or loads:
         groups.wait_for_packets(context.maps)
     # The programs of interfaces that go are known as ours only as long as their set is there.
-    carry_out((each for each in plan.finish if isinstance(each, Detach)), context)
+    left = max((place for place, each in enumerate(plan.finish, 1) if isinstance(each, Detach)), default=0)
+    carry_out(plan.finish[:left], context)
     for operation in loads:
         context.programs.finish(operation)
     stage.level()
-    carry_out((each for each in plan.finish if not isinstance(each, Detach)), context)
+    carry_out(plan.finish[left:], context)
 
 
 def _loads(plan: PlanLike) -> list[LoadProgram]:
@@ -135,9 +136,7 @@ def _stage_run(
 
 def _load(operation: LoadProgram, context: Context, journal: Journal) -> None:
     existed = context.maps.exists
-    journal.note(
-        "the set of maps", lambda: context.programs.undo(operation), lambda: context.maps.exists == existed
-    )
+    journal.note("the set of maps", lambda: context.programs.undo(operation), lambda: context.maps.exists == existed)
     context.programs.stage(operation)
 
 

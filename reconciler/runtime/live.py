@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,8 @@ from reconciler.kernel.transaction import Result, execute
 from reconciler.state.allocate import Limits
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, RuntimeFacts
-from reconciler.state.objects import Attachment, Endpoint, IPAddress, Observed, Revision
+from reconciler.state.local import opens
+from reconciler.state.objects import Attachment, Endpoint, Observed, Revision
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
 
@@ -83,7 +85,8 @@ class Live:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
         attached = links.observe_attachments(self.programs.own()).attachments
-        return observe(self.maps, program=self.programs.current, attachments=attached, read_sysctls=sysctls.read_all)
+        found = observe(self.maps, program=self.programs.current, attachments=attached, read_sysctls=sysctls.read_all)
+        return replace(found, unfinished=found.unfinished or (found.exists and self.programs.unfinished))
 
     def facts(self, config: Config) -> HostFacts:
         """What the host is like, as far as this configuration asks."""
@@ -108,31 +111,29 @@ class Live:
             busy_targets=busy.targets,
             busy_proxies=busy.proxies,
             busy_ports=busy.ports,
-            busy_interfaces=self._busy_interfaces(
-                observed, (names[each][1].ip for each in busy.targets if each in names)
-            ),
+            busy_interfaces=self.busy_interfaces() & observed.state.attachments.keys(),
             connections=live,
         )
 
-    def _busy_interfaces(self, observed: Observed, targets: Iterable[IPAddress]) -> frozenset[int]:
-        """Interfaces of ours by which live connections come or go: by the ways out they remember, by the routes to
-        their targets, and by the addresses their clients talk to."""
-        attached = observed.state.attachments.keys()
-        if not attached:
-            return frozenset()
-        found: set[int | None] = {host.route_to(ip).ifindex for ip in set(targets)}
+    def busy_interfaces(self) -> frozenset[int]:
+        """Interfaces by which live connections come or go: by the ways out they remember, by the routes to their
+        targets, and by the addresses their clients talk to."""
+        found: set[int] = set()
         listens: set[bytes] = set()
+        targets: set[bytes] = set()
         for version in connections.VERSIONS:
             keys, values = self.maps[f"connection{version}"].items()
             common = values["c"]
             found.update(np.unique(common["out_ifindex"]).tolist())
             forward = common["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0
             listens.update(row.tobytes() for row in np.unique(keys["daddr_be"][forward], axis=0))
+            targets.update(row.tobytes() for row in np.unique(values["daddr_be"][forward], axis=0))
+        found.update(host.route_to(ip_address(target)).ifindex or 0 for target in targets)
         if listens:
             for interface in host.host_facts().interfaces.values():
                 if any(address.ip.packed in listens for address in interface.addresses):
                     found.add(interface.ifindex)
-        return frozenset(index for index in found if index in attached)
+        return frozenset(found - {0})
 
     def manifest(self, revision: Revision) -> Manifest:
         """What the applied revision was made from; the empty one if the kernel's copy is lost."""
@@ -163,7 +164,12 @@ class Live:
 
     def recover(self) -> list[str]:
         """Put right what an interrupted commit left; what that was, in words."""
-        return recover(self.maps) if self._open() else []
+        if not self._open():
+            return []
+        interfaces = links.observe_attachments(self.programs.own()).interfaces.values()
+        attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
+        attached.update(number for one in interfaces for number in one.xdp.programs.values())
+        return [*self.programs.recover(frozenset(attached)), *recover(self.maps)]
 
     def _use_provided(self) -> None:
         """Have a bpffs to pin to."""
@@ -178,14 +184,12 @@ class Live:
         removed: list[str] = []
         observed = self.observe()
         own = self._own_of_all_layouts()
+        # What only our programs make harmless goes before them.
+        removed += self._restore_sysctls(observed, (name for name in observed.remembered if opens(name)))
         for attachment in links.observe_attachments(own).attachments.values():
             links.detach(attachment, own, self._gateway)
             removed.append(f"detached from {attachment.name}")
-        for name, (before, after) in observed.remembered.items():
-            # A value that somebody else has changed since is not ours to put back.
-            if observed.state.sysctls.get(name) == after and before != after:
-                sysctls.write(name, before, self._gateway)
-                removed.append(f"sysctl {name} back to {before}")
+        removed += self._restore_sysctls(observed, (name for name in observed.remembered if not opens(name)))
         there = self.maps.root.exists()
         self.programs.remove()
         self.maps.remove()
@@ -195,6 +199,14 @@ class Live:
         self.close()
         bpffs.release(self._bpffs_dir, self._gateway)
         return tuple(removed)
+
+    def _restore_sysctls(self, observed: Observed, names: Iterable[str]) -> Iterator[str]:
+        """A value that somebody else has changed since is not ours to put back."""
+        for name in names:
+            before, after = observed.remembered[name]
+            if observed.state.sysctls.get(name) == after and before != after:
+                sysctls.write(name, before, self._gateway)
+                yield f"sysctl {name} back to {before}"
 
     def _other_layouts(self) -> list[Path]:
         """Pins of versions whose maps look otherwise."""

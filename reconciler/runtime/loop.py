@@ -22,7 +22,7 @@ class Loop:
     """:meth:`look` is called on the worker, whatever the reason, and does the same every time.
 
     A transient failure is tried again after a growing while; a permanent one only when the files, the host or the
-    kernel's state are different from what failed.
+    kernel's state are different from what failed, or when somebody asks for it (SIGHUP).
     """
 
     def __init__(self, engine: Engine, *, told: Callable[[str], None] = lambda _: None) -> None:
@@ -43,7 +43,7 @@ class Loop:
             if first:  # also when the files turn out to be broken
                 self._engine.recover(self._engine.observe())
             view = self._engine.view()
-            if view.same_situation(self._failed):
+            if view.same_situation(self._failed) and "reload" not in reasons:
                 return None
             applied = self._engine.commit(view)
         except RevproxyError as error:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from reconciler.errors import ConfigError, ForeignProgramError, Problem
+from reconciler.state import local
 from reconciler.state.facts import HostFacts, Interface, RouteKind, RuntimeFacts
 from reconciler.state.objects import (
     DENY,
@@ -118,20 +119,31 @@ def desired(
     warnings: list[str] = []
     listeners = _listeners(config, host)
     attachments = _attachments(config, host, runtime, listeners, warnings)
+    proxies = {proxy.name: _proxy(proxy, config, memo) for proxy in config.proxies}
+    on_loopback = local.loopback(listeners, proxies, host)
+    if on_loopback is not None:
+        lo = next(each for each in host.interfaces.values() if each.ifindex == on_loopback)
+        attachments.setdefault(on_loopback, Attachment(on_loopback, lo.name, XdpMode.OFF))
     routes: dict[RouteKey, Destination] = {}
     for proxy in config.proxies:
         routes.update(_routes(proxy, memo))
     sysctls = _sysctls(config, host, listeners, attachments, warnings)
     _warn_of_targets(config, host, warnings)
+    local.warn_of_ports(config, host, warnings)
+    ports = config.settings.source_ports
     state = KernelState(
         program=ProgramState(tag, config.settings.max_connections),
-        settings=DataPlaneSettings(fast_path=config.settings.fast_path),
-        proxies={proxy.name: _proxy(proxy, config, memo) for proxy in config.proxies},
+        settings=DataPlaneSettings(
+            fast_path=config.settings.fast_path, source_port_first=ports.first, source_port_last=ports.last
+        ),
+        proxies=proxies,
         listeners=listeners,
         routes=routes,
         attachments=attachments,
         sysctls=sysctls,
         devices=_devices(host, attachments),
+        guarded=local.guarded(config, host),
+        sources=local.sources(proxies, routes, host, warnings),
     )
     memo.keep_only(config.proxies)
     return Desired(
@@ -156,8 +168,9 @@ def target_addresses(config: Config) -> frozenset[IPAddress]:
 def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
     """The sysctls whose live values :func:`desired` wants to find in ``HostFacts.sysctls``, the host having these
     interfaces."""
+    others = local.sysctl_names(interfaces := tuple(interfaces))
     if config.settings.fast_path:
-        return ("net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding")
+        return ("net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding", *others)
     per_interface = [
         name
         for interface in sorted(interfaces)
@@ -167,10 +180,7 @@ def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
             f"net/ipv6/conf/{interface}/forwarding",
         )
     ]
-    return (*per_interface, *(f"net/ipv6/conf/{name}/forwarding" for name in _ALL6))
-
-
-_ALL6: Final = ("default", "all")
+    return (*per_interface, "net/ipv6/conf/default/forwarding", "net/ipv6/conf/all/forwarding", *others)
 
 
 # -- proxies and routes --------------------------------------------------------------------------------------------
@@ -353,8 +363,9 @@ def _sysctls(
     attachments: Mapping[int, Attachment],
     warnings: list[str],
 ) -> dict[str, str]:
-    """Forwarding, as far as it is needed. The fast path asks the FIB in the name of lo; without it the stack forwards,
-    and an interface that forwards IPv6 takes router advertisements only with accept_ra 2."""
+    """Forwarding, as far as it is needed, and what :mod:`~reconciler.state.local` asks for. The fast path asks the FIB
+    in the name of lo; without it the stack forwards, and an interface that forwards IPv6 takes router advertisements
+    only with accept_ra 2."""
     families = {key.ip.version for key in listeners}
     wanted: dict[str, str] = {}
     if config.settings.fast_path:
@@ -367,7 +378,10 @@ def _sysctls(
             # 2 as well: it may be ours, and is to stay then.
             wanted.update({name: "2" for name in names if host.sysctls.get(name) in ("1", "2")})
             # The one for all sets every other: each is named, so that what stood there is remembered.
-            wanted.update({f"net/ipv6/conf/{name}/forwarding": "1" for name in (*sorted(host.interfaces), *_ALL6)})
+            names = (f"net/ipv6/conf/{name}/forwarding" for name in (*sorted(host.interfaces), "default"))
+            wanted.update({name: "1" for name in names if name in host.sysctls})
+            wanted["net/ipv6/conf/all/forwarding"] = "1"
+    wanted.update(local.sysctls(config, host, listeners))
     missing = sorted(name for name in wanted if name not in host.sysctls)
     warnings.extend(f"sysctl {name} does not exist on this host" for name in missing)
     return {name: value for name, value in wanted.items() if name in host.sysctls}

@@ -17,6 +17,7 @@ from reconciler.state.objects import (
     DataPlaneSettings,
     Destination,
     Endpoint,
+    IPAddress,
     KernelState,
     ListenerKey,
     Observed,
@@ -82,6 +83,8 @@ class Delta:
     routes: dict[RouteKey, Pair[Destination]]
     attachments: dict[int, Pair[Attachment]]
     devices: dict[int, tuple[bool, bool]]
+    guarded: dict[int, tuple[bool, bool]]
+    sources: dict[tuple[str, Endpoint], Pair[IPAddress]]
     sysctls: dict[str, tuple[str, str]]
     forgotten_sysctls: dict[str, tuple[str, str]]
     ports: dict[int, int]
@@ -101,6 +104,8 @@ def compare(desired: Desired, observed: Observed) -> Delta:
         routes=difference(old.routes, new.routes),
         attachments=difference(old.attachments, new.attachments),
         devices={each: (each in old.devices, each in new.devices) for each in sorted(old.devices ^ new.devices)},
+        guarded={each: (each in old.guarded, each in new.guarded) for each in sorted(old.guarded ^ new.guarded)},
+        sources=difference(old.sources, new.sources),
         sysctls=_sysctls_to_set(desired, observed),
         forgotten_sysctls=_sysctls_to_restore(desired, observed),
         ports=ports,
@@ -198,7 +203,7 @@ def changes_of(delta: Delta, desired: Desired, observed: Observed) -> tuple[Chan
         *_settings(delta, observed),
         *_interfaces(delta, desired),
         *_proxies(delta, desired, observed),
-        *_targets(delta),
+        *_targets(delta, desired, observed),
         *_routes(delta),
     ]
     place = desired.causes.place
@@ -240,15 +245,16 @@ def _port_uses(bits: int) -> list[str]:
 
 def _interfaces(delta: Delta, desired: Desired) -> Iterator[Change]:
     found = []
-    for ifindex in delta.attachments.keys() | delta.devices.keys():
+    for ifindex in delta.attachments.keys() | delta.devices.keys() | delta.guarded.keys():
         before, after = delta.attachments.get(ifindex, (None, None))
         known = before or after
         name = known.name if known else desired.names.get(ifindex, f"if{ifindex}")
         was, will = (_attachment(each) for each in (before, after))
-        if ifindex in delta.devices:
-            redirect_was, redirect_will = delta.devices[ifindex]
-            was = was if was is None and after else (was or {}) | {"xdp_redirect": redirect_was}
-            will = will if will is None and before else (will or {}) | {"xdp_redirect": redirect_will}
+        for flag, differing in (("xdp_redirect", delta.devices), ("drop_loopback", delta.guarded)):
+            if ifindex in differing:
+                flag_was, flag_will = differing[ifindex]
+                was = was if was is None and after else (was or {}) | {flag: flag_was}
+                will = will if will is None and before else (will or {}) | {flag: flag_will}
         action: Action = "update"
         if known:
             action = "attach" if before is None else "detach" if after is None else "replace"
@@ -310,20 +316,45 @@ def _proxy(proxy: ProxyState | None, listens: list[str] | None) -> Json | None:
     }
 
 
-def _targets(delta: Delta) -> Iterator[Change]:
-    for name, (before, after) in sorted(delta.proxies.items()):
-        was, will = _weights(before), _weights(after)
-        for endpoint in sorted(was.keys() | will.keys(), key=endpoint_order):
-            if was.get(endpoint) != will.get(endpoint):
-                pair = ({"weight": each[endpoint]} if endpoint in each else None for each in (was, will))
+def _targets(delta: Delta, desired: Desired, observed: Observed) -> Iterator[Change]:
+    """Of the defaults, and whatever else has another source address."""
+    states = (observed.state, desired.state)
+    names = {*delta.proxies, *(name for name, _ in delta.sources)}
+    listed = [_endpoints(state, {name for name, _ in delta.sources}) for state in states]
+    for name in sorted(names):
+        was, will = (_default_targets(state.proxies.get(name)) for state in states)
+        moved = {endpoint for proxy, endpoint in delta.sources if proxy == name}
+        for endpoint in sorted(was.keys() | will.keys() | moved, key=endpoint_order):
+            if endpoint in was or endpoint in will:
+                pair = [each[endpoint].copy() if endpoint in each else None for each in (was, will)]
+            elif all((name, endpoint) in each for each in listed):
+                pair = [{}, {}]
+            else:
+                continue  # of a route that comes or goes
+            for value, state in zip(pair, states, strict=True):
+                if value is not None and endpoint in moved and (name, endpoint) in state.sources:
+                    value["source"] = str(state.sources[name, endpoint])
+            if pair[0] != pair[1]:
                 yield _change("target", f"{name}/{endpoint}", *pair)
 
 
-def _weights(proxy: ProxyState | None) -> dict[Endpoint, int]:
+def _endpoints(state: KernelState, names: set[str]) -> set[tuple[str, Endpoint]]:
+    """Every target of these proxies."""
+    if not names:
+        return set()
+    return {
+        (name, endpoint)
+        for (name, _), destination in destinations(state).items()
+        if name in names
+        for endpoint, _weight in destination.members
+    }
+
+
+def _default_targets(proxy: ProxyState | None) -> dict[Endpoint, Json]:
     if proxy is None:
         return {}
     return {
-        endpoint: weight
+        endpoint: {"weight": weight}
         for destination in (proxy.default4, proxy.default6)
         if destination is not None
         for endpoint, weight in destination.members

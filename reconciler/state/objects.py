@@ -185,6 +185,8 @@ class KernelState:
     attachments: dict[int, Attachment] = field(default_factory=dict)  # by ifindex
     sysctls: dict[str, str] = field(default_factory=dict)  # "net/ipv4/conf/lo/forwarding" -> value
     devices: frozenset[int] = frozenset()  # ifindexes that take frames redirected by XDP (DEVICE_XDP_REDIRECT)
+    guarded: frozenset[int] = frozenset()  # ifindexes where loopback addresses are dropped (DEVICE_DROP_LOOPBACK)
+    sources: dict[tuple[str, Endpoint], IPAddress] = field(default_factory=dict)  # this host's address towards it
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class Allocation:
     groups: dict[tuple[str, Destination], int] = field(default_factory=dict)  # (proxy name, destination) -> id
     retired_targets: frozenset[int] = frozenset()
     retired_proxies: frozenset[int] = frozenset()
+    sources: dict[tuple[str, Endpoint], IPAddress] = field(default_factory=dict)  # in the entries of ``targets``
 
 
 @dataclass(frozen=True, slots=True)

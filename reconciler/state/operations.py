@@ -14,6 +14,7 @@ from reconciler.state.objects import (
     Balance,
     DataPlaneSettings,
     Endpoint,
+    IPAddress,
     IPNetwork,
     ListenerKey,
     Mode,
@@ -29,6 +30,7 @@ DEST_DENY: Final = 3
 PORT_LISTEN: Final = 1
 PORT_TARGET: Final = 2
 DEVICE_XDP_REDIRECT: Final = 1
+DEVICE_DROP_LOOPBACK: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,24 @@ class PutProxyName(Operation):
 
 @dataclass(frozen=True, slots=True)
 class PutTarget(Operation):
+    """``source``: this host's address towards it, for full NAT; None: there is none, or none is needed."""
+
     map: ClassVar[str] = "target"
     id: int
     proxy_id: int
     endpoint: Endpoint
+    source: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetSource(Operation):
+    """Another source address for a target that is there: for connections that come, those that are keep theirs. Before
+    the switch an address, after it none: so no packet that needs one is without."""
+
+    map: ClassVar[str] = "target"
+    id: int
+    before: IPAddress | None
+    after: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +146,9 @@ class OpenPort(Operation):
 
 @dataclass(frozen=True, slots=True)
 class PutDevice(Operation):
-    """What a way out can do: the flags (DEVICE_XDP_REDIRECT) of one interface; None for no entry. Runs before the
-    switch: a lost ability first of all, a gained one after the interfaces were attached. Undo writes ``before``."""
+    """Flags of one interface; None for no entry. DEVICE_XDP_REDIRECT, what it can do: changed before the switch, a lost
+    ability first of all, a gained one after the interfaces were attached. DEVICE_DROP_LOOPBACK, a guard: set before
+    and taken away after the sysctl that makes it needed. Undo writes ``before``."""
 
     map: ClassVar[str] = "device"
     ifindex: int

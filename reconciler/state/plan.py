@@ -14,8 +14,10 @@ from reconciler.state.allocate import DestNumbers, Limits, Numbers, allocate
 from reconciler.state.desired import Desired
 from reconciler.state.diff import Change, Delta, Json, changes_of, compare, listener_order, wanted_ports
 from reconciler.state.facts import RuntimeFacts
+from reconciler.state.local import opens
 from reconciler.state.objects import Destination, KernelState, Observed, ProxyState, Revision, RouteKey
 from reconciler.state.operations import (
+    DEVICE_DROP_LOOPBACK,
     DEVICE_XDP_REDIRECT,
     Attach,
     ClosePort,
@@ -35,6 +37,7 @@ from reconciler.state.operations import (
     PutTarget,
     RestoreSysctl,
     RouteSlot,
+    SetSource,
     SetSysctl,
     StageListener,
     StageProxy,
@@ -124,13 +127,14 @@ def make_plan(
     slots = _slots(delta, desired.state, observed, numbers)
     recorded = revision if slots or (revision and revision.manifest != observed.revision.manifest) else None
     wanted_blobs = blobs or {}
-    stage = [*_prepare(delta, observed, numbers)]
+    stage = [*_prepare(delta, desired.state, observed, numbers)]
     if recorded:
         stage += [PutBlob(each, wanted_blobs[each]) for each in sorted(wanted_blobs.keys() - observed.blobs)]
     stage += slots
     if recorded:
         stage.append(StageRevision(observed.revision, recorded))
-    finish = [*_detach_and_restore(delta), *_free_groups(observed, numbers)]
+    finish = [*_detach_and_restore(delta, desired.state), *_free_groups(observed, numbers)]
+    finish += (each for each in _sources(desired.state, observed, numbers) if each.after is None)
     finish += _free_idle(desired.state, observed, runtime, numbers)
     if recorded:
         finish += [FreeBlob(digest) for digest in sorted(observed.blobs - wanted_blobs.keys())]
@@ -169,7 +173,7 @@ def _check_capacity(delta: Delta, old: KernelState, limits: Limits) -> None:
 # -- before the switch ---------------------------------------------------------------------------------------------
 
 
-def _prepare(delta: Delta, observed: Observed, numbers: Numbers) -> Iterator[Operation]:
+def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Numbers) -> Iterator[Operation]:
     """What is not in slots: harmless until a slot refers to it."""
     if delta.program:
         before, after = delta.program
@@ -177,13 +181,17 @@ def _prepare(delta: Delta, observed: Observed, numbers: Numbers) -> Iterator[Ope
             yield LoadProgram(before, after)
     for ifindex, (_, able) in delta.devices.items():
         if not able:
-            yield PutDevice(ifindex, DEVICE_XDP_REDIRECT, None)
+            guard = ifindex in observed.state.guarded
+            yield PutDevice(ifindex, _flags(True, guard), _flags(False, guard))
     for name, (live, wanted) in delta.sysctls.items():
-        yield SetSysctl(name, live, wanted)
+        if not opens(name):
+            yield SetSysctl(name, live, wanted)
     for name in numbers.new_proxies:
         yield PutProxyName(numbers.proxies[name], name)
     for proxy, endpoint in numbers.new_targets:
-        yield PutTarget(numbers.targets[proxy, endpoint], numbers.proxies[proxy], endpoint)
+        source = new.sources.get((proxy, endpoint))
+        yield PutTarget(numbers.targets[proxy, endpoint], numbers.proxies[proxy], endpoint, source)
+    yield from (each for each in _sources(new, observed, numbers) if each.after is not None)
     for group in numbers.new_groups:
         proxy, destination = group
         members = tuple((numbers.targets[proxy, endpoint], weight) for endpoint, weight in destination.members)
@@ -191,6 +199,15 @@ def _prepare(delta: Delta, observed: Observed, numbers: Numbers) -> Iterator[Ope
     for port, bits in delta.ports.items():
         there = observed.ports.get(port, 0)
         yield OpenPort(port, there, there | bits)
+
+
+def _sources(new: KernelState, observed: Observed, numbers: Numbers) -> Iterator[SetSource]:
+    """Targets that are there, also retired ones that come back, with another source address than they should have."""
+    known = observed.allocation
+    for key in sorted(known.sources.keys() | new.sources.keys(), key=lambda each: numbers.targets.get(each, 0)):
+        before, after = known.sources.get(key), new.sources.get(key)
+        if before != after and key in known.targets and key in numbers.targets:
+            yield SetSource(numbers.targets[key], before, after)
 
 
 def _slots(delta: Delta, new: KernelState, observed: Observed, numbers: Numbers) -> list[Operation]:
@@ -302,20 +319,39 @@ def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Oper
         after = new.attachments.get(ifindex)
         if after is not None:
             yield Attach(observed.state.attachments.get(ifindex), after)
-    for ifindex, (_, able) in delta.devices.items():
-        if able:
-            yield PutDevice(ifindex, None, DEVICE_XDP_REDIRECT)
+    for ifindex in sorted(delta.devices.keys() | delta.guarded.keys()):
+        guard = ifindex in observed.state.guarded
+        before = _flags(ifindex in observed.state.devices and ifindex in new.devices, guard)
+        gained = _flags(ifindex in new.devices, guard or ifindex in new.guarded)
+        if before != gained:
+            yield PutDevice(ifindex, before, gained)
+    for name, (live, wanted) in delta.sysctls.items():
+        if opens(name):
+            yield SetSysctl(name, live, wanted)
+
+
+def _flags(able: bool, guard: bool) -> int | None:
+    return (DEVICE_XDP_REDIRECT if able else 0) | (DEVICE_DROP_LOOPBACK if guard else 0) or None
 
 
 # -- after the switch ----------------------------------------------------------------------------------------------
 
 
-def _detach_and_restore(delta: Delta) -> Iterator[Operation]:
+def _detach_and_restore(delta: Delta, new: KernelState) -> Iterator[Operation]:
+    """What a guard was needed for goes before the guard and the program that heeds it."""
+    for name, (live, original) in delta.forgotten_sysctls.items():
+        if opens(name):
+            yield RestoreSysctl(name, live, original)
     for _, (before, after) in sorted(delta.attachments.items()):
         if before is not None and after is None:
             yield Detach(before)
     for name, (live, original) in delta.forgotten_sysctls.items():
-        yield RestoreSysctl(name, live, original)
+        if not opens(name):
+            yield RestoreSysctl(name, live, original)
+    for ifindex, (_, guard) in delta.guarded.items():
+        if not guard:
+            able = ifindex in new.devices
+            yield PutDevice(ifindex, _flags(able, True), _flags(able, False))
 
 
 def _free_groups(observed: Observed, numbers: Numbers) -> Iterator[Operation]:

@@ -92,11 +92,17 @@ class Instance:
 
     def wait_synced(self, timeout_sec: float = 30) -> None:
         """Until ``status`` says Synced and ``diff`` finds nothing."""
-        wait_for(
-            lambda: self.run("status", "--output", "json").returncode == 0 and self.run("diff").returncode == 0,
-            f"Synced: {self.daemon.output if self.daemon else ''}",
-            timeout_sec=timeout_sec,
-        )
+        said: list[str] = []
+
+        def synced() -> bool:
+            said[:] = [done.stdout + done.stderr for done in (self.run("status"), self.run("diff")) if done.returncode]
+            return not said
+
+        try:
+            wait_for(synced, "Synced", timeout_sec=timeout_sec)
+        except TimeoutError as error:
+            log = self.daemon.output() if self.daemon else "no daemon"
+            raise TimeoutError("\n".join([str(error), *said, log])) from None
 
     def stop_daemon(self, number: int = signal.SIGTERM) -> int:
         """End the daemon; its exit status."""

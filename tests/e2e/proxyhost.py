@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from reconciler.config.model import Config
-from reconciler.engine import Engine, View
+from reconciler.engine import Engine
 from reconciler.kernel import bpf, layout, links, tc
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Map, Maps
 from reconciler.places import Places
 from reconciler.state.objects import Endpoint, IPAddress, Protocol
-from tests.kernel.kernelmaps import dump
+from tests.kernel.kernelmaps import connection_entry, dump
 
 XDP_PASS, XDP_DROP = 2, 1
 TC_UNSPEC, TC_SHOT = 0xFFFFFFFF, 2
@@ -99,16 +99,25 @@ def address(interface: str, version: int) -> IPAddress:
     return ip_address(f"10.0.{number}.1" if version == 4 else f"fd00:{number}::1")
 
 
+def _new_network() -> None:
+    if _libc.unshare(_CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
 @contextmanager
-def new_network() -> Iterator[None]:
-    """Move the calling thread into a network namespace of its own, and back; the namespace ends with the block."""
+def networks() -> Iterator[int]:
+    """Move the calling thread into a network namespace of its own, and back. Yields a process in another one; both
+    namespaces end with the block."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
-        if _libc.unshare(_CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "unshare")
+        _new_network()
+        far = subprocess.Popen(["sleep", "infinity"])
         try:
-            yield
+            _new_network()
+            yield far.pid
         finally:
+            far.kill()
+            far.wait()
             if _libc.setns(home, _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
     finally:
@@ -123,48 +132,48 @@ class ProxyHost:
         self.ifindex: dict[str, int] = {}
 
     def __enter__(self) -> ProxyHost:
-        self._network = new_network()
-        self._network.__enter__()
+        self._networks = networks()
+        far = self._networks.__enter__()
         try:
-            self._build()
+            self._build(far)
         except BaseException:
-            self._network.__exit__(None, None, None)
+            self._networks.__exit__(None, None, None)
             raise
-        self._directory = Path(tempfile.mkdtemp(prefix="revproxy-test-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="revproxy-test-"))
         bpffs = Path(f"/sys/fs/bpf/revproxy-test-{os.getpid()}-{next(_numbers)}")
-        self.places = Places(*(self._directory / name for name in ("config", "run", "state")), bpffs)
+        self.places = Places(*(self.directory / name for name in ("config", "run", "state")), bpffs)
         return self
 
     def __exit__(self, *failure: object) -> None:
         shutil.rmtree(self.places.bpffs_dir, ignore_errors=True)
-        shutil.rmtree(self._directory)
-        self._network.__exit__(None, None, None)
+        shutil.rmtree(self.directory)
+        self._networks.__exit__(None, None, None)
 
-    def _build(self) -> None:
-        lines = ["link set lo up"]
+    def _build(self, far: int) -> None:
+        enter = ["nsenter", f"--net=/proc/{far}/ns/net", "--"]
+        self.ip(
+            "link set lo up",
+            *(
+                f"link add {name} address {mac(name).hex(':')} type veth"
+                f" peer name {name} address {peer_mac(name).hex(':')} netns {far}"
+                for name in INTERFACES
+            ),
+            *(f"link set {name} addrgenmode none" for name in INTERFACES),
+            *(f"address add {address(name, 4)}/24 dev {name}" for name in INTERFACES),
+            *(f"address add {address(name, 6)}/64 dev {name} nodad" for name in INTERFACES),
+        )
+        # Where GRO is on, a veth has receive queues for XDP, and its peer takes frames redirected to it.
         for name in INTERFACES:
-            ours, theirs = mac(name).hex(":"), peer_mac(name).hex(":")
-            lines += [
-                f"link add {name} address {ours} type veth peer name {name}-peer address {theirs}",
-                f"link set {name} addrgenmode none",
-                f"link set {name}-peer addrgenmode none",
-                f"address add {address(name, 4)}/24 dev {name}",
-                f"address add {address(name, 6)}/64 dev {name} nodad",
-            ]
-        # An XDP program on a veth gets receive queues, and its peer takes frames redirected to it, where GRO is on.
-        self.ip(*lines)
-        for name in INTERFACES:
-            for end in (name, f"{name}-peer"):
-                subprocess.run(["ethtool", "-K", end, "gro", "on"], check=True)
-        lines = [f"link set {end} up" for name in INTERFACES for end in (f"{name}-peer", name)]
-        for version, default, targets in ((4, "default", "10.9.0.0/16"), (6, "default", "fd09::/16")):
-            for name, prefix in (("cli", default), ("srv", targets)):
-                gateway = str(address(name, version) + 99)
-                lines += [
+            for prefix in ([], enter):
+                subprocess.run([*prefix, "ethtool", "-K", name, "gro", "on"], check=True)
+                subprocess.run([*prefix, "ip", "link", "set", name, "up"], check=True)
+        for version, everybody, targets in ((4, "default", "10.9.0.0/16"), (6, "default", "fd09::/16")):
+            for name, prefix in (("cli", everybody), ("srv", targets)):
+                gateway = address(name, version) + 99
+                self.ip(
                     f"neigh add {gateway} lladdr {peer_mac(name).hex(':')} dev {name} nud permanent",
                     f"route add {prefix} via {gateway} dev {name}",
-                ]
-        self.ip(*lines)
+                )
         self.ifindex = {name: socket.if_nametoindex(name) for name in INTERFACES}
 
     def ip(self, *lines: str) -> None:
@@ -181,21 +190,6 @@ class ProxyHost:
             yield made
         finally:
             made.close()
-
-    def apply(self, config: Config, gateway: Gateway | None = None) -> View:
-        """As a fresh process: recover if need be, and commit. Afterwards nothing may differ. Returns both sides as they
-        are then."""
-        with self.engine(gateway) as engine:
-            engine.commit(engine.view(config), allow_empty=True)
-            view = engine.view(config)
-            assert view.changes == ()
-            assert not view.observed.unfinished
-            return view
-
-    def down(self, gateway: Gateway | None = None) -> None:
-        """As a fresh process."""
-        with self.engine(gateway) as engine:
-            engine.down()
 
     # -- looking without it ------------------------------------------------------------------------------------
 
@@ -269,6 +263,27 @@ class ProxyHost:
         with self.programs() as programs:
             return tuple(programs.decide(packet) for packet in packets)
 
+    def insert_connection(self, packet: Packet, target: Endpoint, proxy_id: int, target_id: int) -> None:
+        """As if the program at the entrance had opened it: in the tables that this program uses."""
+        ends = [f"[{ip}]:{port}" for ip, port in ((packet.src, packet.sport), (packet.dst, packet.dport))]
+        now_ns = time.monotonic_ns()
+        keys, values = connection_entry(
+            packet.src.version,
+            *ends,
+            f"[{target.ip}]:{target.port}",
+            ids=(proxy_id, target_id),
+            protocol=packet.protocol.number,
+            times_ns=(now_ns, now_ns),
+        )
+        name = f"connection{packet.src.version}"
+        with self.programs() as programs:
+            used = bpf.prog_info(programs.attached[packet.interface]["tc"]).map_ids
+        for descriptor in map(bpf.map_by_id, used):
+            if bpf.map_info(descriptor).name == name:
+                table = Map(layout.MAPS[name], descriptor, Gateway())
+                table.put_many(keys, values)
+            os.close(descriptor)
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -278,32 +293,42 @@ class Programs:
     attached: dict[str, dict[str, int]]
 
     def decide(self, packet: Packet) -> Decision:
-        """As the kernel would: XDP first, then, if that left it alone, TC."""
+        """What becomes of a client's packet."""
+        kind, frame, by = self.run(packet)
+        return Decision(kind, ends(frame)[1] if kind == "forward" else None, by)
+
+    def run(self, packet: Packet) -> tuple[str, bytes, str]:
+        """As the kernel would: XDP first, then, if that left it alone, TC. What became of it, the frame afterwards, and
+        which program it was."""
         frame, index = packet.frame(), self.ifindex[packet.interface]
         there = self.attached[packet.interface]
         if "xdp" in there:
             context = np.array([0, len(frame), 0, index, 0, 0], "<u4")
             run = bpf.prog_test_run(there["xdp"], frame, context.tobytes())
             if run.retval == XDP_DROP:
-                return Decision("drop", by="xdp")
+                return "drop", frame, "xdp"
             if run.retval != XDP_PASS:
-                return Decision("forward", _target(packet, run.data_out), "xdp")
+                return "forward", run.data_out, "xdp"
             assert run.data_out == frame, "XDP passed what it had rewritten"
         if "tc" in there:
             context = np.zeros(48, "<u4")
             context[10] = index
             run = bpf.prog_test_run(there["tc"], frame, context.tobytes())
             if run.retval == TC_SHOT:
-                return Decision("drop", by="tc")
+                return "drop", frame, "tc"
             if run.data_out != frame:
-                return Decision("forward", _target(packet, run.data_out), "tc")
+                return "forward", run.data_out, "tc"
             assert run.retval == TC_UNSPEC, "redirected as it was"
-        return Decision("pass")
+        return "pass", frame, ""
 
 
-def _target(packet: Packet, frame: bytes) -> Endpoint:
-    ip, port = (slice(30, 34), slice(36, 38)) if packet.src.version == 4 else (slice(38, 54), slice(56, 58))
-    return Endpoint(ip_address(frame[ip]), int.from_bytes(frame[port], "big"))
+def ends(frame: bytes) -> tuple[Endpoint, Endpoint]:
+    """A frame's source and destination."""
+    start, size = (26, 4) if frame[12:14] == b"\x08\0" else (22, 16)
+    middle, end = start + size, start + 2 * size
+    source, destination = ip_address(frame[start:middle]), ip_address(frame[middle:end])
+    ports = (int.from_bytes(frame[at : at + 2], "big") for at in (end, end + 2))
+    return Endpoint(source, next(ports)), Endpoint(destination, next(ports))
 
 
 def entries_of_others_targets(host: ProxyHost) -> list[str]:

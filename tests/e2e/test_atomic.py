@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netlab import Lab
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
+from netlab import Lab
 from reconciler.engine import Engine
 from reconciler.places import Places
 

@@ -101,3 +101,15 @@ class Requests:
                 self.answers[self.ask()] += 1
             except Exception as error:
                 self.failures.append(repr(error))
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What is different between two of :func:`held` or :func:`attached`: by name, only what differs."""
+    found: dict[str, Any] = {}
+    for name in before.keys() | after.keys():
+        one, other = before.get(name), after.get(name)
+        if one != other and isinstance(one, dict) and isinstance(other, dict):
+            found[name] = {key: (one.get(key), other.get(key)) for key in one | other if one.get(key) != other.get(key)}
+        elif one != other:
+            found[name] = (one, other)
+    return found

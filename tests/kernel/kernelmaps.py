@@ -164,6 +164,9 @@ class FakeHost(Stored):
                 found[int(ifindex)] = Attachment(int(ifindex), value[0], XdpMode(value[1]), value[2])
         return found
 
+    def busy_interfaces(self) -> frozenset[int]:
+        return frozenset()
+
     def read_sysctl(self, name: str) -> str | None:
         return self.read().get(f"sysctl {name}", self.live.get(name))
 

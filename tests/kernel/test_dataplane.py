@@ -668,6 +668,83 @@ def test_fullnat_without_a_source_address_is_refused(plane: DataPlane, hook: str
     assert send(plane, hook, frame(new_flow(4, 6)))[0] == DROP[hook]
 
 
+def by_lo(data: bytes) -> bytes:
+    """With the hardware addresses of lo, without which the stack would not take it from there."""
+    return bytes(12) + data[12:]
+
+
+@families
+@protocols
+def test_fullnat_goes_to_the_stack_through_lo_both_ways(plane: DataPlane, version: int, protocol: int) -> None:
+    """It has an address of this host as its source, which the stack takes from no other interface."""
+    use_fullnat(plane, version)
+    plane.settings(fast_path=False)
+    flow = new_flow(version, protocol)
+    request = frame(flow)
+    assert plane.xdp(request) == (XDP_PASS, request)
+    verdict, after = plane.tc(request)
+    leaves = sent(after, protocol)
+    assert (leaves.src, leaves.dst) == (SOURCE[version], TARGET[version])
+    assert (verdict, after) == (TC_REDIRECT, by_lo(rewritten(request, leaves, hops=0)))
+    assert plane.tc(after, "lo") == (TC_UNSPEC, after), "come in by lo, it is nobody's any more"
+    reply = frame(leaves.reply(), "SA", towards="srv")
+    assert plane.tc(reply, "srv") == (TC_REDIRECT, by_lo(rewritten(reply, flow.reply(), hops=0)))
+    assert plane.tc(reply, egress=True) == (TC_UNSPEC, reply), "on its way to lo from a target on this host"
+    # From there it comes in by lo, and goes there again.
+    again = by_lo(reply)
+    assert plane.tc(again, "lo") == (TC_REDIRECT, rewritten(again, flow.reply(), hops=1))
+    last = by_lo(frame(leaves.reply(), "A", towards="srv", ttl=1))
+    assert plane.tc(last, "lo") == (TC_UNSPEC, last), "but not for ever"
+
+
+@hooks
+def test_a_source_address_of_zeros_but_for_its_end_is_one(plane: DataPlane, hook: str) -> None:
+    use_fullnat(plane, 6)
+    plane.target(2, TARGET[6], 8080, source="::1")
+    assert send(plane, hook, frame(new_flow(6, 6)))[0] != DROP[hook]
+
+
+# -- loopback addresses ------------------------------------------------------------------------------------------
+
+
+def test_a_target_at_the_loopback_address_of_ipv6_is_reached_through_lo(plane: DataPlane) -> None:
+    plane.target(9, "::1", 8080)
+    plane.proxy(1, dest6=dest("TARGET", 9))
+    flow = new_flow(6, 6)
+    request = frame(flow)
+    assert plane.xdp(request) == (XDP_PASS, request)
+    assert plane.tc(request) == (TC_REDIRECT, by_lo(rewritten(request, translated(flow, "::1"), hops=0)))
+    leaving = frame(translated(flow, "::1").reply(), "SA")
+    assert plane.tc(leaving, egress=True) == (TC_UNSPEC, rewritten(leaving, flow.reply(), hops=0))
+
+
+def test_loopback_addresses_from_the_wire_are_dropped_where_there_is_a_guard(plane: DataPlane) -> None:
+    def udp(src: str, dst: str) -> bytes:
+        return frame(Flow(src, dst, 5000, 9999, 17))
+
+    forged = [udp("10.0.1.100", "127.0.0.1"), udp("10.0.1.100", "127.9.9.9"), udp("127.0.0.2", "10.0.1.1")]
+    forged += [b"\xff" * 6 + each[6:] for each in forged]
+    honest = [udp("10.0.1.100", "10.0.1.1"), udp("10.127.0.1", "128.0.0.127"), frame(new_flow(6, 17, "7f00::1"), "")]
+    before = plane.outcomes().get("drop_loopback", 0)
+    for each in forged:
+        assert plane.tc(each) == (TC_UNSPEC, each), "the stack sees to that"
+    assert plane.outcomes().get("drop_loopback", 0) == before
+    flags = layout.CONSTANTS["DEVICE_DROP_LOOPBACK"] | layout.CONSTANTS["DEVICE_XDP_REDIRECT"]
+    plane.put("device", plane.ifindex("cli"), flags.to_bytes(4, "little"))
+    try:
+        for each in forged:
+            assert plane.xdp(each) == (XDP_PASS, each)
+            assert plane.tc(each)[0] == TC_SHOT
+            assert plane.tc(each, "srv") == (TC_UNSPEC, each)
+        assert plane.outcomes()["drop_loopback"] == before + len(forged)
+        for each in honest:
+            assert plane.tc(each)[0] != TC_SHOT
+        request = frame(flow := new_flow(4, 6))
+        assert plane.tc(request) == (TC_REDIRECT, to_server(request, translated(flow)))
+    finally:
+        plane.device("cli")
+
+
 # -- the full table ----------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,16 @@ def test_value_the_kernel_refuses_is_an_error() -> None:
     assert FORWARDING in str(refused.value)
 
 
+def test_ipv6_forwarding_for_all_changes_no_other_one() -> None:
+    """The kernel sets every interface's and the default along with it."""
+    add_veth("va", "vb")
+    names = [f"net/ipv6/conf/{name}/forwarding" for name in ("all", "default", "lo", "va", "vb")]
+    sysctls.write("net/ipv6/conf/va/forwarding", "1", GATEWAY)
+    for value in ("1", "0"):
+        sysctls.write("net/ipv6/conf/all/forwarding", value, GATEWAY)
+        assert sysctls.read_all(names) == dict(zip(names, (value, "0", "0", "1", "0"), strict=True))
+
+
 def test_interface_name_with_a_dot() -> None:
     add_veth("va.7", "vb")
     sysctls.write("net/ipv4/conf/va.7/forwarding", "1", GATEWAY)

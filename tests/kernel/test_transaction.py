@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from reconciler.state.operations import (
     ClosePort,
     FreeProxyName,
     FreeTarget,
+    Operation,
     PutDevice,
     RestoreSysctl,
+    SetSource,
     StageProxy,
 )
+from reconciler.state.plan import Plan
 from tests.kernel.kernelmaps import (
     Instance,
     bpffs_directory,
@@ -228,8 +232,42 @@ def test_too_long_a_name_is_no_other_name(instance: Instance) -> None:
 def test_devices(instance: Instance) -> None:
     carry_out([PutDevice(9, None, 1)], instance.context)
     assert instance.observe().state.devices == {9}
-    carry_out([PutDevice(9, 1, None)], instance.context)
-    assert instance.observe().state.devices == frozenset()
+    carry_out([PutDevice(9, 1, 3)], instance.context)
+    assert (instance.observe().state.devices, instance.observe().state.guarded) == ({9}, {9})
+    carry_out([PutDevice(9, 3, None)], instance.context)
+    assert (instance.observe().state.devices, instance.observe().state.guarded) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_target_gets_another_source_in_place_and_back(instance: Instance, version: int) -> None:
+    """Nothing else of its entry changes, and a failure afterwards takes it back."""
+    both = replace(NEW, proxies={"web": proxy("web", to("10.0.0.1:80"), to("[2001:db8::1]:80"))})
+    execute(instance.plan(both, "both"), instance.context)
+    key, number = next(
+        item for item in instance.observe().allocation.targets.items() if item[0][1].ip.version == version
+    )
+    first, second = (ip_address(f"192.0.2.{n}" if version == 4 else f"2001:db8:9::{n}") for n in (1, 2))
+    target = instance.maps["target"]
+    value = target.get(number)
+    value["flags"] = layout.CONSTANTS["TARGET_DRAINED"]
+    target.put(number, value)
+    before = dump(instance.maps)
+
+    def plan(*stage: Operation) -> Plan:
+        return Plan(stage=stage, base=store.read_revision(instance.maps))
+
+    execute(plan(SetSource(number, None, first)), instance.context)
+    found = instance.observe()
+    assert found.state.sources == found.allocation.sources == {key: first}
+    assert not found.unfinished
+    assert target.get(number)["flags"] == layout.CONSTANTS["TARGET_DRAINED"]
+    middle = dump(instance.maps)
+    with pytest.raises(TransactionError) as caught:
+        execute(plan(SetSource(number, first, second), FreeTarget(1)), instance.context)
+    assert caught.value.rolled_back
+    assert dump(instance.maps) == middle
+    carry_out([SetSource(number, first, None)], instance.context)
+    assert dump(instance.maps) == before
 
 
 def test_revision_is_part_of_the_commit(instance: Instance) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tests.kernel.kernelmaps import (
     Instance,
     bpffs_directory,
     dump,
+    endpoint,
     in_child,
     listener,
     proxy,
@@ -73,6 +74,8 @@ EVERYTHING = state(
     attachments={2: Attachment(2, "eth0", XdpMode.OFF), 3: Attachment(3, "eth1", XdpMode.GENERIC)},
     sysctls=SYSCTL,
     devices=frozenset({3}),
+    guarded=frozenset({3}),
+    sources={("new", endpoint("10.0.1.1:8080")): ip_address("10.0.1.254")},
 )
 MANY = replace(
     BASE,

@@ -86,7 +86,7 @@ class Lab:
         self.processes: list[Process] = []
         self._with_servers = servers
         self._directory, self._own_directory = directory, directory is None
-        self._forwarding: dict[str, str] = {}
+        self._settings: dict[str, str] = {}
 
     def _backend(self, number: int) -> Backend:
         """Backend ``number``, counted from 1."""
@@ -135,7 +135,7 @@ class Lab:
                 number = int(interface.removeprefix("eth")) + 1
                 gateway4, gateway6 = IPv4Address(f"10.90.{number}.1"), IPv6Address(f"fd90:{number}::1")
                 self._link(members[0].namespace, interface, gateway4, gateway6, addresses)
-            self._forwarding = self.proxy.forwarding()
+            self._settings = self._settings_now()
             if self._with_servers:
                 self._start_servers()
         except BaseException:
@@ -246,18 +246,21 @@ class Lab:
 
     # -- looking for what was left behind ----------------------------------------------------------------------
 
+    def _settings_now(self) -> dict[str, str]:
+        return self.proxy.forwarding() | self.proxy.leniency()
+
     def residue(self, *directories: Path) -> list[str]:
         """What stands in the proxy host that was not there when the lab was built, each in words.
 
-        That is: XDP programs, queueing disciplines that hold TC programs, changed forwarding settings, and every
-        entry of ``directories`` (pins, for instance).
+        That is: XDP programs, queueing disciplines that hold TC programs, changed settings of what the stack forwards
+        and accepts, and every entry of ``directories`` (pins, for instance).
         """
         links = self.proxy.ip_json("-details", "link", "show")
         found = [f"{link['ifname']}: XDP program {link['xdp']}" for link in links if "xdp" in link]
         disciplines = self.proxy.run("tc", "qdisc", "show").stdout.splitlines()
         found += [line.strip() for line in disciplines if line.split()[1] in ("clsact", "ingress")]
-        now = self.proxy.forwarding()
-        found += [f"{name}={value}" for name, value in now.items() if self._forwarding.get(name, value) != value]
+        now = self._settings_now()
+        found += [f"{name}={value}" for name, value in now.items() if self._settings.get(name, value) != value]
         for directory in directories:
             with contextlib.suppress(FileNotFoundError):
                 found += sorted(str(path) for path in directory.rglob("*"))

@@ -177,6 +177,17 @@ class Namespace:
 
         return self.call(read)
 
+    def leniency(self) -> dict[str, str]:
+        """Every setting that lets addresses pass which otherwise would not, by sysctl name."""
+
+        def read() -> dict[str, str]:
+            root = Path("/proc/sys")
+            patterns = ("ipv4/conf/*/accept_local", "ipv4/conf/*/route_localnet", "ipv6/conf/*/force_forwarding")
+            files = sorted(file for pattern in patterns for file in root.glob(f"net/{pattern}"))
+            return {str(file.relative_to(root)): file.read_text().strip() for file in files}
+
+        return self.call(read)
+
     def checksum_errors(self) -> dict[str, int]:
         """How many packets arrived here with a bad checksum, by counter: IP header, TCP (both families), UDP, ICMP."""
         return self.call(_read_checksum_errors)

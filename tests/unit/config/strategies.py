@@ -47,7 +47,7 @@ PROXY = st.fixed_dictionaries(
         "default_target": targets(PLAIN4 | PLAIN6),
     },
     optional={
-        "mode": st.just("dnat"),
+        "mode": st.sampled_from(["dnat", "fullnat"]),
         "balance": st.sampled_from(["maglev", "source", "random"]),
         "source_routes": routes(),
         "connection_timeout_sec": st.integers(1, 2**32 - 1),
@@ -60,6 +60,9 @@ SETTINGS = st.fixed_dictionaries(
         "max_connections": st.integers(1, 10**9),
         "fast_path": st.booleans(),
         "xdp_mode": st.sampled_from(["auto", "native", "generic", "off"]),
+        "source_ports": st.fixed_dictionaries(
+            {}, optional={"first": st.integers(1024, 10000), "last": st.integers(10000, 65535)}
+        ),
     },
 )
 ROOT = st.fixed_dictionaries(

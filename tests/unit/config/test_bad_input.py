@@ -31,7 +31,10 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "unknown key": (((LISTEN_PORT, "prot: 80\n"),), ("8:7: unknown key 'prot' (did you mean 'port'?)",)),
     "unknown key, near none": (
         (("settings: {", "settings: {xyzzy: 1, "),),
-        ("2:12: unknown key 'xyzzy' (known: connection_timeout_sec, max_connections, fast_path, xdp_mode)",),
+        (
+            "2:12: unknown key 'xyzzy'"
+            " (known: connection_timeout_sec, max_connections, fast_path, xdp_mode, source_ports)",
+        ),
     ),
     "unknown key in another case": (
         (("apiVersion", "apiversion"),),
@@ -279,9 +282,28 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             "10:36: 'health_check' is not supported by this version",
         ),
     ),
-    "fullnat": (
-        ((": web\n", ": web\n    mode: fullnat\n"),),
-        ("5:11: 'mode: fullnat' is not supported by this version",),
+    "mode": (
+        ((": web\n", ": web\n    mode: fullnet\n"),),
+        ("5:11: 'mode' must be 'dnat' or 'fullnat', not 'fullnet' (did you mean 'fullnat'?)",),
+    ),
+    "source ports of the host": (
+        ((": true", ": true, source_ports: {first: 1023}"),),
+        ("2:51: 'first' must be an integer from 1024 to 65535, not 1023",),
+    ),
+    "source ports from end to beginning": (
+        ((": true", ": true, source_ports: {first: 40000}"),),
+        ("2:43: 'source_ports' begin with 40000, which is above their end, 32767",),
+    ),
+    "source ports as text": (
+        ((": true", ": true, source_ports: 10000-32767"),),
+        ("2:43: 'source_ports' must be a mapping of first and last, not '10000-32767'",),
+    ),
+    "fullnat to another family": (
+        ((": web\n", ": web\n    mode: fullnat\n"), ("192.0.2.1", "'2001:db8::1'")),
+        (
+            "10:21: the target 10.0.0.1:8080 is IPv4,"
+            " but no listen address of the proxy is (and 1 more target likewise)",
+        ),
     ),
     # -- notation
     "not YAML": (

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from reconciler.config import Config, parse_sources
+from reconciler.config import Config, SourcePorts, parse_sources
 from reconciler.config.model import WeightedTarget
 from reconciler.errors import ConfigError, Problem
 from reconciler.state.objects import Endpoint
@@ -85,6 +85,8 @@ def test_right_documents_are_read_as_written(document: Any) -> None:
     as_json = parse_sources({"a.json": json.dumps(document).encode()})
     assert (as_json.settings, as_json.proxies) == (config.settings, config.proxies)
     for key, value in document.get("settings", {}).items():
+        if key == "source_ports":
+            value = SourcePorts(value.get("first", 10000), value.get("last", 32767))
         assert getattr(config.settings, key) == value
     written = document.get("proxies", [])
     assert len(config.proxies) == len(written)

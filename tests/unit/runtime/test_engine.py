@@ -269,23 +269,25 @@ def test_the_loop_applies_and_does_not_repeat_itself(engine: Engine, places: Pla
 
 def test_a_permanent_failure_is_tried_again_only_after_a_change(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places)
-    live.errors = [KernelError("load", "x", errno.EINVAL)] * 2
+    live.errors = [TransactionError(KernelError("load", "x", errno.EINVAL), rolled_back=True)] * 3
     loop = Loop(engine)
     for _ in range(3):
         assert loop.look(frozenset({"resync"})) is None
     assert live.executed == 1
+    loop.look(frozenset({"reload"}))
+    assert live.executed == 2
     write(places, port=9090)
     loop.look(frozenset({"files"}))
-    assert live.executed == 2
+    assert live.executed == 3
     live.native = True
     loop.look(frozenset({"network"}))
-    assert live.executed == 3
+    assert live.executed == 4
     assert "web" in live.state.state.proxies
 
 
 def test_a_transient_failure_is_tried_again_ever_more_slowly(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places)
-    live.errors = [KernelError("attach", "eth0", errno.EBUSY) for _ in range(10)]
+    live.errors = [TransactionError(KernelError("attach", "eth0", errno.EBUSY), rolled_back=True) for _ in range(10)]
     loop = Loop(engine)
     delays = [loop.look(frozenset({"retry"})) for _ in range(10)]
     assert delays[:4] == [1, 2, 4, 8]

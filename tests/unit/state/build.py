@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from reconciler.config.model import Config, Listen, Place, Proxy, Settings, SourceRoute, WeightedTarget, XdpChoice
+from reconciler.config.model import (
+    Config,
+    Listen,
+    Place,
+    Proxy,
+    Settings,
+    SourcePorts,
+    SourceRoute,
+    WeightedTarget,
+    XdpChoice,
+)
 from reconciler.state.allocate import Limits, allocate
 from reconciler.state.desired import Desired, desired
 from reconciler.state.diff import wanted_ports
@@ -48,16 +58,20 @@ def proxy(
     to: tuple[WeightedTarget, ...] | None = None,
     routes: tuple[SourceRoute, ...] = (),
     balance: Balance = Balance.MAGLEV,
+    mode: Mode = Mode.DNAT,
     timeout_sec: int | None = None,
     line: int = 4,
 ) -> Proxy:
     listen = Listen(tuple(interfaces), tuple(map(ip_address, addresses)), tuple(ports), protocol)
     to = targets("10.0.0.1:8080", line=9) if to is None else to
-    return Proxy(name, listen, Mode.DNAT, balance, to, routes, timeout_sec, Place("web.yaml", line, 5))
+    return Proxy(name, listen, mode, balance, to, routes, timeout_sec, Place("web.yaml", line, 5))
 
 
-def config(*proxies: Proxy, fast_path: bool = True, xdp_mode: str = "auto") -> Config:
-    return Config(Settings(300, 1000, fast_path, XdpChoice(xdp_mode), Place("settings.yaml", 2, 1)), proxies)
+def config(
+    *proxies: Proxy, fast_path: bool = True, xdp_mode: str = "auto", ports: tuple[int, int] = (10000, 32767)
+) -> Config:
+    place = Place("settings.yaml", 2, 1)
+    return Config(Settings(300, 1000, fast_path, XdpChoice(xdp_mode), SourcePorts(*ports), place), proxies)
 
 
 def interface(ifindex: int, name: str, *addresses: str, **more: Any) -> Interface:
@@ -88,7 +102,7 @@ def applied(wanted: Desired) -> Observed:
     """A kernel that holds just this."""
     numbers = allocate(wanted.state, Allocation(), Limits({}))
     revision = Revision(1, 1, b"1" * 16)
-    allocation = Allocation(numbers.proxies, numbers.targets, numbers.groups)
+    allocation = Allocation(numbers.proxies, numbers.targets, numbers.groups, sources=dict(wanted.state.sources))
     return Observed(wanted.state, allocation, revision=revision, exists=True, ports=wanted_ports(wanted.state))
 
 

@@ -32,6 +32,8 @@ from reconciler.state.operations import (
     DEST_GROUP,
     DEST_NONE,
     DEST_TARGET,
+    DEVICE_DROP_LOOPBACK,
+    DEVICE_XDP_REDIRECT,
     PORT_LISTEN,
     Attach,
     ClosePort,
@@ -52,6 +54,7 @@ from reconciler.state.operations import (
     PutTarget,
     RestoreSysctl,
     RouteSlot,
+    SetSource,
     SetSysctl,
     StageListener,
     StageProxy,
@@ -75,6 +78,7 @@ class Store:
     routes: dict[tuple[int, IPNetwork], list[RouteSlot]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     targets: dict[int, tuple[int, Endpoint]] = field(default_factory=dict)
+    sources: dict[int, IPAddress] = field(default_factory=dict)
     groups: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     ports: dict[int, int] = field(default_factory=dict)
     devices: dict[int, int] = field(default_factory=dict)
@@ -105,12 +109,18 @@ class Store:
                 assert number > 0
                 assert number not in self.names
                 self.names[number] = name
-            case PutTarget(number, proxy_id, endpoint):
+            case PutTarget(number, proxy_id, endpoint, source):
                 assert number > 0
                 assert number not in self.targets
                 assert number not in self.busy_targets
                 assert proxy_id in self.names
                 self.targets[number] = (proxy_id, endpoint)
+                assert number not in self.sources
+                self._put(self.sources, number, source)
+            case SetSource(number, before_source, after_source):
+                assert number in self.targets
+                assert self.sources.get(number) == before_source
+                self._put(self.sources, number, after_source)
             case PutGroup(number, members, keys):
                 assert number > 0
                 assert number not in self.groups
@@ -140,6 +150,7 @@ class Store:
             case FreeTarget(number):
                 assert number not in self.busy_targets
                 del self.targets[number]
+                self.sources.pop(number, None)
             case FreeProxyName(number):
                 assert all(proxy_id != number for proxy_id, _ in self.targets.values())
                 del self.names[number]
@@ -162,6 +173,9 @@ class Store:
                 del self.names[number]
             case PutTarget(number):
                 del self.targets[number]
+                self.sources.pop(number, None)
+            case SetSource(number, before_source):
+                self._put(self.sources, number, before_source)
             case PutGroup(number):
                 del self.groups[number]
             case OpenPort(port, before_bits):
@@ -272,9 +286,16 @@ class Store:
             },
             attachments=dict(self.attachments),
             sysctls=dict(self.sysctls),
-            devices=frozenset(self.devices),
+            devices=frozenset(i for i, flags in self.devices.items() if flags & DEVICE_XDP_REDIRECT),
+            guarded=frozenset(i for i, flags in self.devices.items() if flags & DEVICE_DROP_LOOPBACK),
         )
         used = {target for d in self._dests() for target, _ in self._members(d)}
+        sources = {
+            number: ((self.names[owner], endpoint), self.sources[number])
+            for number, (owner, endpoint) in self.targets.items()
+            if number in self.sources
+        }
+        state.sources.update(pair for number, pair in sources.items() if number in used)
         allocation = Allocation(
             proxies={name: number for number, name in self.names.items()},
             targets={(self.names[owner], endpoint): i for i, (owner, endpoint) in self.targets.items()},
@@ -283,6 +304,7 @@ class Store:
                 for i, members in self.groups.items()
             },
             retired_targets=frozenset(self.targets.keys() - used),
+            sources=dict(sources.values()),
             retired_proxies=frozenset(i for i, name in self.names.items() if name not in proxies),
         )
         return Observed(

@@ -14,6 +14,7 @@ from reconciler.state.allocate import Limits
 from reconciler.state.desired import Desired
 from reconciler.state.diff import wanted_ports
 from reconciler.state.facts import RuntimeFacts
+from reconciler.state.local import route_localnet
 from reconciler.state.objects import (
     DENY,
     Attachment,
@@ -32,7 +33,7 @@ from reconciler.state.objects import (
     RouteKey,
     XdpMode,
 )
-from reconciler.state.operations import PORT_TARGET, FreeTarget, Operation
+from reconciler.state.operations import DEVICE_DROP_LOOPBACK, PORT_TARGET, FreeTarget, Operation
 from reconciler.state.plan import Plan, housekeeping, make_plan
 from tests.model import decide
 from tests.unit.state.store import Store, with_sysctls
@@ -69,6 +70,8 @@ CLIENTS = tuple(
     )
 )
 SYSCTLS = ("net/ipv4/conf/lo/forwarding", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra")
+LIVE = dict.fromkeys([*SYSCTLS, *(route_localnet(f"eth{ifindex}") for ifindex in (2, 3, 4))], "0")
+SOURCES = {4: ("10.9.0.254", "10.9.0.253"), 6: ("2001:db8:9::fe", "2001:db8:9::fd")}
 
 
 def endpoints(version: int) -> st.SearchStrategy[Endpoint]:
@@ -91,7 +94,13 @@ def proxies(name: str) -> st.SearchStrategy[ProxyState]:
     default4, default6 = (st.none() | destinations(version) for version in (4, 6))
     balance = st.sampled_from(list(Balance))
     return st.builds(
-        ProxyState, st.just(name), st.just(Mode.DNAT), balance, st.sampled_from([60, 300]), default4, default6
+        ProxyState,
+        st.just(name),
+        st.sampled_from(list(Mode)),
+        balance,
+        st.sampled_from([60, 300]),
+        default4,
+        default6,
     )
 
 
@@ -110,18 +119,28 @@ def states(draw: st.DrawFn) -> KernelState:
     for name in sorted(names):
         for network in draw(st.sets(st.sampled_from(NETWORKS))):
             routes[RouteKey(name, network)] = draw(st.just(DENY) | destinations(network.version))
+    made = {name: draw(proxies(name)) for name in sorted(names)}
+    sources = {}
+    for name, destination in sorted(all_destinations(KernelState(proxies=made, routes=routes)), key=str):
+        for endpoint, _weight in destination.members:
+            if made[name].mode is Mode.FULLNAT and draw(st.booleans()):
+                sources[name, endpoint] = ip_address(draw(st.sampled_from(SOURCES[endpoint.ip.version])))
+    attached = sorted(draw(st.sets(st.sampled_from([2, 3, 4]))))
+    guarded = draw(st.sets(st.sampled_from(attached))) if attached else set()
     return KernelState(
         program=draw(st.builds(ProgramState, st.sampled_from(["one", "two"]), st.sampled_from([100, 200]))),
         settings=DataPlaneSettings(fast_path=draw(st.booleans())),
-        proxies={name: draw(proxies(name)) for name in sorted(names)},
+        proxies=made,
         listeners=listeners,
         routes=routes,
         attachments={
-            ifindex: Attachment(ifindex, f"eth{ifindex}", draw(st.sampled_from(list(XdpMode))))
-            for ifindex in sorted(draw(st.sets(st.sampled_from([2, 3, 4]))))
+            ifindex: Attachment(ifindex, f"eth{ifindex}", draw(st.sampled_from(list(XdpMode)))) for ifindex in attached
         },
-        sysctls=dict.fromkeys(draw(st.sets(st.sampled_from(SYSCTLS))), "1"),
+        sysctls=dict.fromkeys(draw(st.sets(st.sampled_from(SYSCTLS))), "1")
+        | {route_localnet(f"eth{ifindex}"): "1" for ifindex in guarded},
         devices=frozenset(draw(st.sets(st.sampled_from([2, 3, 4])))),
+        guarded=frozenset(guarded),
+        sources=sources,
     )
 
 
@@ -149,6 +168,7 @@ class Commit:
         observed = store.observe()
         self.before, self.after = expected_decisions(observed.state), expected_decisions(wanted)
         self.ports_before, self.ports_after = wanted_ports(observed.state), wanted_ports(wanted)
+        self.sources_before, self.sources_after = set(observed.state.sources), set(wanted.sources)
         manifest = number.to_bytes(16, "big")
         self.blobs = {manifest: b"manifest", b"same in all": b"a file", b"f" + manifest: b"another"}
         self.revision = Revision(number, number, manifest)
@@ -195,13 +215,21 @@ class Commit:
         return housekeeping(self.desired, self.store.observe(), limits=Limits({}), runtime=self.runtime())
 
     def sees_before(self) -> None:
-        self._sees(self.before, self.ports_before)
+        self._sees(self.before, self.ports_before, self.sources_before)
 
     def sees_after(self) -> None:
-        self._sees(self.after, self.ports_after)
+        self._sees(self.after, self.ports_after, self.sources_after)
 
-    def _sees(self, decisions: Decisions, ports: dict[int, int]) -> None:
-        """Every packet is decided by one state, and the ports of its packets are recognised."""
+    def _sees(self, decisions: Decisions, ports: dict[int, int], sources: set[tuple[str, Endpoint]]) -> None:
+        """Every packet is decided by one state, the ports of its packets are recognised, targets that have a source
+        address are never without, and nothing that needs a guard is without."""
+        store = self.store
+        there = {(store.names[owner], endpoint): number for number, (owner, endpoint) in store.targets.items()}
+        assert {there[each] for each in sources} <= set(store.sources)
+        for ifindex in (2, 3, 4):
+            if store.sysctls[route_localnet(f"eth{ifindex}")] == "1":
+                assert store.devices[ifindex] & DEVICE_DROP_LOOPBACK
+                assert ifindex in store.attachments
         for packet, expected in decisions.items():
             assert self.store.decide(*packet) == expected
         for port, bits in (*ports.items(), *self.runtime().busy_ports.items()):
@@ -256,7 +284,7 @@ def all_destinations(state: KernelState) -> set[tuple[str, Destination]]:
 def test_commits_show_packets_one_configuration_at_a_time_and_leave_nothing(
     sequence: list[KernelState], data: st.DataObject
 ) -> None:
-    store = Store(sysctls=dict.fromkeys(SYSCTLS, "0"))
+    store = Store(sysctls=dict(LIVE))
     for number, wanted in enumerate(sequence, start=1):
         commit = Commit(store, wanted, number)
         assert bool(commit.plan.changes) == bool(commit.plan.operations)
@@ -269,7 +297,7 @@ def test_commits_show_packets_one_configuration_at_a_time_and_leave_nothing(
 def test_housekeeping_frees_what_the_last_connection_has_left(
     first: KernelState, second: KernelState, data: st.DataObject
 ) -> None:
-    store = Store(sysctls=dict.fromkeys(SYSCTLS, "0"))
+    store = Store(sysctls=dict(LIVE))
     Commit(store, first, 1).run()
     store.busy_targets = frozenset(data.draw(st.sets(st.sampled_from(sorted(store.targets) or [0]))) - {0})
     commit = Commit(store, second, 2)
@@ -292,7 +320,7 @@ def test_housekeeping_frees_what_the_last_connection_has_left(
 @settings(max_examples=30, deadline=None)
 @given(states())
 def test_a_lost_port_bit_shows_and_is_put_back(state: KernelState) -> None:
-    store = Store(sysctls=dict.fromkeys(SYSCTLS, "0"))
+    store = Store(sysctls=dict(LIVE))
     Commit(store, state, 1).run()
     wanted = dict(store.ports)
     store.ports.clear()

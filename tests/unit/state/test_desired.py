@@ -260,6 +260,8 @@ def test_the_stack_path_wants_forwarding_where_we_are_attached() -> None:
         "net/ipv4/conf/eth1/forwarding": "1",
         "net/ipv4/conf/eth2/forwarding": "0",
         "net/ipv6/conf/all/forwarding": "0",
+        "net/ipv6/conf/default/forwarding": "0",
+        "net/ipv6/conf/eth1/forwarding": "0",
         "net/ipv6/conf/eth0/accept_ra": "1",
         "net/ipv6/conf/eth1/accept_ra": "0",
         "net/ipv6/conf/eth2/accept_ra": "2",
@@ -271,6 +273,8 @@ def test_the_stack_path_wants_forwarding_where_we_are_attached() -> None:
     six = proxy(addresses=["2001:db8::1"], to=targets("[2001:db8:9::1]:1"))
     assert want(six, on=on, fast_path=False).state.sysctls == {
         "net/ipv6/conf/all/forwarding": "1",
+        "net/ipv6/conf/default/forwarding": "1",
+        "net/ipv6/conf/eth1/forwarding": "1",
         "net/ipv6/conf/eth0/accept_ra": "2",
         "net/ipv6/conf/eth2/accept_ra": "2",
     }

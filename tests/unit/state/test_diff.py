@@ -10,9 +10,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from reconciler.state.diff import Change, diff, diff_text, difference
+from reconciler.state.desired import Desired
+from reconciler.state.diff import Change, compare, diff, diff_text, difference
 from reconciler.state.objects import (
+    Allocation,
     Attachment,
+    KernelState,
     ListenerKey,
     Observed,
     ProgramState,
@@ -197,6 +200,16 @@ def test_sysctls_are_settings() -> None:
     others = replace(with_state(live, sysctls={name: "2"}), remembered={name: ("0", "1")})
     changes = {change.name: change for change in diff(off, others)}
     assert (changes[name].before, changes[name].after) == ("2", "2")
+
+
+def test_forwarding_for_all_is_set_last_and_given_back_first() -> None:
+    """It sets every other one: what stood there must have been remembered before, and is given back after."""
+    names = ["eth0/accept_ra", "aa0/forwarding", "eth0/forwarding", "all/forwarding"]
+    first_to_last = [f"net/ipv6/conf/{name}" for name in names]
+    wanted = Desired(KernelState(sysctls=dict.fromkeys(sorted(first_to_last), "1")))
+    assert list(compare(wanted, Observed(KernelState(), Allocation())).sysctls) == first_to_last
+    ours = Observed(KernelState(), Allocation(), remembered=dict.fromkeys(sorted(first_to_last), ("0", "1")))
+    assert list(compare(Desired(KernelState()), ours).forgotten_sysctls) == first_to_last[::-1]
 
 
 def test_a_lost_port_is_a_difference_of_its_own() -> None:
