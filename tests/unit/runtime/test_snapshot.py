@@ -75,7 +75,7 @@ def test_settle_waits_until_writing_pauses(tmp_path: Path) -> None:
 
     (tmp_path / "a.yaml").write_text("")
 
-    settled = settle(fingerprints, quiet_sec=0.02, sleep=sleep_and_write)
+    settled = settle(fingerprints, quiet_sec=0.4, sleep=sleep_and_write)
     assert len(sleeps) >= 5
     assert (tmp_path / "a.yaml").read_text() == "xxxx"
     assert settled == Fingerprints(tmp_path).take()
