@@ -85,6 +85,7 @@ def test_a_million_packets_and_not_one_saw_half_a_commit() -> None:
                 runner.stdin.flush()
                 result: dict[str, Any] = json.loads(runner.stdout.read())
                 assert runner.wait() == 0
+                result["drops"] = {reason: count for reason, count in engine.stats().drops.items() if count}
                 return result
             finally:
                 engine.down()
@@ -92,7 +93,10 @@ def test_a_million_packets_and_not_one_saw_half_a_commit() -> None:
 
         result = lab.proxy.call(commits)
         lab.assert_clean(bpffs)
-    assert result["wrong"] == []
+    # So many new connections fill the table now and then: those drops are counted as such, and there are no others.
+    full = result["drops"].pop("table_full", 0)
+    assert result["drops"] == {}
+    assert result["wrong"] == ([["verdict 1", full]] if full else [])
     assert result["packets"] >= PACKETS
     # Each commit is one change for the packets, whichever proxy they go to: no packet saw an earlier configuration
     # after another had seen the later one.

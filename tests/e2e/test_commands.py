@@ -324,11 +324,9 @@ IP_TCP, IP6_TCP, SYN_EXTRA = 20 + 32, 40 + 32, 8  # timestamps in each segment; 
 WAYS = {"native": "{xdp_mode: native}", "generic": "{xdp_mode: generic}", "stack": "{fast_path: false}", "tc": "{}"}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("served", "way"), [("daemon", way) for way in WAYS], indirect=["served"])
 def test_counters_are_exact_each_packet_once_and_each_direction_apart(served: Instance, way: str) -> None:
     instance, lab, (one, two, _) = served, served.lab, served.lab.backends
-    if not instance.daemon and way != "tc":
-        pytest.skip("the ways of the packets are those of the other run")
     instance.apply(config(lab, WAYS[way]))
     instance.ctl("connections", "flush", "--all")
     before = instance.json("stats", status=0)

@@ -180,7 +180,6 @@ def transport(
         value = 0xFFFF
     if check == "wrong":
         value = (rng or random).choice([value ^ 1, value ^ 0x8000, 0xFFFF, 0, 0x1234])
-    data[reading.checksum_at(protocol) :][:2] = b""
     at = reading.checksum_at(protocol)
     data[at : at + 2] = value.to_bytes(2, "big")
     return bytes(data)

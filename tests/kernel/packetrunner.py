@@ -123,9 +123,18 @@ class Runner:
             raise
         self.surroundings = surroundings()
         self.generation = 0
-        self.whole_sum = CHECK_WHOLE_SUM
+        self.whole_sum = CHECK_WHOLE_SUM if self._can_check_whole_sum() else 0
         self._tables: list[int] = []
         self._contexts: dict[tuple[str, tuple[int, int]], bytes] = {}
+
+    def _can_check_whole_sum(self) -> bool:
+        try:
+            bpf.prog_test_run(self.plane.programs["tc_egress"], bytes(64), flags=CHECK_WHOLE_SUM)
+        except KernelError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         self._close_tables()
