@@ -90,7 +90,7 @@ class Instance:
             self.wait_synced()
         return self.daemon
 
-    def wait_synced(self, timeout_sec: float = 30) -> None:
+    def wait_synced(self, timeout_sec: float = 60) -> None:
         """Until ``status`` says Synced and ``diff`` finds nothing."""
         said: list[str] = []
 

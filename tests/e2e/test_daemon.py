@@ -325,7 +325,7 @@ def test_systemd_is_told_and_a_hangup_has_everything_looked_at(
 ) -> None:
     instance.write(http(lab, 1))
     instance.start_daemon(ready=False)
-    wait_for(lambda: any("READY=1" in text for text in notified()), "ready")
+    wait_for(lambda: any("READY=1" in text for text in notified()), "ready", timeout_sec=60)
     assert targets(instance) == {backend(lab, 1)}, "ready means that the first reconcile has finished"
     assert instance.daemon is not None
     # A map entry that somebody deletes tells nobody.
@@ -335,7 +335,7 @@ def test_systemd_is_told_and_a_hangup_has_everything_looked_at(
     assert instance.ctl("diff", status=1) != ""
     notified().clear()
     instance.daemon.send(signal.SIGHUP)
-    wait_for(lambda: any("READY=1" in text for text in notified()), "reloaded")
+    wait_for(lambda: any("READY=1" in text for text in notified()), "reloaded", timeout_sec=60)
     assert "RELOADING=1" in notified()[0]
     for name in (now := held(instance)).keys() - {"control", "revision"}:  # the switch, and that there was one
         assert now[name] == before[name], name
