@@ -96,7 +96,7 @@ proxies:
 """
 
 
-@pytest.fixture(scope="module", params=["direct", "daemon"])
+@pytest.fixture(scope="module", params=["daemon", "direct"])
 def served(request: pytest.FixtureRequest) -> Iterator[Instance]:
     """An instance that serves :func:`config`; tests leave it as they find it."""
     with Lab(offload=False, xdp_peers=True) as lab, Instance(lab) as instance:
@@ -324,7 +324,8 @@ IP_TCP, IP6_TCP, SYN_EXTRA = 20 + 32, 40 + 32, 8  # timestamps in each segment; 
 WAYS = {"native": "{xdp_mode: native}", "generic": "{xdp_mode: generic}", "stack": "{fast_path: false}", "tc": "{}"}
 
 
-@pytest.mark.parametrize(("served", "way"), [("daemon", way) for way in WAYS], indirect=["served"])
+@pytest.mark.parametrize("served", ["daemon"], indirect=True)
+@pytest.mark.parametrize("way", WAYS)
 def test_counters_are_exact_each_packet_once_and_each_direction_apart(served: Instance, way: str) -> None:
     instance, lab, (one, two, _) = served, served.lab, served.lab.backends
     instance.apply(config(lab, WAYS[way]))
