@@ -9,6 +9,9 @@ import pytest
 
 NEED_ROOT = ("kernel", "e2e", "vm", "bench")
 
+# Of this checkout: all processes of all tests compile the programs once.
+os.environ.setdefault("REVPROXY_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "programs"))
+
 
 def pytest_report_header() -> str | None:
     """Say at the top what this run can't do."""

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from reconciler.errors import CompileError
-from reconciler.kernel import layout
+from reconciler.kernel import codecache, layout
 
 ENTRY_POINTS: Final = ("xdp_ingress", "tc_ingress", "tc_egress")
 FUNCTIONS: Final = (*ENTRY_POINTS, *(name for names in layout.CALLS.values() for name in names))
@@ -59,7 +59,7 @@ def source_tag(source: Path, defines: Mapping[str, int]) -> str:
 
 
 def compile_programs(source: Path, defines: Mapping[str, int] | None = None) -> ObjectCode:
-    """Compile ``source/revproxy.c``, or give what this process made of the very same sources last.
+    """Compile ``source/revproxy.c``, or give what was made of the very same sources before (:mod:`.codecache`).
 
     Raises :class:`CompileError` with the compiler's messages.
     """
@@ -69,11 +69,34 @@ def compile_programs(source: Path, defines: Mapping[str, int] | None = None) -> 
 
 @lru_cache(maxsize=2)  # as many sets as one instance uses: what it runs, and its probe
 def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> ObjectCode:
+    assertions = list(layout.assertions())
+    name = hashlib.sha256(json.dumps([tag, _compiler(), assertions]).encode()).hexdigest()[:16]
+    kept = codecache.read(codecache.directory(), name)
+    if kept is not None and kept.keys() == set(FUNCTIONS):
+        return ObjectCode(tag, kept)
+    functions = _compile_in_child(source, defines, assertions)
+    if source_tag(source, dict(defines)) != tag:
+        changed = CompileError(f"{source} changed while it was being compiled")
+        changed.transient = True  # an upgrade: the next attempt finds it whole
+        raise changed
+    codecache.write(codecache.directory(), name, functions)
+    return ObjectCode(tag, functions)
+
+
+def _compiler() -> str:
+    """What else than the sources decides how the instructions turn out."""
+    from bcc.version import __version__
+
+    headers = Path("/usr/include/linux/version.h")
+    return f"bcc {__version__}, headers {headers.read_text() if headers.exists() else 'none'}"
+
+
+def _compile_in_child(source: Path, defines: tuple[tuple[str, int], ...], assertions: list[str]) -> dict[str, bytes]:
     request = {
         "source": str(source),
         "functions": FUNCTIONS,
         "defines": dict(defines),
-        "assertions": list(layout.assertions()),
+        "assertions": assertions,
     }
     # A path of its own on sys.path: the child must find this package however the parent was started.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -90,9 +113,4 @@ def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> Ob
         raise CompileError(f"compiling {source}/revproxy.c took longer than {TIMEOUT_SEC} s") from error
     if child.returncode:
         raise CompileError(f"{source}/revproxy.c does not compile:\n{child.stderr.strip()}")
-    functions = {name: base64.b64decode(code) for name, code in json.loads(child.stdout).items()}
-    if source_tag(source, dict(defines)) != tag:
-        changed = CompileError(f"{source} changed while it was being compiled")
-        changed.transient = True  # an upgrade: the next attempt finds it whole
-        raise changed
-    return ObjectCode(tag, functions)
+    return {name: base64.b64decode(code) for name, code in json.loads(child.stdout).items()}
