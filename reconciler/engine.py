@@ -21,6 +21,7 @@ from reconciler.config import files as config_files
 from reconciler.config.files import parse_sources
 from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, TransactionError
 from reconciler.runtime import statedir
+from reconciler.runtime.events import Events
 from reconciler.runtime.git import commit_of
 from reconciler.runtime.snapshot import Fingerprints, settle
 from reconciler.state.desired import Memo, desired
@@ -94,6 +95,7 @@ class Engine:
         self._memo = Memo()
         self._refused_xdp: frozenset[int] = frozenset()
         self._retired = False
+        self.events = Events()
         self.attempt: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
         if live is None:
@@ -258,6 +260,7 @@ class Engine:
         commit = self._commit_of(after.observed)
         if plan.revision is not None:
             self._keep(view, plan, revision.number, commit, time.monotonic() - started)
+        self.events.publish("config_applied", revision=revision.number, commit=commit, changes=len(view.changes))
         return answers.Applied(
             revision.number, report.changes(view.changes), len(plan.operations), commit, after.warnings
         )
