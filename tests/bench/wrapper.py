@@ -21,6 +21,7 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = range(11)
 LOAD64, LOAD32, STORE64, STORE32 = 0x79, 0x61, 0x7B, 0x63
 MOVE, ADD, AND = 0xBF, 0x0F, 0x5F
 MOVE_K, ADD_K = 0xB7, 0x07
+TO_BIG_ENDIAN = 0xDC
 JUMP_IF_ZERO, JUMP_GREATER, CALL, EXIT = 0x15, 0x2D, 0x85, 0x95
 LOOKUP, TAIL_CALL = 1, 12
 
@@ -59,6 +60,7 @@ def _assemble(state_fd: int, programs_fd: int, vary_offset: int, restored: int) 
             instruction(ADD_K, R5, 0, 0, 1),
             instruction(STORE64, R0, R5, HEADER_BYTES),
             instruction(AND, R3, R4),
+            instruction(TO_BIG_ENDIAN, R3, 0, 0, 32),  # the last octets of the address vary
             instruction(LOAD32, R4, R7, vary_offset),
             instruction(ADD, R4, R3),
             instruction(STORE32, R7, R4, vary_offset),
@@ -80,8 +82,8 @@ def _assemble(state_fd: int, programs_fd: int, vary_offset: int, restored: int) 
 
 @dataclass
 class Wrapper:
-    """The wrapper, loaded. ``vary_offset``: where in the frame the 32-bit word is that the counter is added to;
-    ``restored``: how many bytes of the frame are put back, a multiple of 8 up to 80."""
+    """The wrapper, loaded. ``vary_offset``: where in the frame the 32-bit big-endian word is that the counter is added
+    to; ``restored``: how many bytes of the frame are put back, a multiple of 8 up to 80."""
 
     vary_offset: int
     restored: int

@@ -70,7 +70,7 @@ def running() -> Iterator[Instance]:
 def following(running: Instance) -> Instance:
     """The same with the one file, web.yaml, in a directory made anew."""
     directory = running.config_dir
-    directory.unlink() if directory.is_symlink() else shutil.rmtree(directory)
+    directory.unlink() if directory.is_symlink() else shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     running.write(http(running.lab, 1))
     wait_for(lambda: status(running).sync is Sync.SYNCED, "Synced")
@@ -204,7 +204,10 @@ def test_an_emptied_or_removed_directory_is_held_until_it_is_meant(following: In
         refused = instance.run("apply", "--yes")
         assert refused.returncode == 1
         assert "--allow-empty" in refused.stderr
-        assert held(instance) == before
+        difference = changed(before, held(instance))
+        # Targets of the tests before this one go once their last connection has.
+        assert all(after is None for _, after in difference.pop("target", {}).values())
+        assert difference == {}
         instance.config_dir.mkdir()
         instance.write(http(lab, 2))
         wait_for(lambda: targets(instance) == {backend(lab, 2)}, "made anew, and followed")
