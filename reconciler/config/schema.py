@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from functools import cache
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import resources
 from reconciler.config.document import Document, Mapping, Sequence
-from reconciler.config.explain import Explainer, Fault, path_text
 from reconciler.config.formats import Formats
 from reconciler.config.messages import show
 from reconciler.config.predicate import Compiler, Schema
+
+if TYPE_CHECKING:
+    from reconciler.config.explain import Fault
 
 MAX_PROBLEMS: Final = 1000
 """How many errors of one file are told."""
@@ -58,6 +60,8 @@ class Checker:
             return False
         if self._compiler.predicate(self._schema)(root):
             return True
+        from reconciler.config.explain import Explainer, path_text  # jsonschema takes 0.1 s to load
+
         told: set[tuple[int, str]] = set()
         faults = Explainer(self._schema, self._compiler, self._formats).faults(root)
         for fault in islice(faults, MAX_PROBLEMS):
