@@ -161,7 +161,8 @@ class Map:
         found: list[bytes] = []
         key, following = np.zeros(1, self.spec.key), np.zeros(1, self.spec.key)
         current: int | None = None
-        while len(found) <= self.spec.max_entries and bpf.map_next_key(self.fd, current, address(following)):
+        most = self.max_entries  # a hash that others write to may go round in circles
+        while len(found) <= most and bpf.map_next_key(self.fd, current, address(following)):
             key[0] = following[0]
             current = address(key)
             found.append(key.tobytes())

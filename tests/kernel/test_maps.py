@@ -151,6 +151,14 @@ def test_one_entry_there_and_gone(small_maps: Maps) -> None:
     assert table.get(keys) is None
 
 
+def test_all_keys_of_a_connection_table_are_listed(maps: Maps) -> None:
+    table = maps["connection4"]
+    keys = table.keys_array(np.zeros(50, layout.connection_key4))
+    keys["sport_be"] = np.arange(50)
+    table.put_many(keys, table.values_array(50))
+    assert sorted(table.keys()["sport_be"].tolist()) == list(range(50))
+
+
 def test_batches_of_more_than_a_chunk(maps: Maps) -> None:
     count = 2 * CHUNK + 5
     table = maps["listener4"]
