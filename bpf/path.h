@@ -265,26 +265,34 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 /* TC ingress: redirect past the stack where that is wanted and can be; else a client's packet goes to the stack
  * with its new destination, and a target's goes there as it is, to be rewritten on its way out (its new source is
  * an address of this host, which the stack would not take from outside). With full NAT both directions have such
- * a source, and go to the stack through lo. */
+ * a source, and go to the stack through lo. So does what the stack has to answer with an ICMP error: elsewhere it does
+ * so only on a host that is a router. */
 static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
 					 struct settings *settings, struct control *control, u64 now)
 {
 	struct scratch *scratch = 0;
 	int way = WAY_CACHED;
 
-	if (!(settings->flags & SETTING_FAST_PATH) || p->hop_limit <= 1)
+	if (!(settings->flags & SETTING_FAST_PATH))
 		way = WAY_STACK;
 	else if (!way_is_fresh(&e->c, control->generation, now))
 		way = F(find_way)(ctx, p, e, scratch = lookup_index(MAP(SCRATCH), 0), control->generation, now);
-	if (way == WAY_CACHED && p->length > e->c.out_mtu)
-		way = WAY_STACK;
+	if (way != WAY_STACK && (p->hop_limit <= 1 || (way == WAY_CACHED && p->length > e->c.out_mtu)))
+		way = WAY_ROUTER;
 
-	if (way == WAY_STACK) {
+	if (way >= WAY_STACK) {
 		bool loopback = F(goes_through_loopback)(e);
-		u32 what = loopback ? REWRITE_LOOPBACK : 0;
+		u32 what = 0;
 
-		if ((e->c.flags & CONNECTION_REPLY) && !loopback)
-			return TC_ACT_UNSPEC;
+		if ((e->c.flags & CONNECTION_REPLY) && !loopback) {
+			if (way == WAY_STACK || p->ifindex == LOOPBACK_IFINDEX)
+				return TC_ACT_UNSPEC;
+			clear_hardware_addresses(ctx);
+			return to_stack_by_loopback();
+		}
+		loopback |= way == WAY_ROUTER;
+		if (loopback)
+			what = REWRITE_LOOPBACK;
 		if (loopback && p->ifindex == LOOPBACK_IFINDEX) {
 			/* From lo to lo: a hop, so that what goes round in circles comes to an end. */
 			if (p->hop_limit <= 1)
@@ -294,7 +302,7 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, what))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_STACK);
-		return loopback ? bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS) : TC_ACT_UNSPEC;
+		return loopback ? to_stack_by_loopback() : TC_ACT_UNSPEC;
 	}
 	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, way == WAY_CACHED ? REWRITE_HOP | REWRITE_MAC : REWRITE_HOP))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);

@@ -333,10 +333,12 @@ class Model:
         return self.slot.fast_path and reachable and arrival.length <= way.mtu and arrival.packet.hop_limit > 1
 
     def _past_stack(self, destination: bytes, hop_limit: int, length: int) -> Way:
-        """TC's way: out, to a neighbour to be found, or to the stack."""
+        """TC's way: out, to a neighbour to be found, to the stack, or to the stack as to a router."""
         way = self.surroundings.way(destination)
-        if not self.slot.fast_path or hop_limit <= 1 or (way.kind != "stack" and length > way.mtu):
+        if not self.slot.fast_path:
             return Way("stack")
+        if way.kind in ("out", "neighbour") and (hop_limit <= 1 or length > way.mtu):
+            return Way("router")
         return way
 
     def _forward(self, arrival: Arrival, key: Key, entry: Entry) -> tuple[str, bytes]:
@@ -348,11 +350,14 @@ class Model:
         else:
             way = self._past_stack(entry.destination, arrival.packet.hop_limit, arrival.length)
             outcome, verdict = "redirect_tc", REDIRECT
-            if way.kind == "stack":
-                if entry.reply and not entry.through_loopback:
-                    return PASS, arrival.frame
-                way = to_stack(entry)
-                outcome, verdict = "stack", REDIRECT if entry.through_loopback else PASS
+            if way.kind in ("stack", "router"):
+                by_loopback = entry.through_loopback or way.kind == "router"
+                if (
+                    entry.reply and not entry.through_loopback
+                ):  # rewritten on its way out of the stack, if it comes there
+                    return (REDIRECT, bytes(12) + arrival.frame[12:]) if by_loopback else (PASS, arrival.frame)
+                way = to_stack(by_loopback)
+                outcome, verdict = "stack", REDIRECT if by_loopback else PASS
         self._account(arrival, key, entry, outcome)
         return verdict, rewritten(arrival, entry, way)
 
@@ -375,10 +380,10 @@ class Model:
             if entry.through_loopback:
                 return PASS, frame
             way = Way("stack")
-        elif way.kind == "stack":
+        elif way.kind in ("stack", "router"):
             if entry.reply and not entry.through_loopback:
                 return PASS, frame  # rewritten on its way out of the stack
-            way = to_stack(entry)
+            way = to_stack(entry.through_loopback)
         out = bytearray(frame)
         before = total_of_icmp(out, packet)
         sums = reading.write_addresses(out, packet.content + 8, packet.version, entry.destination, entry.source)
@@ -429,8 +434,8 @@ def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
     return send_on(out, packet.version, way or Way("stack"))[1]
 
 
-def to_stack(entry: Entry) -> Way:
-    return Way("stack", "lo", bytes(6), bytes(6)) if entry.through_loopback else Way("stack")
+def to_stack(by_loopback: bool) -> Way:
+    return Way("stack", "lo", bytes(6), bytes(6)) if by_loopback else Way("stack")
 
 
 def send_on(out: bytearray, version: int, way: Way) -> tuple[str, bytes]:
