@@ -7,10 +7,16 @@
 
 /* Returned by steps that did not end the packet's way. */
 #define GO_ON (-100)
+#define ONCE_MORE (-101)
 
 /* How many members of a group (dnat) or source ports (fullnat) are tried for a connection whose reply would be
- * another's. */
+ * another's; ports in so many rounds, each a program called anew, for the verifier's sake. */
 #define CHOICES 8
+#define ROUNDS 4
+
+/* Ports are drawn for a time of 2^29 ns, so that CPUs with packets of one connection draw the same, and a client that
+ * was refused draws others when it tries again. */
+#define DRAW_SHIFT 29
 #endif
 
 /* The lesser one, without a branch. */
@@ -19,6 +25,12 @@
 static __always_inline s64 lesser(s64 x, s64 y)
 {
 	return y + ((x - y) & ((x - y) >> 63));
+}
+
+/* The n-th port to try, counted from the first of the range: each in turn of a range that can be searched through. */
+static __always_inline u32 port_draw(u32 hash, u32 n, u32 ports)
+{
+	return (ports <= ROUNDS * CHOICES ? hash + n : hash3(hash, n, 0, HASH_SEED)) % ports;
 }
 
 /* 1 if negative, else 0, without a branch. */
@@ -77,7 +89,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	if (kind == DEST_DENY)
 		return verdict_drop(hook, OUTCOME_DROP_DENIED);
 	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
-	scratch->port_hash = F(connection_hash)(&p->key, BALANCE_MAGLEV);
+	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
 		struct target *target;
@@ -100,14 +112,20 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		scratch->refused = OUTCOME_DROP_CONFLICT;
 		if (fullnat) {
 			scratch->refused = OUTCOME_DROP_NO_PORT;
-			if (!source)
+			if (!source) {
+				scratch->round = ROUNDS;
 				break;
-			fresh->sport_be = bpf_htons(settings->port_first + (scratch->port_hash + i * i) % ports);
+			}
+			fresh->sport_be = bpf_htons(settings->port_first +
+						    port_draw(scratch->port_hash, scratch->round * CHOICES + i, ports));
 		}
 		fresh->c.target = scratch->target;
 		if (F(is_free)(p, fresh, settings, scratch))
 			return GO_ON;
 	}
+	scratch->round++;
+	if (scratch->refused == OUTCOME_DROP_NO_PORT && scratch->round < ROUNDS)
+		return ONCE_MORE;
 	return verdict_drop(hook, scratch->refused);
 }
 
@@ -376,11 +394,12 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	scratch->active = active;
 	scratch->proxy = proxy;
 	scratch->replace = replace;
+	scratch->round = 0;
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }
 
-/* Called by ingress for a packet to a listener that no live entry knows. */
+/* Called by ingress for a packet to a listener that no live entry knows, and by itself for more ports. */
 static __always_inline int F(open)(void *ctx, int hook)
 {
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
@@ -395,12 +414,38 @@ static __always_inline int F(open)(void *ctx, int hook)
 	if (scratch->replace)
 		e = lookup(MAPF(CONNECTION), &p.key);
 	verdict = F(begin)(ctx, hook, &p, scratch, e, &settings->slot[scratch->active & 1], ctl);
+	if (verdict == ONCE_MORE) {
+		call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
 	if (verdict != GO_ON)
 		return verdict;
+	if (hook != HOOK_XDP) {
+		/* The verifier would follow all of forwarding once for each choice. */
+		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
+}
+
+/* TC: called by open once the entries are made. */
+static __always_inline int F(forward_first)(struct __sk_buff *ctx)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(packet) p = {};
+	struct F(connection) *e;
+
+	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e)
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
+	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
 /* TC egress: a target's answer that came through the stack gets the listener's address as its source. Those of full

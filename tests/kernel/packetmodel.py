@@ -26,6 +26,7 @@ HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN = 1, 2, 4, 8, 16
 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
+PORTS_TRIED, DRAW_NS = 32, 1 << 29
 
 
 @dataclass(slots=True)
@@ -267,7 +268,8 @@ class Model:
                 refused = "drop_no_port"
                 if not target.source:
                     break
-                source, sport = ip_address(target.source).packed, self._port(key, attempt, slot)
+                source = ip_address(target.source).packed
+                sport = port_draw(key, attempt, slot.ports, arrival.now)
             entry = self._entry(arrival, key, number, target_id, target, source, sport)
             if self._is_free(entry.turned(key[4]), key, arrival.now):
                 return entry
@@ -306,16 +308,12 @@ class Model:
         """Target ids in the order in which they are tried."""
         by_source = balance == "source"
         table = self.setting.groups.get(int(name), []) if kind == "group" else []
-        for attempt in range(CHOICES):
+        for attempt in range(PORTS_TRIED if fullnat else CHOICES):
             if kind == "target":
                 yield int(name)
             elif table:
                 step = 0 if fullnat else attempt * CHOICE_STEP
                 yield table[(connection_hash(key, by_source) + step & 0xFFFFFFFF) % len(table)]
-
-    def _port(self, key: Key, attempt: int, slot: Slot) -> int:
-        first, last = slot.ports
-        return first + (connection_hash(key, False) + attempt * attempt & 0xFFFFFFFF) % (last - first + 1)
 
     def _is_free(self, reply: Key, key: Key, now: int) -> bool:
         """Whether answers with this key are no other live connection's."""
@@ -423,6 +421,14 @@ def connection_hash(key: Key, by_source: bool) -> int:
     if by_source:
         return hash3(client, 0, 0, SEED)
     return hash3(client, fold(ip_address(key[1])), key[2] << 16 | key[3], SEED + key[4])
+
+
+def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int) -> int:
+    """A source port of full NAT: of a small range one after the other, of a large one any. Others at other times."""
+    first, count = ports[0], ports[1] + 1 - ports[0]
+    start = hash3(connection_hash(key, False), now // DRAW_NS & 0xFFFFFFFF, 0, SEED)
+    drawn = start + attempt & 0xFFFFFFFF if count <= PORTS_TRIED else hash3(start, attempt, 0, SEED)
+    return first + drawn % count
 
 
 def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
