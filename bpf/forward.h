@@ -14,6 +14,7 @@ static long (*redirect_neighbour)(u32 ifindex, struct bpf_redir_neigh *next_hop,
 #define WAY_CACHED 0    /* in the entry: interface and hardware addresses */
 #define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not */
 #define WAY_STACK 2     /* this host, no route, or not wanted */
+#define WAY_ROUTER 3    /* the stack has to cut it, or to tell its sender why it can't go on */
 
 static __always_inline bool way_is_fresh(const struct connection *c, u32 generation, u64 now)
 {
@@ -25,6 +26,21 @@ static __always_inline u32 device_flags(u32 ifindex)
 	u32 *flags = lookup(MAP(DEVICE), &ifindex);
 
 	return flags ? *flags : 0;
+}
+
+static __always_inline void clear_hardware_addresses(struct __sk_buff *skb)
+{
+	void *data = packet_start(skb, HOOK_TC_INGRESS);
+
+	if (data + 2 * ETH_ALEN <= packet_end(skb, HOOK_TC_INGRESS))
+		__builtin_memset(data, 0, 2 * ETH_ALEN);
+}
+
+/* As if it came in by lo, with its hardware addresses: there the stack forwards, as a router does, and takes addresses
+ * of its own as a source. */
+static __always_inline int to_stack_by_loopback(void)
+{
+	return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
 }
 #endif
 
@@ -64,6 +80,9 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 	}
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return WAY_NEIGHBOUR;
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED || result == BPF_FIB_LKUP_RET_UNREACHABLE ||
+	    result == BPF_FIB_LKUP_RET_PROHIBIT)
+		return WAY_ROUTER;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return WAY_STACK;
 	e->c.out_ifindex = fib->ifindex;

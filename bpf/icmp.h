@@ -174,6 +174,8 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		p.key.protocol = FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 		way = F(find_way)(ctx, &p, out, scratch, ctl->generation, now);
 		p.key.protocol = protocol;
+		if (way == WAY_ROUTER) /* about an error there is none */
+			way = WAY_STACK;
 	}
 	/* What comes through the stack gets its new source, an address of this host, when it leaves. */
 	if (way == WAY_STACK && hook == HOOK_TC_INGRESS && (e->c.flags & CONNECTION_REPLY) && !loopback)
@@ -198,7 +200,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		return F(redirect_neighbour)(scratch);
 	if (way == WAY_STACK && loopback) {
 		__builtin_memset(data, 0, 2 * ETH_ALEN);
-		return bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS);
+		return to_stack_by_loopback();
 	}
 	if (way == WAY_STACK)
 		return TC_ACT_UNSPEC;

@@ -40,6 +40,8 @@
 #define CALL_ICMP4 4
 #define CALL_ICMP6 5
 #define CALL_EGRESS 4 /* added to the four before: their egress versions */
+#define CALL_FORWARD4 10
+#define CALL_FORWARD6 11
 
 /* A number that no file descriptor reaches marks the instruction as one of ours to relocate. */
 #define MAP_BASE 0x52500000

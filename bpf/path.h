@@ -7,10 +7,16 @@
 
 /* Returned by steps that did not end the packet's way. */
 #define GO_ON (-100)
+#define ONCE_MORE (-101)
 
 /* How many members of a group (dnat) or source ports (fullnat) are tried for a connection whose reply would be
- * another's. */
+ * another's; ports in so many rounds, each a program called anew, for the verifier's sake. */
 #define CHOICES 8
+#define ROUNDS 4
+
+/* Ports are drawn for a time of 2^29 ns, so that CPUs with packets of one connection draw the same, and a client that
+ * was refused draws others when it tries again. */
+#define DRAW_SHIFT 29
 #endif
 
 /* The lesser one, without a branch. */
@@ -19,6 +25,12 @@
 static __always_inline s64 lesser(s64 x, s64 y)
 {
 	return y + ((x - y) & ((x - y) >> 63));
+}
+
+/* The n-th port to try, counted from the first of the range: each in turn of a range that can be searched through. */
+static __always_inline u32 port_draw(u32 hash, u32 n, u32 ports)
+{
+	return (ports <= ROUNDS * CHOICES ? hash + n : hash3(hash, n, 0, HASH_SEED)) % ports;
 }
 
 /* 1 if negative, else 0, without a branch. */
@@ -77,7 +89,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	if (kind == DEST_DENY)
 		return verdict_drop(hook, OUTCOME_DROP_DENIED);
 	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
-	scratch->port_hash = F(connection_hash)(&p->key, BALANCE_MAGLEV);
+	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
 		struct target *target;
@@ -100,14 +112,20 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		scratch->refused = OUTCOME_DROP_CONFLICT;
 		if (fullnat) {
 			scratch->refused = OUTCOME_DROP_NO_PORT;
-			if (!source)
+			if (!source) {
+				scratch->round = ROUNDS;
 				break;
-			fresh->sport_be = bpf_htons(settings->port_first + (scratch->port_hash + i * i) % ports);
+			}
+			fresh->sport_be = bpf_htons(settings->port_first +
+						    port_draw(scratch->port_hash, scratch->round * CHOICES + i, ports));
 		}
 		fresh->c.target = scratch->target;
 		if (F(is_free)(p, fresh, settings, scratch))
 			return GO_ON;
 	}
+	scratch->round++;
+	if (scratch->refused == OUTCOME_DROP_NO_PORT && scratch->round < ROUNDS)
+		return ONCE_MORE;
 	return verdict_drop(hook, scratch->refused);
 }
 
@@ -265,26 +283,34 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 /* TC ingress: redirect past the stack where that is wanted and can be; else a client's packet goes to the stack
  * with its new destination, and a target's goes there as it is, to be rewritten on its way out (its new source is
  * an address of this host, which the stack would not take from outside). With full NAT both directions have such
- * a source, and go to the stack through lo. */
+ * a source, and go to the stack through lo. So does what the stack has to answer with an ICMP error: elsewhere it does
+ * so only on a host that is a router. */
 static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
 					 struct settings *settings, struct control *control, u64 now)
 {
 	struct scratch *scratch = 0;
 	int way = WAY_CACHED;
 
-	if (!(settings->flags & SETTING_FAST_PATH) || p->hop_limit <= 1)
+	if (!(settings->flags & SETTING_FAST_PATH))
 		way = WAY_STACK;
 	else if (!way_is_fresh(&e->c, control->generation, now))
 		way = F(find_way)(ctx, p, e, scratch = lookup_index(MAP(SCRATCH), 0), control->generation, now);
-	if (way == WAY_CACHED && p->length > e->c.out_mtu)
-		way = WAY_STACK;
+	if (way != WAY_STACK && (p->hop_limit <= 1 || (way == WAY_CACHED && p->length > e->c.out_mtu)))
+		way = WAY_ROUTER;
 
-	if (way == WAY_STACK) {
+	if (way >= WAY_STACK) {
 		bool loopback = F(goes_through_loopback)(e);
-		u32 what = loopback ? REWRITE_LOOPBACK : 0;
+		u32 what = 0;
 
-		if ((e->c.flags & CONNECTION_REPLY) && !loopback)
-			return TC_ACT_UNSPEC;
+		if ((e->c.flags & CONNECTION_REPLY) && !loopback) {
+			if (way == WAY_STACK || p->ifindex == LOOPBACK_IFINDEX)
+				return TC_ACT_UNSPEC;
+			clear_hardware_addresses(ctx);
+			return to_stack_by_loopback();
+		}
+		loopback |= way == WAY_ROUTER;
+		if (loopback)
+			what = REWRITE_LOOPBACK;
 		if (loopback && p->ifindex == LOOPBACK_IFINDEX) {
 			/* From lo to lo: a hop, so that what goes round in circles comes to an end. */
 			if (p->hop_limit <= 1)
@@ -294,7 +320,7 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, what))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_STACK);
-		return loopback ? bpf_redirect(LOOPBACK_IFINDEX, BPF_F_INGRESS) : TC_ACT_UNSPEC;
+		return loopback ? to_stack_by_loopback() : TC_ACT_UNSPEC;
 	}
 	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, way == WAY_CACHED ? REWRITE_HOP | REWRITE_MAC : REWRITE_HOP))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
@@ -368,11 +394,12 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	scratch->active = active;
 	scratch->proxy = proxy;
 	scratch->replace = replace;
+	scratch->round = 0;
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }
 
-/* Called by ingress for a packet to a listener that no live entry knows. */
+/* Called by ingress for a packet to a listener that no live entry knows, and by itself for more ports. */
 static __always_inline int F(open)(void *ctx, int hook)
 {
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
@@ -387,12 +414,38 @@ static __always_inline int F(open)(void *ctx, int hook)
 	if (scratch->replace)
 		e = lookup(MAPF(CONNECTION), &p.key);
 	verdict = F(begin)(ctx, hook, &p, scratch, e, &settings->slot[scratch->active & 1], ctl);
+	if (verdict == ONCE_MORE) {
+		call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
 	if (verdict != GO_ON)
 		return verdict;
+	if (hook != HOOK_XDP) {
+		/* The verifier would follow all of forwarding once for each choice. */
+		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
+}
+
+/* TC: called by open once the entries are made. */
+static __always_inline int F(forward_first)(struct __sk_buff *ctx)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(packet) p = {};
+	struct F(connection) *e;
+
+	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e)
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
+	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
 /* TC egress: a target's answer that came through the stack gets the listener's address as its source. Those of full

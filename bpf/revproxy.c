@@ -116,6 +116,16 @@ int tc_open6(struct __sk_buff *ctx)
 	return open6(ctx, HOOK_TC_INGRESS);
 }
 
+int tc_forward4(struct __sk_buff *ctx)
+{
+	return forward_first4(ctx);
+}
+
+int tc_forward6(struct __sk_buff *ctx)
+{
+	return forward_first6(ctx);
+}
+
 int tc_fragment4(struct __sk_buff *ctx)
 {
 	return follow_fragment4(ctx, HOOK_TC_INGRESS);

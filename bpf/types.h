@@ -238,7 +238,7 @@ struct scratch {
 	u32 hash;
 	u32 port_hash;
 	u32 target;
-	u32 zero;
+	u32 round; /* how many times its ports were looked for in vain */
 	struct connection6 fresh;
 	struct connection6 reply;
 	struct connection_key6 key; /* of whatever is looked up */

@@ -101,7 +101,7 @@ scratch = np.dtype(
         ("hash", u32),
         ("port_hash", u32),
         ("target", u32),
-        ("zero", u32),
+        ("round", u32),
         ("fresh", connection6),
         ("reply", connection6),
         ("key", connection_key6),
@@ -262,6 +262,8 @@ CALLS: Final[dict[str, tuple[str, ...]]] = {
         "tc_egress_fragment6",
         "tc_egress_icmp4",
         "tc_egress_icmp6",
+        "tc_forward4",
+        "tc_forward6",
     ),
 }
 CALLS_NUMBER: Final = {"xdp_calls": 100, "tc_calls": 101}

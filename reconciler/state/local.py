@@ -1,9 +1,10 @@
 """What full NAT and targets on this host ask of the host: source addresses, settings of the network stack, guards.
 
-Packets of full NAT that the stack must see, and those to ``::1``, are handed to it as if they came in by ``lo``: there
-it takes this host's own addresses as a source, and nothing from the wire comes in by it. A target at 127.0.0.1
-that sees the client's address (``dnat``) answers through the interface that listens, which has to let such addresses
-pass (``route_localnet``): what comes in there from or to one of them is then dropped by ``tc_ingress``.
+Packets of full NAT that the stack must see, those to ``::1``, and those that it must answer with an ICMP error are
+handed to it as if they came in by ``lo``: there it takes this host's own addresses as a source, answers as a router
+does, and nothing from the wire comes in by it. A target at 127.0.0.1 that sees the client's address (``dnat``)
+answers through the interface that listens, which has to let such addresses pass (``route_localnet``): what comes in
+there from or to one of them is then dropped by ``tc_ingress``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _RESERVED_PORTS: Final = "net/ipv4/ip_local_reserved_ports"
 _ACCEPT_LOCAL: Final = "net/ipv4/conf/lo/accept_local"
 _LO_ROUTE_LOCALNET: Final = "net/ipv4/conf/lo/route_localnet"
 _FORCE_FORWARDING6: Final = "net/ipv6/conf/lo/force_forwarding"  # since Linux 6.17: without forwarding for all
+_LO_RP_FILTER: Final = "net/ipv4/conf/lo/rp_filter"  # what holds is the greater one of this and that for all
+_ALL_RP_FILTER: Final = "net/ipv4/conf/all/rp_filter"
+_STRICT, _LOOSE = "1", "2"
 
 
 def sources(
@@ -121,11 +125,15 @@ def sysctls(config: Config, host: HostFacts, listeners: Mapping[ListenerKey, str
     """Settings that are needed besides forwarding, with their values."""
     wanted: dict[str, str] = {}
     named = {proxy.name: proxy for proxy in config.proxies if proxy.mode is Mode.FULLNAT}
-    fullnat4, fullnat6 = (
-        {name for key, name in listeners.items() if name in named and key.ip.version == version} for version in (4, 6)
-    )
-    if fullnat6 and config.settings.fast_path and _FORCE_FORWARDING6 in host.sysctls:
+    fullnat4 = {name for key, name in listeners.items() if name in named and key.ip.version == 4}
+    families = {key.ip.version for key in listeners} if config.settings.fast_path else set()
+    # Packets that the stack must answer with an ICMP error come to it by lo.
+    if 6 in families and _FORCE_FORWARDING6 in host.sysctls:
         wanted[_FORCE_FORWARDING6] = "1"
+    strict = _STRICT in (host.sysctls.get(_ALL_RP_FILTER), host.sysctls.get(_LO_RP_FILTER))
+    # Loose as well: it may be ours, and is to stay then.
+    if 4 in families and (strict or host.sysctls.get(_LO_RP_FILTER) == _LOOSE):
+        wanted[_LO_RP_FILTER] = _LOOSE
     if fullnat4:
         wanted[_ACCEPT_LOCAL] = "1"
     if any(_has_loopback4(named[name]) for name in fullnat4):
@@ -139,6 +147,8 @@ def sysctl_names(interfaces: Iterable[str]) -> tuple[str, ...]:
     return (
         _ACCEPT_LOCAL,
         _FORCE_FORWARDING6,
+        _LO_RP_FILTER,
+        _ALL_RP_FILTER,
         _PORT_RANGE,
         _RESERVED_PORTS,
         *(route_localnet(name) for name in sorted({"lo", *interfaces})),

@@ -26,6 +26,7 @@ HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN = 1, 2, 4, 8, 16
 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
+PORTS_TRIED, DRAW_NS = 32, 1 << 29
 
 
 @dataclass(slots=True)
@@ -267,7 +268,8 @@ class Model:
                 refused = "drop_no_port"
                 if not target.source:
                     break
-                source, sport = ip_address(target.source).packed, self._port(key, attempt, slot)
+                source = ip_address(target.source).packed
+                sport = port_draw(key, attempt, slot.ports, arrival.now)
             entry = self._entry(arrival, key, number, target_id, target, source, sport)
             if self._is_free(entry.turned(key[4]), key, arrival.now):
                 return entry
@@ -306,16 +308,12 @@ class Model:
         """Target ids in the order in which they are tried."""
         by_source = balance == "source"
         table = self.setting.groups.get(int(name), []) if kind == "group" else []
-        for attempt in range(CHOICES):
+        for attempt in range(PORTS_TRIED if fullnat else CHOICES):
             if kind == "target":
                 yield int(name)
             elif table:
                 step = 0 if fullnat else attempt * CHOICE_STEP
                 yield table[(connection_hash(key, by_source) + step & 0xFFFFFFFF) % len(table)]
-
-    def _port(self, key: Key, attempt: int, slot: Slot) -> int:
-        first, last = slot.ports
-        return first + (connection_hash(key, False) + attempt * attempt & 0xFFFFFFFF) % (last - first + 1)
 
     def _is_free(self, reply: Key, key: Key, now: int) -> bool:
         """Whether answers with this key are no other live connection's."""
@@ -333,10 +331,12 @@ class Model:
         return self.slot.fast_path and reachable and arrival.length <= way.mtu and arrival.packet.hop_limit > 1
 
     def _past_stack(self, destination: bytes, hop_limit: int, length: int) -> Way:
-        """TC's way: out, to a neighbour to be found, or to the stack."""
+        """TC's way: out, to a neighbour to be found, to the stack, or to the stack as to a router."""
         way = self.surroundings.way(destination)
-        if not self.slot.fast_path or hop_limit <= 1 or (way.kind != "stack" and length > way.mtu):
+        if not self.slot.fast_path:
             return Way("stack")
+        if way.kind in ("out", "neighbour") and (hop_limit <= 1 or length > way.mtu):
+            return Way("router")
         return way
 
     def _forward(self, arrival: Arrival, key: Key, entry: Entry) -> tuple[str, bytes]:
@@ -348,11 +348,14 @@ class Model:
         else:
             way = self._past_stack(entry.destination, arrival.packet.hop_limit, arrival.length)
             outcome, verdict = "redirect_tc", REDIRECT
-            if way.kind == "stack":
-                if entry.reply and not entry.through_loopback:
-                    return PASS, arrival.frame
-                way = to_stack(entry)
-                outcome, verdict = "stack", REDIRECT if entry.through_loopback else PASS
+            if way.kind in ("stack", "router"):
+                by_loopback = entry.through_loopback or way.kind == "router"
+                if (
+                    entry.reply and not entry.through_loopback
+                ):  # rewritten on its way out of the stack, if it comes there
+                    return (REDIRECT, bytes(12) + arrival.frame[12:]) if by_loopback else (PASS, arrival.frame)
+                way = to_stack(by_loopback)
+                outcome, verdict = "stack", REDIRECT if by_loopback else PASS
         self._account(arrival, key, entry, outcome)
         return verdict, rewritten(arrival, entry, way)
 
@@ -375,10 +378,10 @@ class Model:
             if entry.through_loopback:
                 return PASS, frame
             way = Way("stack")
-        elif way.kind == "stack":
+        elif way.kind in ("stack", "router"):
             if entry.reply and not entry.through_loopback:
                 return PASS, frame  # rewritten on its way out of the stack
-            way = to_stack(entry)
+            way = to_stack(entry.through_loopback)
         out = bytearray(frame)
         before = total_of_icmp(out, packet)
         sums = reading.write_addresses(out, packet.content + 8, packet.version, entry.destination, entry.source)
@@ -420,6 +423,14 @@ def connection_hash(key: Key, by_source: bool) -> int:
     return hash3(client, fold(ip_address(key[1])), key[2] << 16 | key[3], SEED + key[4])
 
 
+def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int) -> int:
+    """A source port of full NAT: of a small range one after the other, of a large one any. Others at other times."""
+    first, count = ports[0], ports[1] + 1 - ports[0]
+    start = hash3(connection_hash(key, False), now // DRAW_NS & 0xFFFFFFFF, 0, SEED)
+    drawn = start + attempt & 0xFFFFFFFF if count <= PORTS_TRIED else hash3(start, attempt, 0, SEED)
+    return first + drawn % count
+
+
 def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
     """The frame as it leaves; without a way, or towards the stack, no hop further."""
     packet, out = arrival.packet, bytearray(arrival.frame)
@@ -429,8 +440,8 @@ def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
     return send_on(out, packet.version, way or Way("stack"))[1]
 
 
-def to_stack(entry: Entry) -> Way:
-    return Way("stack", "lo", bytes(6), bytes(6)) if entry.through_loopback else Way("stack")
+def to_stack(by_loopback: bool) -> Way:
+    return Way("stack", "lo", bytes(6), bytes(6)) if by_loopback else Way("stack")
 
 
 def send_on(out: bytearray, version: int, way: Way) -> tuple[str, bytes]:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 @dataclass(frozen=True)
 class Way:
     """How the kernel's routing table would send a packet on. ``stack``: to this host, or nowhere; ``neighbour``: the
-    next hop's hardware address is not known yet."""
+    next hop's hardware address is not known yet; ``router``: its sender is to be told that it can't go on."""
 
-    kind: Literal["out", "neighbour", "stack"]
+    kind: Literal["out", "neighbour", "stack", "router"]
     interface: str = ""
     destination_mac: bytes = b""
     source_mac: bytes = b""

@@ -510,7 +510,10 @@ def test_last_hop_is_left_to_the_stack(plane: DataPlane, version: int) -> None:
     plane.xdp(frame(flow))
     request = frame(flow, "A", ttl=1)
     assert plane.xdp(request) == (XDP_PASS, request)
-    assert plane.tc(request) == (TC_UNSPEC, rewritten(request, translated(flow), hops=0))
+    assert plane.tc(request) == (TC_REDIRECT, by_lo(rewritten(request, translated(flow), hops=0)))
+    answer = frame(translated(flow).reply(), "A", towards="srv", ttl=1)
+    assert plane.tc(answer, "srv") == (TC_REDIRECT, by_lo(answer)), "its sender is to find in the error what it sent"
+    assert plane.tc(by_lo(answer), "lo") == (TC_UNSPEC, by_lo(answer)), "but not for ever"
 
 
 @families
@@ -522,7 +525,7 @@ def test_longer_than_the_way_out_takes_is_left_to_the_stack(plane: DataPlane, ve
         plane.switch(0, generation=next(_ports))
         request = frame(flow, "A", bytes(1400))
         assert plane.xdp(request) == (XDP_PASS, request)
-        assert plane.tc(request) == (TC_UNSPEC, rewritten(request, translated(flow), hops=0))
+        assert plane.tc(request) == (TC_REDIRECT, by_lo(rewritten(request, translated(flow), hops=0)))
     finally:
         plane.namespace.command("ip link set srv mtu 1500")
 

@@ -182,7 +182,8 @@ class Namespace:
 
         def read() -> dict[str, str]:
             root = Path("/proc/sys")
-            patterns = ("ipv4/conf/*/accept_local", "ipv4/conf/*/route_localnet", "ipv6/conf/*/force_forwarding")
+            names = ("ipv4/conf/*/accept_local", "ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter")
+            patterns = (*names, "ipv6/conf/*/force_forwarding")
             files = sorted(file for pattern in patterns for file in root.glob(f"net/{pattern}"))
             return {str(file.relative_to(root)): file.read_text().strip() for file in files}
 

@@ -197,6 +197,21 @@ def test_destination_nat_touches_lo_only_for_forwarding() -> None:
     assert found.guarded == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("everywhere", "lo", "wanted"),
+    [("0", "0", None), ("2", "0", None), ("1", "0", "2"), ("0", "1", "2"), ("1", "2", "2"), ("0", "2", "2")],
+)
+def test_lo_takes_packets_whose_source_is_reached_by_another_interface(
+    everywhere: str, lo: str, wanted: str | None
+) -> None:
+    """Those that the stack must answer with an ICMP error come by it."""
+    name = "net/ipv4/conf/lo/rp_filter"
+    on = lab(sysctls={"net/ipv4/conf/all/rp_filter": everywhere, name: lo})
+    assert want(proxy(), on=on).state.sysctls.get(name) == wanted
+    assert name not in want(proxy(), on=on, fast_path=False).state.sysctls
+    assert name not in want(proxy(to=targets("[2001:db8:9::1]:1")), on=on).state.sysctls
+
+
 def test_targets_at_loopback_addresses_open_the_listening_interfaces_under_guard() -> None:
     local = proxy(interfaces=["eth0", "lo", "eth9"], to=targets("127.0.0.1:81"))
     found = want(local, on=lab()).state
@@ -204,7 +219,7 @@ def test_targets_at_loopback_addresses_open_the_listening_interfaces_under_guard
     assert {name for name, value in found.sysctls.items() if "localnet" in name} == {ROUTE_LOCALNET}
     six = want(proxy(to=targets("[::1]:80")), on=lab()).state
     assert six.guarded == frozenset()
-    assert six.sysctls == {"net/ipv6/conf/lo/forwarding": "1"}
+    assert six.sysctls == {"net/ipv6/conf/lo/forwarding": "1", "net/ipv6/conf/lo/force_forwarding": "1"}
     full = want(replace(local, mode=Mode.FULLNAT, listen=proxy().listen), on=lab()).state
     assert full.guarded == frozenset(), "they answer to lo"
     assert full.sysctls["net/ipv4/conf/lo/route_localnet"] == "1"

@@ -1,0 +1,101 @@
+"""Source ports of full NAT: found while there are any, other ones at another time, refused when there is none."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+
+from reconciler.kernel import bpf, layout
+from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.maps import Map
+from tests.kernel.dataplane import TC_SHOT, XDP_DROP, DataPlane, dest
+from tests.kernel.packets import Flow, frame
+from tests.kernel.test_dataplane import sent
+
+pytestmark = pytest.mark.root
+
+LISTEN = {4: "10.0.1.1", 6: "fd00:1::1"}
+CLIENT = {4: "192.0.2.{}", 6: "2001:db8::{}"}
+TARGET = {4: "10.9.0.1", 6: "fd09::1"}
+SOURCE = {4: "10.0.2.1", 6: "fd00:2::1"}
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[DataPlane]:
+    plane = DataPlane(f"rpsp-{os.getpid()}")
+    for version in (4, 6):
+        plane.listener("cli", LISTEN[version], 80, 6, 1)
+        plane.target(version, TARGET[version], 8080, source=SOURCE[version])
+    plane.proxy(1, mode=layout.CONSTANTS["MODE_FULLNAT"], dest4=dest("TARGET", 4), dest6=dest("TARGET", 6))
+    for ifname in ("cli", "srv"):
+        plane.device(ifname)
+    yield plane
+    plane.close()
+
+
+_bases = count(20000, 1500)
+
+
+@pytest.fixture
+def first() -> int:
+    """The first port of a range that no test has used."""
+    return next(_bases)
+
+
+def open_some(plane: DataPlane, hook: str, version: int, number: int) -> tuple[list[int], int]:
+    """The ports that so many new clients got, and how many were refused."""
+    got, refused = [], 0
+    for client in range(number):
+        flow = Flow(CLIENT[version].format(1 + client % 200), LISTEN[version], 1024 + client, 80, 6)
+        verdict, after = (plane.xdp if hook == "xdp" else plane.tc)(frame(flow))
+        if verdict == (XDP_DROP if hook == "xdp" else TC_SHOT):
+            refused += 1
+        else:
+            got.append(sent(after, 6).sport)
+    return got, refused
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+def test_a_range_is_used_up_before_anybody_is_refused(plane: DataPlane, first: int, hook: str, version: int) -> None:
+    _empty(plane)
+    plane.settings(ports=(first, first + 31))
+    before = plane.outcomes().get("drop_no_port", 0)
+    got, refused = open_some(plane, hook, version, 40)
+    assert sorted(got) == list(range(first, first + 32))
+    assert refused == 8
+    assert plane.outcomes()["drop_no_port"] == before + 8
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_crowded_range_refuses_nobody(plane: DataPlane, first: int, version: int) -> None:
+    """Seven ports of ten are taken in the end."""
+    _empty(plane)
+    plane.settings(ports=(first, first + 999))
+    got, refused = open_some(plane, "xdp", version, 700)
+    assert refused == 0
+    assert len(set(got)) == 700
+
+
+def test_a_client_that_tries_again_gets_other_ports(plane: DataPlane, first: int) -> None:
+    plane.settings(ports=(first, first + 999))
+    seen = set()
+    deadline = time.monotonic() + 10
+    while len(seen) < 3 and time.monotonic() < deadline:
+        _empty(plane)
+        seen.update(open_some(plane, "xdp", 4, 1)[0])
+    assert len(seen) == 3
+
+
+def _empty(plane: DataPlane) -> None:
+    for version in (4, 6):
+        name = f"connection{version}"
+        table = Map(layout.MAPS[name], plane.fds[name], Gateway())
+        for key in table.items()[0]:
+            raw = np.ascontiguousarray(key)
+            bpf.map_delete(plane.fds[name], raw.ctypes.data)
