@@ -402,7 +402,7 @@ class Engine:
         """Take :meth:`drain` back."""
         wanted = report.drain(target, proxy)
         self.steering.undrain(wanted, self._level())
-        return self.steering.draining(wanted)
+        return self.steering.draining(wanted, gone=True)
 
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """How far a drain is."""

@@ -126,11 +126,10 @@ class Steering:
             return found
         if wanted.proxy is not None and all(each.proxy != wanted.proxy for each in live):
             raise RevproxyError(f"no live proxy is called {wanted.proxy}")
-        where = f"the proxy {wanted.proxy} has" if wanted.proxy else "no live proxy has"
+        where = f"the proxy {wanted.proxy} has no target" if wanted.proxy else "no live proxy has a target"
         others = sorted({str(each.endpoint) for each in live if wanted.proxy in (None, each.proxy)})
         listed = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
-        no = " no" if wanted.proxy else ""
-        raise RevproxyError(f"{where}{no} target {wanted.endpoint}" + (f" (there is {listed})" if others else ""))
+        raise RevproxyError(f"{where} {wanted.endpoint}" + (f" (there is {listed})" if others else ""))
 
     def drain(self, wanted: Drain, observed: Observed) -> None:
         """No new connections to what ``wanted`` means, from now on and in a later process as well."""
@@ -140,28 +139,28 @@ class Steering:
         for each in fresh:
             self._tell("target_drained", (each.proxy, each.endpoint))
 
-    def undrain(self, wanted: Drain, observed: Observed) -> int:
-        """New connections again; to how many targets there were none."""
+    def undrain(self, wanted: Drain, observed: Observed) -> None:
+        """New connections again. Also for a drained target that is in no proxy any more."""
+        if not any(overlap(drain, wanted) for drain in self._drains.load()):
+            self.meant(wanted)  # raises if there is no such target at all
+            return
         live = [(each.proxy, each.endpoint) for each in self._live.targets()]
         freed = self._drains.take_back(wanted, live)
-        if not freed:
-            self.meant(wanted)  # for its error
         self.steer(observed)
         for target in sorted(freed, key=lambda each: (each[0], str(each[1]))):
             self._tell("target_undrained", target)
-        return len(freed)
 
     def _tell(self, kind: str, target: Target) -> None:
         fields = {"proxy": target[0], "target": str(target[1])}
         self._events.publish(kind, **fields)
         _log.info(kind, **fields)
 
-    def draining(self, wanted: Drain) -> answers.Draining:
-        """How far the targets are that ``wanted`` means. None is left of a drained one that the files no longer name,
-        once its last connection has ended."""
+    def draining(self, wanted: Drain, *, gone: bool = False) -> answers.Draining:
+        """How far the targets are that ``wanted`` means. Nothing is left of one that the files no longer name, once its
+        last connection has ended; ``gone``: that it may have is known."""
         drains = self._drains.load()
-        gone = any(overlap(drain, wanted) for drain in drains)
-        live = [] if gone and not self._matching(wanted) else self.meant(wanted)
+        gone = gone or any(overlap(drain, wanted) for drain in drains)
+        live = self._matching(wanted) if gone else self.meant(wanted)
         found = [
             answers.DrainingTarget(
                 each.proxy,
