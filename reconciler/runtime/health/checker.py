@@ -11,7 +11,7 @@ import asyncio
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -31,6 +31,9 @@ Observer = Callable[[Endpoint, HealthCheck, bool, float], None]
 
 Changed = Callable[[Target, Condition, Condition], None]
 """Told of each target whose health or share has changed: (target, before, after)."""
+
+Probe = Callable[[IPAddress, int, HealthCheck], Awaitable[str | None]]
+"""Makes one check: None if it went well, else why not."""
 
 _GATHER_SEC: Final = 0.1
 _GOLDEN: Final = 0.6180339887498949  # its multiples, modulo 1, are evenly spread however many there are
@@ -61,23 +64,32 @@ class _Watch:
 class Checker:
     """:meth:`follow` says what to check, :meth:`conditions` what came of it. Thread-safe but for the callbacks, which
     run in the checker's thread and must not wait: ``wake`` when facts have changed, ``changed`` for each change,
-    :attr:`observer` after each check.
+    :attr:`observer` after each check. ``probe`` makes one check; ``loop`` is what it all runs on.
     """
 
-    def __init__(self, wake: Callable[[], None], changed: Changed = lambda *_: None) -> None:
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        changed: Changed = lambda *_: None,
+        *,
+        probe: Probe = probe,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.observer: Observer | None = None
-        self._wake, self._changed = wake, changed
+        self._wake, self._changed, self._probe = wake, changed, probe
         self._watches: dict[_Key, _Watch] = {}
         self._by_target: dict[Target, _Watch] = {}
         self._lock = threading.Lock()
         self._wanted: Mapping[Target, HealthCheck] = {}
         self._started = 0
         self._told: asyncio.TimerHandle | None = None
-        self._loop = asyncio.new_event_loop()
+        self._room = asyncio.Semaphore(_SPARE_DESCRIPTORS)
+        self._loop = loop or asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
 
     def start(self) -> None:
         """Begin."""
+        self._room = asyncio.Semaphore(_descriptors())
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,7 +114,6 @@ class Checker:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._room = asyncio.Semaphore(_descriptors())
         try:
             self._loop.run_forever()
         finally:
@@ -152,7 +163,7 @@ class Checker:
         async with self._room:
             began = time.monotonic()
             try:
-                reason = await probe(key.ip, key.port, key.check)
+                reason = await self._probe(key.ip, key.port, key.check)
             except Exception as error:  # a mistake of ours is no reason to take a target out, nor to stop checking it
                 _log.exception("check_failed", address=str(key.ip), port=key.port)
                 reason = None if watch.condition.quarters else f"internal error ({error})"
