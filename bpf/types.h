@@ -119,6 +119,9 @@ struct route_slots {
 /* Target: target[id], not in slots: a target id stands for one (proxy, address, port) until it is freed,
  * which is when no slot and no connection names it. Id 0 is never used. */
 #define TARGET_DRAINED 1u /* no new connections */
+/* For user space, from bit TARGET_MISSING_SHIFT on: how many quarters of its weight its health takes from it, 0 to 4. The
+ * tables of its groups follow from that. */
+#define TARGET_MISSING_SHIFT 1
 
 struct target {
 	__be32 addr_be[4];   /* IPv4: the first word */
@@ -137,8 +140,9 @@ struct target_stats { /* per CPU */
 	u64 bytes_reverse;
 };
 
-/* Group: group[id] is an inner array of u32: [0] is the table's size n, [1..n] are target ids. Inner maps are
- * never changed, only exchanged. group_member says which targets with what weight the files asked for. */
+/* Group: group[id] is an inner array of u32: [0] is the table's size n, [1..n] are target ids; then, for user space, what
+ * it was made from and a sum over all of that (reconciler/kernel/groups.py). Inner maps are never changed, only
+ * exchanged. group_member says which targets with what weight the files asked for. */
 struct group_member_key {
 	u32 group;
 	u32 target;

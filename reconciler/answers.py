@@ -39,7 +39,9 @@ class InterfaceStatus:
 
 @dataclass(frozen=True, slots=True)
 class TargetStatus:
-    """``state``: active; off (weight 0); drained. ``health``: unchecked, as no health check is configured."""
+    """``state``: active; off (weight 0); draining: no new connections, and there are some yet; drained: none are left.
+    One that the files no longer name is draining while it has connections. ``health``: unchecked, healthy, unhealthy,
+    or recovering (it gets its weight back by quarters)."""
 
     address: str
     weight: int
@@ -219,6 +221,29 @@ class Flushed:
     """How many connections were forgotten."""
 
     flushed: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainingTarget:
+    """A target of one proxy. ``state``: draining, drained, or active if it takes new connections."""
+
+    proxy: str
+    target: str
+    state: str
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """How far a drain is. ``connections``: live ones of all its targets."""
+
+    targets: tuple[DrainingTarget, ...] = ()
+    connections: int = 0
+
+    @property
+    def done(self) -> bool:
+        """No connection is left, and none comes."""
+        return all(each.state == "drained" for each in self.targets)
 
 
 @dataclass(frozen=True, slots=True)

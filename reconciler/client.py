@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOCK_WAIT_SEC: Final = 15.0  # a daemon that is starting, or another command at work, is done by then
+
+_DRAIN_LOOK_SEC: Final = 0.5
 
 PathLike = str | os.PathLike[str]
 
@@ -97,6 +100,47 @@ class Client:
         return self._change(
             lambda daemon: daemon.flush(proxy=proxy, target=target),
             lambda engine: engine.flush(proxy=proxy, target=target),
+        )
+
+    def drain(
+        self,
+        target: str,
+        *,
+        proxy: str | None = None,
+        wait: bool = False,
+        timeout_sec: float | None = None,
+        told: Callable[[answers.Draining], None] = lambda _: None,
+    ) -> answers.Draining:
+        """No new connections to a target (``IP:PORT``, or ``IP`` for each of its ports), in one proxy or in all, until
+        :meth:`undrain`; those that are there go on.
+
+        With ``wait``, returns once none is left, or after ``timeout_sec``: ``done`` of the answer tells which. The
+        target stays drained then. ``told`` is called with each look meanwhile. Waiting goes on when the daemon is
+        restarted.
+        """
+        found = self._change(
+            lambda daemon: daemon.drain(target, proxy=proxy), lambda engine: engine.drain(target, proxy=proxy)
+        )
+        deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
+        while wait:
+            told(found)
+            left = _DRAIN_LOOK_SEC if deadline is None else min(_DRAIN_LOOK_SEC, deadline - time.monotonic())
+            if found.done or left <= 0:
+                break
+            time.sleep(left)
+            found = self.draining(target, proxy=proxy)
+        return found
+
+    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """Take :meth:`drain` back: new connections again."""
+        return self._change(
+            lambda daemon: daemon.undrain(target, proxy=proxy), lambda engine: engine.undrain(target, proxy=proxy)
+        )
+
+    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """How far a drain is."""
+        return self._read(
+            lambda daemon: daemon.draining(target, proxy=proxy), lambda engine: engine.draining(target, proxy=proxy)
         )
 
     def stats(self) -> answers.Stats:

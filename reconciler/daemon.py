@@ -52,6 +52,7 @@ class DaemonCommands:
         self.diff, self.plan, self.apply = engine.diff, engine.plan, engine.apply
         self.connections, self.connection_count = engine.connections, engine.connection_count
         self.flush, self.stats = engine.flush, engine.stats
+        self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
 
     def status(self) -> answers.Status:
         """The engine's status, with who answers."""
@@ -128,6 +129,7 @@ class Daemon:
         watcher.start()
         parts.callback(watcher.stop)
         self._follow_network(parts, engine)
+        self._check_health(parts, engine)
         instance = Instance(
             os.getpid(),
             __version__,
@@ -168,6 +170,15 @@ class Daemon:
         follower = Follower(self._worker, engine.forget_ways)
         follower.start()
         parts.callback(follower.stop)
+
+    def _check_health(self, parts: contextlib.ExitStack, engine: Engine) -> None:
+        """Have targets checked, and what comes of it looked at."""
+        from reconciler.runtime.health.checker import Checker
+
+        checker = Checker(lambda: self._worker.wake("health"), engine.steering.health_changed)
+        engine.steering.checker = checker
+        checker.start()
+        parts.callback(checker.stop)
 
     # -- the process ---------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from reconciler.runtime import statedir
 from reconciler.runtime.events import Events
 from reconciler.runtime.git import commit_of
 from reconciler.runtime.snapshot import Fingerprints, settle
+from reconciler.runtime.steer import Steering
 from reconciler.state.desired import Memo, desired
 from reconciler.state.diff import diff
 from reconciler.state.objects import Revision
@@ -103,6 +104,7 @@ class Engine:
 
             live = Live(places.bpffs_dir, gateway)
         self.live = live
+        self.steering = Steering(places, live, self.events)
 
     def close(self) -> None:
         """Give what is open back."""
@@ -140,6 +142,7 @@ class Engine:
             config = parse_sources({}) if observed.state.proxies else self.load_config()
         facts = self.live.facts(config)
         runtime = replace(self.live.runtime(observed), refused_xdp=self._refused_xdp)
+        runtime = self.steering.facts(runtime, config, observed)
         wanted = desired(config, facts, runtime, tag=self.live.tag, memo=self._memo)
         allocation = observed.allocation
         self._retired = bool(allocation.retired_targets or allocation.retired_proxies)
@@ -239,6 +242,7 @@ class Engine:
 
     def _commit(self, view: View) -> answers.Applied:
         if not view.changes:
+            self.steering.follow(view.config, view.observed)
             return answers.Applied(
                 view.observed.revision.number, commit=self._commit_of(view.observed), warnings=view.warnings
             )
@@ -256,6 +260,7 @@ class Engine:
         if after.changes:
             left = ", ".join(f"{change.object} {change.name}" for change in after.changes[:5])
             raise KernelError("verify", "commit", detail=f"applied, but the kernel differs from the files: {left}")
+        self.steering.follow(view.config, after.observed)
         revision = after.observed.revision
         commit = self._commit_of(after.observed)
         if plan.revision is not None:
@@ -344,9 +349,9 @@ class Engine:
             applied=_iso(revision.applied_ns) if revision.number else None,
             differences=len(view.changes) if view else 0,
             interfaces=report.interfaces(observed, view.desired if view else None),
-            proxies=report.proxies(observed, self.live.connections_per_target()),
+            proxies=report.proxies(observed, self.live.connections_per_target(), self.steering.health_names(observed)),
             errors=errors,
-            warnings=view.warnings if view else (),
+            warnings=(*(view.warnings if view else ()), *report.share_warnings(observed)),
             attempt=self.attempt,
         )
 
@@ -369,6 +374,39 @@ class Engine:
     def stats(self) -> answers.Stats:
         """Counters."""
         return self.live.stats()
+
+    def steer(self) -> None:
+        """Have health and drains take effect on what is applied, whatever the files say. Raises
+        :class:`RevproxyError`."""
+        self.steering.steer(self._level())
+
+    def _level(self) -> Observed:
+        """What the kernel holds, cleared up if need be."""
+        observed = self.live.observe()
+        return self.live.observe() if self.recover(observed) else observed
+
+    def adopt(self) -> None:
+        """The files can't be read, and something is live: check the targets of the files it was made from."""
+        observed = self.live.observe()
+        files = self.live.applied_files(observed.revision)
+        if files:
+            self.steering.follow(parse_sources(files), observed)
+
+    def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """No new connections to a target, in one proxy or in all, until :meth:`undrain`."""
+        wanted = report.drain(target, proxy)
+        self.steering.drain(wanted, self._level())
+        return self.steering.draining(wanted)
+
+    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """Take :meth:`drain` back."""
+        wanted = report.drain(target, proxy)
+        self.steering.undrain(wanted, self._level())
+        return self.steering.draining(wanted, gone=True)
+
+    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """How far a drain is."""
+        return self.steering.draining(report.drain(target, proxy))
 
     def forget_ways(self) -> None:
         """Routes or neighbours have changed: no connection may go on using the way out it remembers."""

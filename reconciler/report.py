@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler import answers
 from reconciler.errors import Problem, RevproxyError
 from reconciler.runtime.oneline import parse_target
+from reconciler.state import share
 from reconciler.state.desired import listen_text
 from reconciler.state.diff import endpoint_order
-from reconciler.state.objects import Attachment, Destination, Endpoint, Observed, XdpMode
+from reconciler.state.objects import FULL, Attachment, Destination, Endpoint, Observed, XdpMode
+from reconciler.state.share import Drain
 
 if TYPE_CHECKING:
     from reconciler.state.desired import Desired
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from reconciler.state.plan import Plan
 
 _LONGEST_STEP: Final = 200
+_RETIRED: Final = -1  # instead of a weight: the files no longer name the target
 
 
 def endpoint(text: str | None) -> Endpoint | None:
@@ -109,8 +112,19 @@ def interfaces(observed: Observed, desired: Desired | None) -> tuple[answers.Int
     return tuple(found[name] for name in sorted(found))
 
 
-def proxies(observed: Observed, connections: Mapping[int, int]) -> tuple[answers.ProxyStatus, ...]:
-    """Every live proxy, by name. ``connections``: live ones by target id."""
+def drain(target: str, proxy: str | None) -> Drain:
+    """What a drain command means. Raises :class:`RevproxyError` for a target that is no address."""
+    meant = endpoint(target)
+    if meant is None:
+        raise RevproxyError("which target?")
+    return Drain(meant, proxy)
+
+
+def proxies(
+    observed: Observed, connections: Mapping[int, int], health: Mapping[tuple[str, Endpoint], str] | None = None
+) -> tuple[answers.ProxyStatus, ...]:
+    """Every live proxy, by name. ``connections``: live ones by target id; ``health``: of targets of which it is
+    known."""
     state = observed.state
     names = {ifindex: attachment.name for ifindex, attachment in state.attachments.items()}
     listens: dict[str, set[str]] = {name: set() for name in state.proxies}
@@ -124,24 +138,50 @@ def proxies(observed: Observed, connections: Mapping[int, int]) -> tuple[answers
             _add_weights(weights[name], destination)
     for route, destination in state.routes.items():
         _add_weights(weights.setdefault(route.proxy, {}), destination)
+    allocation = observed.allocation
+    for (owner, target), number in allocation.targets.items():
+        if number in allocation.retired_targets and connections.get(number) and owner in weights:
+            weights[owner].setdefault(target, _RETIRED)
+
+    def status(name: str, target: Endpoint, weight: int) -> answers.TargetStatus:
+        count = connections.get(allocation.targets.get((name, target), 0), 0)
+        drained = weight == _RETIRED or state.shares.get((name, target), FULL).drained
+        return answers.TargetStatus(
+            address=str(target),
+            weight=max(weight, 0),
+            health=(health or {}).get((name, target), "unchecked"),
+            state=("draining" if count else "drained") if drained else "active" if weight else "off",
+            connections=count,
+        )
+
     return tuple(
         answers.ProxyStatus(
             name=name,
             listen=tuple(sorted(listens[name])),
             interfaces=tuple(sorted(devices[name])),
             targets=tuple(
-                answers.TargetStatus(
-                    address=str(target),
-                    weight=weight,
-                    health="unchecked",
-                    state="active" if weight else "off",
-                    connections=connections.get(observed.allocation.targets.get((name, target), 0), 0),
-                )
+                status(name, target, weight)
                 for target, weight in sorted(weights[name].items(), key=lambda item: endpoint_order(item[0]))
             ),
         )
         for name in sorted(state.proxies)
     )
+
+
+def share_warnings(observed: Observed) -> tuple[Problem, ...]:
+    """Destinations that health or drains leave without a target."""
+    state, texts = observed.state, []
+    if not state.shares:
+        return ()
+    named = [(route.proxy, f"route {route.source}", each) for route, each in state.routes.items()]
+    for name, proxy in state.proxies.items():
+        named += [(name, "default target", each) for each in (proxy.default4, proxy.default6) if each]
+    for name, what, destination in named:
+        if share.fails_open(name, destination, state.shares):
+            texts.append(f"{name}, {what}: no target is healthy, so all are used by their weights (fail open)")
+        elif share.nobody_left(name, destination, state.shares):
+            texts.append(f"{name}, {what}: every target is drained, so new connections are dropped (no_target)")
+    return tuple(Problem("", 0, 0, "", text) for text in sorted(set(texts)))
 
 
 def _add_weights(weights: dict[Endpoint, int], destination: Destination | None) -> None:

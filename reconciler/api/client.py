@@ -85,6 +85,18 @@ class DaemonClient:
         """Counters."""
         return self._get(answers.Stats, "/v1/stats")
 
+    def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """No new connections to a target."""
+        return from_json(answers.Draining, self._request("POST", "/v1/drain", {"target": target, "proxy": proxy}))
+
+    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """New connections to it again."""
+        return from_json(answers.Draining, self._request("POST", "/v1/undrain", {"target": target, "proxy": proxy}))
+
+    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        """How far a drain is."""
+        return self._get(answers.Draining, "/v1/drain?" + _query({"target": target, "proxy": proxy}))
+
     def down(self) -> answers.TakenDown:
         """Take the data plane off and end the daemon."""
         return from_json(answers.TakenDown, self._request("POST", "/v1/down", {}))

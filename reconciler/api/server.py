@@ -53,6 +53,9 @@ class Commands(Protocol):
     def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
     def flush(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
     def stats(self) -> answers.Stats: ...
+    def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
+    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
+    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def down(self) -> answers.TakenDown: ...
 
 
@@ -126,6 +129,9 @@ class Server:
         application.router.add_post("/v1/connections/flush", self._post_flush)
         application.router.add_post("/v1/apply", self._post_apply)
         application.router.add_post("/v1/down", self._post_down)
+        application.router.add_get("/v1/drain", self._get_drain)
+        application.router.add_post("/v1/drain", self._post_drain)
+        application.router.add_post("/v1/undrain", self._post_undrain)
         return application
 
     async def _call(self, function: Callable[[], Any]) -> Any:
@@ -154,6 +160,21 @@ class Server:
     async def _post_flush(self, request: web.Request) -> web.Response:
         body = await _body(request, {"proxy": (str, type(None)), "target": (str, type(None))})
         return _json(answers.Flushed(await self._call(lambda: self._commands.flush(**body))))
+
+    async def _get_drain(self, request: web.Request) -> web.Response:
+        _only(request.query, ("proxy", "target"))
+        wanted = {"target": _required(request.query, "target"), "proxy": request.query.get("proxy")}
+        return _json(await self._call(lambda: self._commands.draining(**wanted)))
+
+    async def _post_drain(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"target": (str,), "proxy": (str, type(None))})
+        _required(body, "target")
+        return _json(await self._call(lambda: self._commands.drain(**body)))
+
+    async def _post_undrain(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"target": (str,), "proxy": (str, type(None))})
+        _required(body, "target")
+        return _json(await self._call(lambda: self._commands.undrain(**body)))
 
     async def _post_apply(self, request: web.Request) -> web.Response:
         body = await _body(request, {"allow_empty": (bool,)})
@@ -193,6 +214,12 @@ def _only(query: Mapping[str, str], known: tuple[str, ...]) -> None:
     for name in query:
         if name not in known:
             raise _BadRequestError(f"{name}: unknown parameter" + (f", known: {', '.join(known)}" if known else ""))
+
+
+def _required(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise _BadRequestError(f"{name}: missing")
+    return values[name]
 
 
 async def _body(request: web.Request, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

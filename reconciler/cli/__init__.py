@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, files, look
+from reconciler.cli import change, drain, files, look
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
 
 for _command in (files.validate, change.diff, change.plan, change.apply, look.status, look.connections, look.stats):
     app.add_command(_command)
-app.add_command(change.down)
+for _command in (drain.drain, drain.undrain, change.down):
+    app.add_command(_command)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from reconciler.config import check, schema
+from reconciler.config import check, healthcheck, schema
 from reconciler.config.document import Document, Mapping, Sequence
 from reconciler.config.explain import path_text
 from reconciler.config.formats import Formats
+from reconciler.config.healthcheck import HealthCheck
 from reconciler.config.model import (
     NOWHERE,
     Fragment,
@@ -94,11 +96,14 @@ class _ProxyBuilder:
         self.failed = False
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
         self.default_weight: int = schema.default("target", "weight")
+        self.check_marks: list[tuple[int, tuple[str | int, ...]]] = []
 
     def build(self, tree: Mapping) -> Proxy | None:
         listen = self._listen(tree["listen"])
         default_target = self._targets(tree["default_target"], "default_target")
         routes = self._routes(tree.get("source_routes", ()))
+        own = self._health_check(tree)
+        checks = () if self.failed else self._checks(own, listen, default_target, routes)
         if self.failed:
             return None
         return Proxy(
@@ -110,6 +115,7 @@ class _ProxyBuilder:
             source_routes=routes,
             connection_timeout_sec=tree.get("connection_timeout_sec"),
             place=_place(self.document, tree.at),
+            checks=checks,
         )
 
     def _fail(self, at: int, message: str, *path: str | int) -> None:
@@ -157,7 +163,49 @@ class _ProxyBuilder:
             else:
                 self.endpoints[text, port] = endpoint
         weight = tree.get("weight", self.default_weight)
-        return WeightedTarget(endpoint, weight, _place(self.document, tree.at))
+        own_check = self._health_check(tree, *path) if "health_check" in tree else None
+        return WeightedTarget(endpoint, weight, _place(self.document, tree.at), own_check)
+
+    def _health_check(self, tree: Mapping, *path: str | int) -> HealthCheck | None:
+        """The check that a proxy or a target has for itself."""
+        if "health_check" not in tree:
+            return None
+        said = tree["health_check"]
+        wrong = healthcheck.wrong_key(said)
+        if wrong:
+            self._fail(said.key_at(wrong[0]), wrong[1], *path, "health_check", wrong[0])
+        self.check_marks.append((tree.value_at("health_check"), path))
+        return healthcheck.build(said)
+
+    def _checks(
+        self,
+        own: HealthCheck | None,
+        listen: Listen,
+        default_target: tuple[WeightedTarget, ...],
+        routes: tuple[SourceRoute, ...],
+    ) -> tuple[tuple[Endpoint, HealthCheck], ...]:
+        """How each target of the proxy is checked: as it says itself, wherever in the proxy it does, else as the proxy
+        says."""
+        if not self.check_marks:
+            return ()
+        at, where = self.check_marks[0]
+        found: dict[Endpoint, HealthCheck | None] = {}
+        for target in (*default_target, *(target for route in routes for target in route.targets)):
+            known = found.setdefault(target.endpoint, target.health_check)
+            if target.health_check is not None and known not in (None, target.health_check):
+                self._fail(at, f"the target {target.endpoint} has two different health checks", *where, "health_check")
+            found[target.endpoint] = known or target.health_check
+        checks = []
+        for endpoint, said in found.items():
+            chosen = said or own
+            if chosen is None or chosen.type is healthcheck.CheckType.NONE:
+                continue
+            port = chosen.port or endpoint.port or (listen.ports[0] if len(listen.ports) == 1 else None)
+            if port is None:
+                text = f"a health check of the target {endpoint}, which has no port of its own, needs a 'port'"
+                self._fail(at, text, *where, "health_check")
+            checks.append((endpoint, replace(chosen, port=port)))
+        return tuple(checks)
 
     def _routes(self, tree: Any) -> tuple[SourceRoute, ...]:
         routes = []

@@ -25,8 +25,7 @@ Path = tuple[str | int, ...]
 UNSUPPORTED_KEYS: Final = {
     "": {"tests"},
     "settings": {"stats_enabled", "takeover", "sync", "metrics"},
-    "proxy": {"health_check"},
-    "target": {"health_check"},
+    "health_check": {"on_unhealthy"},
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from reconciler.config.healthcheck import HealthCheck
 from reconciler.errors import Problem
 from reconciler.state.objects import Balance, Endpoint, IPAddress, IPNetwork, Mode, Protocol
 
@@ -40,11 +41,13 @@ NOWHERE = Place("", 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class WeightedTarget:
-    """One target of a list. ``weight`` 0 to 65535: its share among the list's targets of the same family."""
+    """One target of a list. ``weight`` 0 to 65535: its share among the list's targets of the same family.
+    ``health_check`` None: the proxy's holds."""
 
     endpoint: Endpoint
     weight: int
     place: Place = field(default=NOWHERE, compare=False)
+    health_check: HealthCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """One proxy. ``connection_timeout_sec`` None: the setting holds."""
+    """One proxy. ``connection_timeout_sec`` None: the setting holds. ``checks``: how each target that is checked is,
+    with its port filled in; follows from the rest."""
 
     name: str
     listen: Listen
@@ -81,6 +85,7 @@ class Proxy:
     source_routes: tuple[SourceRoute, ...] = ()
     connection_timeout_sec: int | None = None
     place: Place = field(default=NOWHERE, compare=False)
+    checks: tuple[tuple[Endpoint, HealthCheck], ...] = ()
 
     @property
     def families(self) -> frozenset[int]:

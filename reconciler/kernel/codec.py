@@ -13,6 +13,8 @@ from reconciler.errors import KernelError
 from reconciler.kernel import layout
 from reconciler.kernel.maps import Array
 from reconciler.state.objects import (
+    FULL,
+    QUARTERS,
     Balance,
     DataPlaneSettings,
     Endpoint,
@@ -21,6 +23,7 @@ from reconciler.state.objects import (
     ListenerKey,
     Mode,
     Protocol,
+    Share,
 )
 from reconciler.state.operations import Dest, ProxySlot, RouteSlot
 
@@ -123,14 +126,26 @@ def unpack_settings(value: Any) -> DataPlaneSettings | None:
     )
 
 
-def pack_target(endpoint: Endpoint, proxy_id: int, source: IPAddress | None = None) -> Array:
+def pack_target(endpoint: Endpoint, proxy_id: int, source: IPAddress | None = None, share: Share = FULL) -> Array:
     """A target, as an array of one."""
     packed = np.zeros(1, layout.target)
     address = pack_address(endpoint.ip)
     packed[0]["addr_be"][: len(address)] = address
     packed["source_be"] = pack_source(source)
     packed["port_be"], packed["family"], packed["proxy"] = endpoint.port, endpoint.ip.version, proxy_id
+    packed["flags"] = pack_share(share)
     return packed
+
+
+def pack_share(share: Share) -> int:
+    """The field ``flags`` of a target."""
+    return (C["TARGET_DRAINED"] if share.drained else 0) | (QUARTERS - share.quarters) << C["TARGET_MISSING_SHIFT"]
+
+
+def unpack_share(flags: int) -> Share:
+    """The inverse of :func:`pack_share`; more than all missing counts as all."""
+    missing = min(flags >> C["TARGET_MISSING_SHIFT"], QUARTERS)
+    return Share(QUARTERS - missing, bool(flags & C["TARGET_DRAINED"]))
 
 
 def pack_source(source: IPAddress | None) -> Array:

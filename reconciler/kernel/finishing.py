@@ -10,7 +10,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import connections, groups, layout, store
-from reconciler.kernel.codec import pack_source, pack_sysctl_key
+from reconciler.kernel.codec import pack_share, pack_source, pack_sysctl_key
 from reconciler.kernel.connections import Busy
 from reconciler.kernel.context import Context
 from reconciler.kernel.writes import erase, write
@@ -24,7 +24,9 @@ from reconciler.state.operations import (
     Operation,
     PutDevice,
     RestoreSysctl,
+    SetShare,
     SetSource,
+    SwapTable,
 )
 
 Run = Sequence[Any]  # operations of the one type that the handler is for
@@ -83,6 +85,18 @@ class _Finish:
         values["source_be"] = [pack_source(each.after) for each in operations]
         write(self.maps["target"], keys, values)
 
+    def shares(self, operations: Run) -> None:
+        keys = np.asarray([each.id for each in operations], layout.u32)
+        _, values = self.maps["target"].get_many(keys)
+        values["flags"] = [pack_share(each.after) for each in operations]
+        write(self.maps["target"], keys, values)
+
+    def tables(self, operations: Run) -> None:
+        made = [groups.make(each) for each in operations]
+        groups.put_groups(
+            self.maps, [each.id for each in operations], [table for table, _ in made], [recipe for _, recipe in made]
+        )
+
     def groups(self, operations: Run) -> None:
         groups.free_groups(self.maps, [each.id for each in operations])
         pairs = [(each.id, target) for each in operations for target in each.members]
@@ -121,6 +135,8 @@ _HANDLERS: Final[dict[type[Operation], Callable[[_Finish, Run], None]]] = {
     RestoreSysctl: _Finish.restore_sysctls,
     PutDevice: _Finish.devices,
     SetSource: _Finish.sources,
+    SetShare: _Finish.shares,
+    SwapTable: _Finish.tables,
     FreeGroup: _Finish.groups,
     FreeTarget: _Finish.targets,
     FreeProxyName: _Finish.names,

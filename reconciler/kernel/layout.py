@@ -140,6 +140,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "BALANCE_RANDOM": 2,
     "ROUTE_PRESENT": 1,
     "TARGET_DRAINED": 1,
+    "TARGET_MISSING_SHIFT": 1,
     "CONNECTION_REPLY": 1,
     "CONNECTION_FULLNAT": 2,
     "HEARD_ANY": 1,

@@ -24,6 +24,7 @@ from reconciler.kernel.recover import repairs
 from reconciler.kernel.snapshot import Snapshot
 from reconciler.state.objects import (
     DENY,
+    FULL,
     Allocation,
     Attachment,
     Balance,
@@ -37,7 +38,9 @@ from reconciler.state.objects import (
     ProgramState,
     ProxyState,
     RouteKey,
+    Share,
 )
+from reconciler.state.share import recipe, weigh
 
 _MODES = {number: mode for mode, number in codec.MODES.items()}
 _BALANCES = {number: balance for balance, number in codec.BALANCES.items()}
@@ -78,6 +81,8 @@ def observe(
         devices=_flagged(taken, "DEVICE_XDP_REDIRECT"),
         guarded=_flagged(taken, "DEVICE_DROP_LOOPBACK"),
         sources=resolver.sources(used_only=True),
+        shares=resolver.shares(used_only=True),
+        wrong_tables=resolver.wrong_tables(),
     )
     return Observed(
         state=state,
@@ -230,6 +235,32 @@ class _Resolver:
                 found[self.name(owner), endpoint] = source
         return found
 
+    def shares(self, used_only: bool) -> dict[tuple[str, Endpoint], Share]:
+        """Of every target that has not all of its own."""
+        found: dict[tuple[str, Endpoint], Share] = {}
+        used = self.taken.used_targets
+        for number in np.flatnonzero(self.taken.targets["flags"]).tolist():
+            if number in self.endpoints and (used[number] or not used_only):
+                owner, endpoint = self.endpoints[number]
+                found[self.name(owner), endpoint] = self.share(number)
+        return {key: share for key, share in found.items() if share != FULL}
+
+    def share(self, number: int) -> Share:
+        return codec.unpack_share(int(self.taken.targets["flags"][number]))
+
+    def wrong_tables(self) -> frozenset[tuple[str, Destination]]:
+        """Groups in use whose table is not what follows from their members' weights and shares."""
+        found = set()
+        for number in self.taken.used_groups.tolist():
+            group, there = self.group(number), self.taken.recipes.get(number)
+            if group is None or there is None:  # lost: that is another difference
+                continue
+            ids = [target for target, _ in self.members.get(number, [])]
+            weights = [weight for _, weight in self.members.get(number, [])]
+            if there != recipe(ids, weigh(weights, [self.share(each) for each in ids])):
+                found.add((self.name(group[0]), group[1]))
+        return frozenset(found)
+
     # -- the numbers -----------------------------------------------------------------------------------------
 
     def allocation(self) -> Allocation:
@@ -253,6 +284,7 @@ class _Resolver:
             retired_targets=frozenset(number for number in self.endpoints if not used[number]),
             retired_proxies=frozenset(proxies.values()) - present,
             sources=self.sources(used_only=False),
+            shares=self.shares(used_only=False),
         )
 
 

@@ -38,7 +38,7 @@ class Snapshot:
     proxies: Array
     routes: Mapping[int, Entries]
     targets: Array
-    tables: npt.NDArray[np.uint32]  # ids of groups that have a table
+    recipes: Mapping[int, int]  # of the table of each group that has one
     members: Entries
     ports: Array
     devices: Entries
@@ -48,6 +48,11 @@ class Snapshot:
     blobs: Mapping[bytes, Array]
     manifest: frozenset[bytes]  # digests that the active revision needs
     busy: Callable[[], Busy]
+
+    @property
+    def tables(self) -> npt.NDArray[np.uint32]:
+        """Ids of the groups that have a table, in rising order."""
+        return np.asarray(sorted(self.recipes), np.uint32)
 
     @property
     def active(self) -> int:
@@ -129,7 +134,7 @@ def take(maps: Maps) -> Snapshot:
         proxies=maps["proxy"].items()[1],
         routes={version: maps[name].items() for version, name in ROUTES.items()},
         targets=maps["target"].items()[1],
-        tables=groups.used_groups(maps),
+        recipes=groups.read_recipes(maps),
         members=maps["group_member"].items(),
         ports=maps["port"].items()[1],
         devices=maps["device"].items(),

@@ -13,10 +13,9 @@ from typing import Any, Final, cast
 import numpy as np
 
 from reconciler.errors import KernelError
-from reconciler.kernel import codec, layout, store
+from reconciler.kernel import codec, groups, layout, store
 from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.writes import Journal, erase, write
-from reconciler.state import maglev
 from reconciler.state.operations import (
     OpenPort,
     Operation,
@@ -25,6 +24,7 @@ from reconciler.state.operations import (
     PutGroup,
     PutProxyName,
     PutTarget,
+    SetShare,
     SetSource,
     StageListener,
     StageProxy,
@@ -78,7 +78,7 @@ class Stage:
     def _targets(self, operations: Run) -> None:
         values = np.zeros(len(operations), layout.target)
         for index, each in enumerate(operations):
-            values[index : index + 1] = codec.pack_target(each.endpoint, each.proxy_id, each.source)
+            values[index : index + 1] = codec.pack_target(each.endpoint, each.proxy_id, each.source, each.share)
         self._put("target", [each.id for each in operations], values)
 
     def _sources(self, operations: Run) -> None:
@@ -87,14 +87,22 @@ class Stage:
         values["source_be"] = [codec.pack_source(each.after) for each in operations]
         self._put("target", keys, values)
 
+    def _shares(self, operations: Run) -> None:
+        keys = np.asarray([each.id for each in operations], layout.u32)
+        _, values = self.maps["target"].get_many(keys)
+        values["flags"] = [codec.pack_share(each.after) for each in operations]
+        self._put("target", keys, values)
+
     def _groups(self, operations: Run) -> None:
         """Members first: as long as they are there, a group is known."""
         members = [(each.id, target, weight) for each in operations for target, weight in each.members]
         keys = np.zeros(len(members), layout.group_member_key)
         keys["group"], keys["target"] = [group for group, _, _ in members], [target for _, target, _ in members]
         self._put("group_member", keys, np.asarray([weight for _, _, weight in members], layout.u32))
-        tables = [_table(each) for each in operations]
-        self.journal.put_groups(self.maps, [each.id for each in operations], tables)
+        made = [groups.make(each) for each in operations]
+        self.journal.put_groups(
+            self.maps, [each.id for each in operations], [table for table, _ in made], [recipe for _, recipe in made]
+        )
 
     def _ports(self, operations: Run) -> None:
         """Bits are only ever added here, whatever the plan thought stood there."""
@@ -177,16 +185,12 @@ class Stage:
         self._levels.append(_Level(name, keys, level, np.zeros(len(keys), np.bool_) if gone is None else gone))
 
 
-def _table(group: PutGroup) -> Array:
-    ids = np.asarray([target for target, _ in group.members], np.uint32)
-    return np.asarray(ids[maglev.table(group.keys, [weight for _, weight in group.members])])
-
-
 _SIDES: Final = ("before", "after")
 _HANDLERS: Final[dict[type[Operation], Callable[[Stage, Run], None]]] = {
     PutProxyName: Stage._names,
     PutTarget: Stage._targets,
     SetSource: Stage._sources,
+    SetShare: Stage._shares,
     PutGroup: Stage._groups,
     OpenPort: Stage._ports,
     PutDevice: Stage._devices,

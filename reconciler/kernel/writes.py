@@ -99,14 +99,14 @@ class Journal:
         self._remember(target, keys)
         erase(target, keys)
 
-    def put_groups(self, maps: Maps, ids: list[int], tables: list[groups.Table]) -> None:
+    def put_groups(self, maps: Maps, ids: list[int], tables: list[groups.Table], recipes: list[int]) -> None:
         """Give groups that are free their tables."""
         self.note(
             "map group",
             lambda: groups.free_groups(maps, ids),
             lambda: not maps.is_open or all(groups.read_table(maps, number) is None for number in ids),
         )
-        groups.put_groups(maps, ids, tables)
+        groups.put_groups(maps, ids, tables, recipes)
 
     def _remember(self, target: Map, keys: Array, exact: Array | None = None) -> None:
         if exact is None and target.spec.type is MapType.LPM_TRIE:

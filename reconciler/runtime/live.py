@@ -30,6 +30,7 @@ from reconciler.kernel.observe import observe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover
 from reconciler.kernel.store import Manifest
+from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
 from reconciler.state.allocate import Limits
 from reconciler.state.desired import sysctl_names, target_addresses
@@ -143,6 +144,13 @@ class Live:
             return store.read_manifest(self.maps, revision.manifest)
         except store.StoreError:
             return Manifest()
+
+    def applied_files(self, revision: Revision) -> dict[str, bytes]:
+        """The files that the applied revision was made from, by name; empty if the kernel's copy is lost."""
+        try:
+            return dict(store.read_sources(self.maps, self.manifest(revision)))
+        except store.StoreError:
+            return {}
 
     def _open(self) -> bool:
         """The maps are open, if there are any."""
@@ -269,6 +277,10 @@ class Live:
     def connections_per_target(self) -> Mapping[int, int]:
         """Live connections by target id."""
         return connections.count(self.maps).targets if self._open() else {}
+
+    def targets(self) -> list[LiveTarget]:
+        """Every target there is, retired ones included."""
+        return live_targets(self.maps) if self._reopened() else []
 
     def connection_count(self, proxy: str | None, target: Endpoint | None) -> int:
         """How many :meth:`connections` would give."""

@@ -42,6 +42,8 @@ class Loop:
         try:
             if first:  # also when the files turn out to be broken
                 self._engine.recover(self._engine.observe())
+            elif "health" in reasons:  # likewise
+                self._engine.steer()
             view = self._engine.view()
             if view.same_situation(self._failed) and "reload" not in reasons:
                 return None
@@ -97,6 +99,7 @@ class Loop:
         """The files are broken, and nothing was live before: better the last good configuration than none."""
         try:
             if self._engine.observe().state.proxies:
+                self._engine.adopt()
                 return
             applied = self._engine.apply_last_good()
         except RevproxyError as error:

@@ -7,12 +7,12 @@ hold things; that is :mod:`reconciler.state.plan`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from reconciler.errors import ConfigError, ForeignProgramError, Problem
-from reconciler.state import local
+from reconciler.state import local, share
 from reconciler.state.facts import HostFacts, Interface, RouteKind, RuntimeFacts
 from reconciler.state.objects import (
     DENY,
@@ -145,6 +145,8 @@ def desired(
         guarded=local.guarded(config, host),
         sources=local.sources(proxies, routes, host, warnings),
     )
+    if runtime.drains or runtime.health:
+        state = replace(state, shares=share.shares(share.endpoints(state), runtime.health, runtime.drains))
     memo.keep_only(config.proxies)
     return Desired(
         state=state,

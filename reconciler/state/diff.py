@@ -24,6 +24,7 @@ from reconciler.state.objects import (
     ProgramState,
     ProxyState,
     RouteKey,
+    Share,
 )
 from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
 
@@ -74,7 +75,7 @@ def diff(desired: Desired, observed: Observed) -> tuple[Change, ...]:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """Only what differs, by key. ``sysctls`` pairs the live value with the one to be. ``ports``: bits the port map
-    lacks; ``lost_ports`` those among them that the observed state needs as well."""
+    lacks; ``lost_ports`` those among them that the observed state needs as well. ``shares``: None for all of it."""
 
     program: Pair[ProgramState] | None
     settings: Pair[DataPlaneSettings] | None
@@ -85,6 +86,8 @@ class Delta:
     devices: dict[int, tuple[bool, bool]]
     guarded: dict[int, tuple[bool, bool]]
     sources: dict[tuple[str, Endpoint], Pair[IPAddress]]
+    shares: dict[tuple[str, Endpoint], Pair[Share]]
+    wrong_tables: frozenset[tuple[str, Destination]]
     sysctls: dict[str, tuple[str, str]]
     forgotten_sysctls: dict[str, tuple[str, str]]
     ports: dict[int, int]
@@ -106,6 +109,8 @@ def compare(desired: Desired, observed: Observed) -> Delta:
         devices={each: (each in old.devices, each in new.devices) for each in sorted(old.devices ^ new.devices)},
         guarded={each: (each in old.guarded, each in new.guarded) for each in sorted(old.guarded ^ new.guarded)},
         sources=difference(old.sources, new.sources),
+        shares=difference(old.shares, new.shares),
+        wrong_tables=old.wrong_tables,
         sysctls=_sysctls_to_set(desired, observed),
         forgotten_sysctls=_sysctls_to_restore(desired, observed),
         ports=ports,
@@ -204,6 +209,7 @@ def changes_of(delta: Delta, desired: Desired, observed: Observed) -> tuple[Chan
         *_interfaces(delta, desired),
         *_proxies(delta, desired, observed),
         *_targets(delta, desired, observed),
+        *_tables(delta),
         *_routes(delta),
     ]
     place = desired.causes.place
@@ -317,13 +323,13 @@ def _proxy(proxy: ProxyState | None, listens: list[str] | None) -> Json | None:
 
 
 def _targets(delta: Delta, desired: Desired, observed: Observed) -> Iterator[Change]:
-    """Of the defaults, and whatever else has another source address."""
+    """Of the defaults, and whatever else has another source address or share."""
     states = (observed.state, desired.state)
-    names = {*delta.proxies, *(name for name, _ in delta.sources)}
-    listed = [_endpoints(state, {name for name, _ in delta.sources}) for state in states]
-    for name in sorted(names):
+    elsewhere = {name for name, _ in (*delta.sources, *delta.shares)}
+    listed = [_endpoints(state, elsewhere) for state in states]
+    for name in sorted({*delta.proxies, *elsewhere}):
         was, will = (_default_targets(state.proxies.get(name)) for state in states)
-        moved = {endpoint for proxy, endpoint in delta.sources if proxy == name}
+        moved = {endpoint for proxy, endpoint in (*delta.sources, *delta.shares) if proxy == name}
         for endpoint in sorted(was.keys() | will.keys() | moved, key=endpoint_order):
             if endpoint in was or endpoint in will:
                 pair = [each[endpoint].copy() if endpoint in each else None for each in (was, will)]
@@ -334,8 +340,17 @@ def _targets(delta: Delta, desired: Desired, observed: Observed) -> Iterator[Cha
             for value, state in zip(pair, states, strict=True):
                 if value is not None and endpoint in moved and (name, endpoint) in state.sources:
                     value["source"] = str(state.sources[name, endpoint])
+                if value is not None and endpoint in moved and (name, endpoint) in state.shares:
+                    value["share"] = str(state.shares[name, endpoint])
             if pair[0] != pair[1]:
                 yield _change("target", f"{name}/{endpoint}", *pair)
+
+
+def _tables(delta: Delta) -> Iterator[Change]:
+    """Groups whose table is not what follows from weights and shares."""
+    for name, destination in sorted(delta.wrong_tables, key=lambda each: (each[0], str(each[1]))):
+        members = {"target": [str(endpoint) for endpoint, _ in destination.members]}
+        yield _change("proxy", name, {"table": "wrong", **members}, {"table": "by weight", **members})
 
 
 def _endpoints(state: KernelState, names: set[str]) -> set[tuple[str, Endpoint]]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
 
-from reconciler.state.objects import IPAddress
+from reconciler.state.objects import Endpoint, IPAddress
+from reconciler.state.share import Drain
 
 InterfaceAddress = IPv4Interface | IPv6Interface
 
@@ -114,13 +115,16 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFacts:
-    """What live connections still need, read from the connection tables.
+    """What moves while nothing is configured: what live connections still need, read from the connection tables,
+    the targets' health, and what an operator wants drained.
 
     ``busy_targets`` and ``busy_proxies``: ids that connections name. ``busy_ports``: port -> PORT_LISTEN |
     PORT_TARGET bits without which their packets would not be recognised. ``busy_interfaces``: ifindexes over which
     connections of retired targets or removed proxies run. ``refused_xdp``: interfaces that refused a native
     program although they should take one (``xdp_mode: auto`` then serves them through TC).
     ``connections``: live connections per (proxy name, endpoint text), for a plan to tell what they go through.
+    ``health``: quarters of its weight that each checked target's health leaves it, 0 to 4; ``drains``: targets that
+    are to get no new connections.
     """
 
     busy_targets: frozenset[int] = frozenset()
@@ -129,3 +133,5 @@ class RuntimeFacts:
     busy_interfaces: frozenset[int] = frozenset()
     refused_xdp: frozenset[int] = frozenset()
     connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    health: Mapping[tuple[str, Endpoint], int] = field(default_factory=dict)
+    drains: frozenset[Drain] = frozenset()

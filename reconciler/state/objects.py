@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -80,6 +81,27 @@ class Destination:
 
 
 DENY = Destination(deny=True)
+
+
+QUARTERS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a target has of its weight for now. ``quarters``: what its health leaves, 0 (unhealthy) to 4. ``drained``:
+    an operator wants no new connections there, whatever its health."""
+
+    quarters: int = QUARTERS
+    drained: bool = False
+
+    def __str__(self) -> str:
+        health = f"{self.quarters}/{QUARTERS}"
+        if not self.drained:
+            return health
+        return "drained" if self.quarters == QUARTERS else f"drained, {health}"
+
+
+FULL: Final = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +209,8 @@ class KernelState:
     devices: frozenset[int] = frozenset()  # ifindexes that take frames redirected by XDP (DEVICE_XDP_REDIRECT)
     guarded: frozenset[int] = frozenset()  # ifindexes where loopback addresses are dropped (DEVICE_DROP_LOOPBACK)
     sources: dict[tuple[str, Endpoint], IPAddress] = field(default_factory=dict)  # this host's address towards it
+    shares: dict[tuple[str, Endpoint], Share] = field(default_factory=dict)  # of targets that have not all of theirs
+    wrong_tables: frozenset[tuple[str, Destination]] = frozenset()  # groups whose table is not what follows from that
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +227,7 @@ class Allocation:
     retired_targets: frozenset[int] = frozenset()
     retired_proxies: frozenset[int] = frozenset()
     sources: dict[tuple[str, Endpoint], IPAddress] = field(default_factory=dict)  # in the entries of ``targets``
+    shares: dict[tuple[str, Endpoint], Share] = field(default_factory=dict)  # likewise
 
 
 @dataclass(frozen=True, slots=True)

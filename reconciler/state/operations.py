@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from reconciler.state.objects import (
+    FULL,
     Attachment,
     Balance,
     DataPlaneSettings,
@@ -20,6 +21,7 @@ from reconciler.state.objects import (
     Mode,
     ProgramState,
     Revision,
+    Share,
 )
 
 # The numbers of ``bpf/types.h`` that plans are made of; a test holds them equal to ``kernel/layout.py``.
@@ -103,13 +105,15 @@ class PutProxyName(Operation):
 
 @dataclass(frozen=True, slots=True)
 class PutTarget(Operation):
-    """``source``: this host's address towards it, for full NAT; None: there is none, or none is needed."""
+    """``source``: this host's address towards it, for full NAT; None: there is none, or none is needed. ``share``:
+    what it has of its weight from the first."""
 
     map: ClassVar[str] = "target"
     id: int
     proxy_id: int
     endpoint: Endpoint
     source: IPAddress | None = None
+    share: Share = FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,37 @@ class SetSource(Operation):
 @dataclass(frozen=True, slots=True)
 class PutGroup(Operation):
     """``members``: (target id, weight) with every member, weight 0 included; the executor computes the Maglev
-    table from it with :func:`reconciler.state.maglev.table` (``keys`` are the endpoints' texts, in order)."""
+    table from it with :func:`reconciler.state.share.table` (``keys`` are the endpoints' texts, in order).
+    ``effective``: the weights, in quarters, that health and drains leave; empty: all of them."""
 
     map: ClassVar[str] = "group"
     id: int
     members: tuple[tuple[int, int], ...]
     keys: tuple[str, ...]
+    effective: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SwapTable(Operation):
+    """Another table for a group that stays what it is: its targets' shares have changed, or the table was wrong. Both
+    slots see it at once. Fields as in :class:`PutGroup`. Can be repeated."""
+
+    map: ClassVar[str] = "group"
+    id: int
+    members: tuple[tuple[int, int], ...]
+    keys: tuple[str, ...]
+    effective: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetShare(Operation):
+    """What a target that is there has of its weight from now on. Before the switch only for a retired one that comes
+    back, which no packet's configuration names yet."""
+
+    map: ClassVar[str] = "target"
+    id: int
+    before: Share
+    after: Share
 
 
 @dataclass(frozen=True, slots=True)

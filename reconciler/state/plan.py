@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from reconciler.state import steering
 from reconciler.state.allocate import DestNumbers, Limits, Numbers, allocate
 from reconciler.state.desired import Desired
 from reconciler.state.diff import Change, Delta, Json, changes_of, compare, listener_order, wanted_ports
 from reconciler.state.facts import RuntimeFacts
 from reconciler.state.local import opens
-from reconciler.state.objects import Destination, KernelState, Observed, ProxyState, Revision, RouteKey
+from reconciler.state.objects import FULL, Destination, KernelState, Observed, ProxyState, Revision, RouteKey
 from reconciler.state.operations import (
     DEVICE_DROP_LOOPBACK,
     DEVICE_XDP_REDIRECT,
@@ -133,7 +134,8 @@ def make_plan(
     stage += slots
     if recorded:
         stage.append(StageRevision(observed.revision, recorded))
-    finish = [*_detach_and_restore(delta, desired.state), *_free_groups(observed, numbers)]
+    finish = [*steering.operations(desired.state, observed)]
+    finish += [*_detach_and_restore(delta, desired.state), *_free_groups(observed, numbers)]
     finish += (each for each in _sources(desired.state, observed, numbers) if each.after is None)
     finish += _free_idle(desired.state, observed, runtime, numbers)
     if recorded:
@@ -189,13 +191,14 @@ def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Number
     for name in numbers.new_proxies:
         yield PutProxyName(numbers.proxies[name], name)
     for proxy, endpoint in numbers.new_targets:
-        source = new.sources.get((proxy, endpoint))
-        yield PutTarget(numbers.targets[proxy, endpoint], numbers.proxies[proxy], endpoint, source)
+        source, has = new.sources.get((proxy, endpoint)), new.shares.get((proxy, endpoint), FULL)
+        yield PutTarget(numbers.targets[proxy, endpoint], numbers.proxies[proxy], endpoint, source, has)
     yield from (each for each in _sources(new, observed, numbers) if each.after is not None)
+    yield from steering.returning(new, observed.allocation, numbers.targets)
     for group in numbers.new_groups:
         proxy, destination = group
-        members = tuple((numbers.targets[proxy, endpoint], weight) for endpoint, weight in destination.members)
-        yield PutGroup(numbers.groups[group], members, tuple(str(endpoint) for endpoint, _ in destination.members))
+        members, keys = steering.members(proxy, destination, numbers.targets)
+        yield PutGroup(numbers.groups[group], members, keys, steering.effective(proxy, destination, new.shares))
     for port, bits in delta.ports.items():
         there = observed.ports.get(port, 0)
         yield OpenPort(port, there, there | bits)

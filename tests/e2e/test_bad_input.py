@@ -43,7 +43,7 @@ CASES: dict[str, tuple[Maker, tuple[str, ...]]] = {
         proxy(more="    sorce_routes: []\n"),
         (r":6:5: unknown key 'sorce_routes'.*'source_routes'",),
     ),
-    "key of a later version": (proxy(more="    health_check: {type: tcp}\n"), (r":6:5: .*not supported",)),
+    "key of a later version": ("apiVersion: revproxy/v1\ntests: []\n", (r":2:1: .*not supported",)),
     "name of another file's proxy": (proxy("web"), (r":3:11: .*'web' already, at .*web\.yaml:3:\d+",)),
     "listener of another file's proxy": (proxy(port="[81, 80]"), (r":4:\d+: .*'web'.*80.*web\.yaml:4:\d+",)),
     "weights that sum to 0": (

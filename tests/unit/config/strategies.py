@@ -14,6 +14,19 @@ PLAIN4 = st.integers(0x0A000000, 0x0AFFFFFF).map(lambda n: f"10.{n >> 16 & 255}.
 PLAIN6 = st.integers(0, 0xFFFF).map(lambda n: f"fd00::{n:x}")
 
 
+HEALTH_CHECK = st.fixed_dictionaries(
+    {"type": st.sampled_from(["none", "https"])},
+    optional={
+        "port": PORTS,
+        "interval_ms": st.integers(100, 3600000),
+        "unhealthy_threshold": st.integers(1, 100),
+        "path": st.sampled_from(["/", "/health?full=1"]),
+        "expected_codes": st.lists(st.integers(100, 599) | st.just("200-299"), min_size=1, max_size=3),
+        "verify": st.booleans() | st.just("/etc/ssl/ca.pem"),
+    },
+)
+
+
 def targets(ips: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     """One target or a list of different ones, of weights that do not sum to 0."""
     one = st.fixed_dictionaries({"ip": ips}, optional={"port": PORTS, "weight": st.integers(1, 65535)})
@@ -51,6 +64,7 @@ PROXY = st.fixed_dictionaries(
         "balance": st.sampled_from(["maglev", "source", "random"]),
         "source_routes": routes(),
         "connection_timeout_sec": st.integers(1, 2**32 - 1),
+        "health_check": HEALTH_CHECK.map(lambda check: {"port": 80, **check}),
     },
 )
 SETTINGS = st.fixed_dictionaries(

@@ -23,6 +23,7 @@ proxies:
         target: {ip: 10.0.0.10, port: 8080}
 """
 TARGET = "{ip: 10.0.0.1, port: 8080}\n"
+CHECKED_TARGET = "{ip: 10.0.0.1, health_check: {type: tcp, path: /x}}\n"
 LISTEN_PORT = "port: 80\n"
 
 # name -> ((old, new), ...), expected lines without "web.yaml:"
@@ -275,12 +276,65 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             for column, key in ((29, "metrics"), (42, "takeover"), (59, "sync"), (71, "stats_enabled"))
         ),
     ),
-    "health_check": (
-        ((": web\n", ": web\n    health_check: {type: tcp}\n"), (TARGET, "{ip: 10.0.0.1, health_check: {}}\n")),
+    "on_unhealthy": (
+        ((": web\n", ": web\n    health_check: {type: tcp, on_unhealthy: reset}\n"),),
+        ("5:31: 'on_unhealthy' is not supported by this version",),
+    ),
+    # -- health checks
+    "health check without a type": (
+        ((TARGET, "{ip: 10.0.0.1, health_check: {}}\n"),),
+        ("9:50: the key 'type' is missing",),
+    ),
+    "health check of an unknown type": (
+        ((": web\n", ": web\n    health_check: {type: htpp}\n"),),
+        ("5:26: 'type' must be 'none', 'tcp', 'http' or 'https', not 'htpp' (did you mean 'http'?)",),
+    ),
+    "health check with wrong numbers": (
+        ((": web\n", ": web\n    health_check: {type: tcp, interval_ms: 99, timeout_ms: 1s, port: 0}\n"),),
         (
-            "5:5: 'health_check' is not supported by this version",
-            "10:36: 'health_check' is not supported by this version",
+            "5:44: 'interval_ms' must be an integer from 100 to 3600000, not 99",
+            "5:60: 'timeout_ms' must be an integer from 10 to 600000, not '1s'",
+            "5:70: 'port' must be an integer from 1 to 65535, not 0",
         ),
+    ),
+    "health check with wrong codes": (
+        ((": web\n", ": web\n    health_check: {type: http, expected_codes: [200, 2xx, 700]}\n"),),
+        (
+            "5:54: an item of 'expected_codes' must be an HTTP status code from 100 to 599 or a range such as"
+            " '200-299', not '2xx'",
+            "5:59: an item of 'expected_codes' must be an HTTP status code from 100 to 599 or a range such as"
+            " '200-299', not 700",
+        ),
+    ),
+    "health check with codes from end to beginning": (
+        ((": web\n", ": web\n    health_check: {type: http, expected_codes: [299-200]}\n"),),
+        ("5:32: the range '299-200' begins above its end",),
+    ),
+    "health check with a key of another type": (
+        ((": web\n", ": web\n    health_check: {type: http, verify: false}\n"), (TARGET, CHECKED_TARGET)),
+        (
+            "5:32: 'verify' goes with 'type: https', not with 'http'",
+            "10:62: 'path' goes with 'type: http' or 'https', not with 'tcp'",
+        ),
+    ),
+    "health check with a relative path of CA certificates": (
+        ((": web\n", ": web\n    health_check: {type: https, verify: ca.pem}\n"),),
+        ("5:41: 'verify' must be true, false or the absolute path of a file with CA certificates, not 'ca.pem'",),
+    ),
+    "health check without a port": (
+        (
+            (": web\n", ": web\n    health_check: {type: tcp}\n"),
+            (TARGET, "{ip: 10.0.0.1}\n"),
+            (LISTEN_PORT, "port: [80, 81]\n"),
+        ),
+        ("5:19: a health check of the target 10.0.0.1, which has no port of its own, needs a 'port'",),
+    ),
+    "two health checks of one target": (
+        (
+            (TARGET, "{ip: 10.0.0.10, port: 8080, health_check: {type: tcp}}\n"),
+            ("{ip: 10.0.0.10, port: 8080}", "{ip: 10.0.0.10, port: 8080, health_check: {type: http}}"),
+        ),
+        ("9:63: the target 10.0.0.10:8080 has two different health checks",),
     ),
     "mode": (
         ((": web\n", ": web\n    mode: fullnet\n"),),

@@ -80,6 +80,14 @@ def test_a_keyword_that_the_fast_check_does_not_know_is_refused() -> None:
         Compiler(changed, Formats().known).predicate(changed)
 
 
+def with_patterns(value: Any) -> Iterator[dict[str, Any]]:
+    """Every subschema with a regular expression."""
+    if isinstance(value, dict) and isinstance(value.get("pattern"), str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from with_patterns(inner)
+
+
 def reference() -> Any:
     """Plain jsonschema, but for integers, and with the meaning of ``$`` that JSON Schema gives it."""
     formats = FormatChecker(formats=())
@@ -100,7 +108,7 @@ def reference() -> Any:
         return bool(ipaddress.ip_network(value, strict=False))
 
     changed = copy.deepcopy(SCHEMA)
-    for definition in (changed["$defs"]["interface"], changed["$defs"]["proxy"]["properties"]["name"]):
+    for definition in with_patterns(changed):
         definition["pattern"] = pattern(definition["pattern"]).pattern
     integer = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: is_integer(value))
     return extend(Draft202012Validator, type_checker=integer)(changed, format_checker=formats)

@@ -1,0 +1,110 @@
+"""Which targets an operator wants drained, kept in the state directory until they are undrained.
+
+The file is read anew for every question: it is small, and whoever writes it holds the instance's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+from reconciler.errors import RevproxyError
+from reconciler.state.objects import Endpoint
+from reconciler.state.share import Drain, is_drained
+
+Target = tuple[str, Endpoint]
+
+FILE: Final = "drains.json"
+
+
+def matches(drain: Drain, target: Target) -> bool:
+    """Whether a drain, or a request for one, means this target."""
+    return is_drained(frozenset({drain}), *target)
+
+
+@dataclass(frozen=True, slots=True)
+class Drains:
+    """The drains of the instance whose state directory this is."""
+
+    state_dir: Path
+
+    @property
+    def path(self) -> Path:
+        """Where they are kept."""
+        return self.state_dir / FILE
+
+    def load(self) -> dict[Drain, str]:
+        """Each with the time it was asked for, ISO 8601. Raises :class:`RevproxyError` if the file is no longer what
+        was written."""
+        try:
+            content = self.path.read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise RevproxyError(f"{self.path}: {error.strerror}") from error
+        try:
+            return dict(_decode(each) for each in json.loads(content))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RevproxyError(f"{self.path}: not as it was written ({error}); remove it to undrain all") from error
+
+    def add(self, drain: Drain) -> bool:
+        """Keep one more. False if it is there already."""
+        known = self.load()
+        if drain in known:
+            return False
+        self._save(known | {drain: datetime.now(UTC).isoformat(timespec="seconds")})
+        return True
+
+    def take_back(self, wanted: Drain, live: Iterable[Target]) -> frozenset[Target]:
+        """Undrain what ``wanted`` means, and nothing else: a wider drain gives way to one for each of the other
+        ``live`` targets it meant. Returns the live ones that were drained and are not any more."""
+        known = self.load()
+        before = frozenset(known)
+        drained = {target for target in live if is_drained(before, *target)}
+        freed = frozenset(target for target in drained if matches(wanted, target))
+        kept = {drain: since for drain, since in known.items() if not overlap(drain, wanted)}
+        for target in sorted(drained - freed, key=lambda each: (each[0], str(each[1]))):
+            if not is_drained(frozenset(kept), *target):
+                kept[Drain(target[1], target[0])] = next(s for drain, s in known.items() if matches(drain, target))
+        if kept != known:
+            self._save(kept)
+        return freed
+
+    def _save(self, drains: dict[Drain, str]) -> None:
+        """Whole or not at all, also when power is lost."""
+        rows = [
+            {"target": str(drain.endpoint.ip), "port": drain.endpoint.port, "proxy": drain.proxy, "since": since}
+            for drain, since in drains.items()
+        ]
+        draft = self.path.with_suffix(".new")
+        try:
+            self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+            with draft.open("w", encoding="utf-8") as file:
+                json.dump(rows, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+        except OSError as error:
+            raise RevproxyError(f"{self.path}: {error.strerror}: a drain has to outlive this process") from error
+
+
+def _decode(row: Any) -> tuple[Drain, str]:
+    proxy = row["proxy"]
+    if not (proxy is None or isinstance(proxy, str)):
+        raise ValueError("'proxy' is no name")
+    return Drain(Endpoint(ip_address(row["target"]), int(row["port"])), proxy), str(row["since"])
+
+
+def overlap(one: Drain, other: Drain) -> bool:
+    """Whether there could be a target that both mean."""
+    return (
+        one.endpoint.ip == other.endpoint.ip
+        and (one.endpoint.port == other.endpoint.port or 0 in (one.endpoint.port, other.endpoint.port))
+        and (one.proxy == other.proxy or None in (one.proxy, other.proxy))
+    )

@@ -1,0 +1,1 @@
+"""Health checks: what a target's condition is (``condition``), one check (``probe``), all of them (``checker``)."""

@@ -1,0 +1,175 @@
+"""What moves while nothing is configured: health and drains as facts, and the kernel following them.
+
+Shares hold whatever the files say: :meth:`Steering.steer` brings the kernel to them also while the files are broken,
+held or not yet applied, without a commit. A commit finds the same facts in :meth:`Steering.facts`, so that both agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from reconciler import answers
+from reconciler.errors import RevproxyError
+from reconciler.runtime.drains import Drains, matches, overlap
+from reconciler.runtime.health.condition import Condition, Health
+from reconciler.state import share, steering
+from reconciler.state.objects import QUARTERS, Endpoint
+from reconciler.state.share import Drain, is_drained
+
+if TYPE_CHECKING:
+    from reconciler.config.healthcheck import HealthCheck
+    from reconciler.config.model import Config
+    from reconciler.kernel.targets import LiveTarget
+    from reconciler.places import Places
+    from reconciler.runtime.events import Events
+    from reconciler.runtime.health.checker import Checker
+    from reconciler.runtime.live import Live
+    from reconciler.state.facts import RuntimeFacts
+    from reconciler.state.objects import Observed
+
+Target = tuple[str, Endpoint]
+
+_log = structlog.get_logger("steering")
+
+
+def checks_of(config: Config) -> dict[Target, HealthCheck]:
+    """How each target is checked that is."""
+    return {(proxy.name, endpoint): check for proxy in config.proxies for endpoint, check in proxy.checks}
+
+
+class Steering:
+    """Of one engine. ``checker``: None where no daemon runs; then targets' health is left as the kernel has it."""
+
+    def __init__(self, places: Places, live: Live, events: Events) -> None:
+        self._drains, self._live, self._events = Drains(places.state_dir), live, events
+        self._checked: frozenset[Target] | None = None  # of the applied configuration; None: not known yet
+        self.checker: Checker | None = None
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def facts(self, runtime: RuntimeFacts, config: Config, observed: Observed) -> RuntimeFacts:
+        """``runtime`` with health and drains, as far as they concern this configuration."""
+        checked = frozenset(checks_of(config))
+        return replace(runtime, health=self._health(observed, checked), drains=frozenset(self._drains.load()))
+
+    def _health(self, observed: Observed, checked: frozenset[Target] | None) -> dict[Target, int]:
+        """What the checker says; of targets it has not met, what the kernel says. Of one that is not checked nothing
+        is left."""
+        found = {key: each.quarters for key, each in observed.state.shares.items() if each.quarters != QUARTERS}
+        found.update({key: each.quarters for key, each in self.conditions().items()})
+        return found if checked is None else {key: each for key, each in found.items() if key in checked}
+
+    def conditions(self) -> dict[Target, Condition]:
+        """Of every target that is being checked."""
+        return self.checker.conditions() if self.checker else {}
+
+    def health_names(self, observed: Observed) -> dict[Target, Health]:
+        """For people: what is known of each target's health, from before this process if need be."""
+        found = {
+            key: Health.RECOVERING if each.quarters else Health.UNHEALTHY
+            for key, each in observed.state.shares.items()
+            if each.quarters != QUARTERS
+        }
+        return found | {key: each.health for key, each in self.conditions().items()}
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def follow(self, config: Config, observed: Observed) -> None:
+        """This configuration is applied: check its targets."""
+        checks = checks_of(config)
+        self._checked = frozenset(checks)
+        if self.checker is not None:
+            known = {key: each.quarters for key, each in observed.state.shares.items()}
+            self.checker.follow(checks, known)
+
+    def steer(self, observed: Observed) -> int:
+        """Bring the shares in the kernel to what health and drains say, for what is applied; how many operations that
+        took. ``observed`` must not be unfinished. Raises :class:`RevproxyError`."""
+        if not observed.exists:
+            return 0
+        drains, health = frozenset(self._drains.load()), self._health(observed, self._checked)
+        wanted = share.shares(share.endpoints(observed.state), health, drains)
+        found = tuple(steering.operations(replace(observed.state, shares=wanted), observed))
+        if found:
+            self._live.free(found)
+            _log.info("shares_changed", targets=len(wanted), operations=len(found))
+        return len(found)
+
+    def health_changed(self, target: Target, before: Condition, now: Condition) -> None:
+        """For the checker: say what happened. From its thread."""
+        proxy, endpoint = target
+        fields = {"proxy": proxy, "target": str(endpoint)}
+        if now.health is Health.UNHEALTHY:
+            self._events.publish("target_down", **fields, reason=now.reason)
+            _log.warning("target_down", **fields, reason=now.reason)
+        elif before.health is Health.UNHEALTHY:
+            self._events.publish("target_up", **fields, quarters=now.quarters)
+            _log.info("target_up", **fields, quarters=now.quarters)
+        elif now.health is Health.HEALTHY and before.health is Health.RECOVERING:
+            self._events.publish("target_recovered", **fields)
+            _log.info("target_recovered", **fields)
+
+    # -- drains --------------------------------------------------------------------------------------------------
+
+    def _matching(self, wanted: Drain) -> list[LiveTarget]:
+        return [each for each in self._live.targets() if matches(wanted, (each.proxy, each.endpoint))]
+
+    def meant(self, wanted: Drain) -> list[LiveTarget]:
+        """The live targets that a drain means, retired ones included. Raises :class:`RevproxyError` if there is
+        none."""
+        live = self._live.targets()
+        found = [each for each in live if matches(wanted, (each.proxy, each.endpoint))]
+        if found:
+            return found
+        if wanted.proxy is not None and all(each.proxy != wanted.proxy for each in live):
+            raise RevproxyError(f"no live proxy is called {wanted.proxy}")
+        where = f"the proxy {wanted.proxy} has no target" if wanted.proxy else "no live proxy has a target"
+        others = sorted({str(each.endpoint) for each in live if wanted.proxy in (None, each.proxy)})
+        listed = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
+        raise RevproxyError(f"{where} {wanted.endpoint}" + (f" (there is {listed})" if others else ""))
+
+    def drain(self, wanted: Drain, observed: Observed) -> None:
+        """No new connections to what ``wanted`` means, from now on and in a later process as well."""
+        fresh = [each for each in self.meant(wanted) if not each.share.drained]
+        self._drains.add(wanted)
+        self.steer(observed)
+        for each in fresh:
+            self._tell("target_drained", (each.proxy, each.endpoint))
+
+    def undrain(self, wanted: Drain, observed: Observed) -> None:
+        """New connections again. Also for a drained target that is in no proxy any more."""
+        if not any(overlap(drain, wanted) for drain in self._drains.load()):
+            self.meant(wanted)  # raises if there is no such target at all
+            return
+        live = [(each.proxy, each.endpoint) for each in self._live.targets()]
+        freed = self._drains.take_back(wanted, live)
+        self.steer(observed)
+        for target in sorted(freed, key=lambda each: (each[0], str(each[1]))):
+            self._tell("target_undrained", target)
+
+    def _tell(self, kind: str, target: Target) -> None:
+        fields = {"proxy": target[0], "target": str(target[1])}
+        self._events.publish(kind, **fields)
+        _log.info(kind, **fields)
+
+    def draining(self, wanted: Drain, *, gone: bool = False) -> answers.Draining:
+        """How far the targets are that ``wanted`` means. Nothing is left of one that the files no longer name, once its
+        last connection has ended; ``gone``: that it may have is known."""
+        drains = self._drains.load()
+        gone = gone or any(overlap(drain, wanted) for drain in drains)
+        live = self._matching(wanted) if gone else self.meant(wanted)
+        found = [
+            answers.DrainingTarget(
+                each.proxy,
+                str(each.endpoint),
+                ("draining" if each.connections else "drained")
+                if is_drained(frozenset(drains), each.proxy, each.endpoint)
+                else "active",
+                each.connections,
+            )
+            for each in live
+        ]
+        return answers.Draining(tuple(found), sum(each.connections for each in found))

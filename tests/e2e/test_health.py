@@ -1,0 +1,178 @@
+"""Health checks on the wire: a target that is ill gets no new connections, and comes back by quarters."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from netlab import Lab, wait_for
+from netlab.clients import http_connection
+from tests.e2e.health import CHECK, Healthy, checked, shares, targets, wait_health
+from tests.e2e.instance import Instance
+from tests.e2e.watching import Requests
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(offload=False, xdp_peers=True, separate=True) as built:
+        yield built
+
+
+def get(connection: object) -> str:
+    connection.request("GET", "/")  # type: ignore[attr-defined]
+    return str(connection.getresponse().read().decode().split()[0])  # type: ignore[attr-defined]
+
+
+def events(instance: Instance, kind: str) -> list[dict[str, object]]:
+    """What the daemon's log has of one kind."""
+    assert instance.daemon
+    lines = (json.loads(line) for line in instance.daemon.output().splitlines() if line.startswith("{"))
+    return [line for line in lines if line["event"] == kind]
+
+
+@pytest.mark.parametrize("way", ["native", "tc"])
+def test_an_ill_target_gets_no_new_connections_and_comes_back(lab: Lab, instance: Instance, way: str) -> None:
+    healthy = Healthy(lab)
+    ill, *well = lab.backends
+    settings = "settings: {xdp_mode: native}\n" if way == "native" else ""
+    check = CHECK.replace("interval_ms: 200", "interval_ms: 600")
+    instance.write(checked(lab, 2, 1, 3, check=check).replace("proxies:", settings + "proxies:"))
+    instance.start_daemon()
+    for backend in lab.backends:
+        wait_health(instance, backend, "healthy")
+    revision = instance.json("status")["revision"]
+
+    kept = http_connection(lab.client, (lab.proxy4, 80))
+    while get(kept) != ill.name:
+        kept.close()
+        kept = http_connection(lab.client, (lab.proxy4, 80))
+    with Requests(lab):
+        healthy.stop(0)
+        wait_health(instance, ill, "unhealthy")
+        found = shares(lab, 200)
+        assert set(found) == {backend.name for backend in well}
+        assert 0.12 < found[well[0].name] / 200 < 0.38, "a quarter, as 1 of 1 and 3"
+        assert get(kept) == ill.name, "what is open stays"
+        instance.ctl("diff")
+
+        healthy.start(0)
+        wait_health(instance, ill, "healthy")
+        wait_for(lambda: shares(lab, 20)[ill.name], "connections to the one that came back")
+    kept.close()
+    status = instance.json("status", status=0)
+    assert status["revision"] == revision, "no commit"
+    (down,) = events(instance, "target_down")
+    assert (down["proxy"], down["target"], down["reason"]) == ("web", f"{ill.ip4}:8080", "connection refused")
+    (up,) = events(instance, "target_up")
+    assert up["quarters"] == 1
+    assert len(events(instance, "target_recovered")) == 1
+    assert 3 <= len(events(instance, "shares_changed")) <= 5, "out, and back in four steps, of which a look may see two"
+
+
+def test_all_ill_fails_open(lab: Lab, instance: Instance) -> None:
+    healthy = Healthy(lab)
+    instance.write(checked(lab))
+    instance.start_daemon()
+    with Requests(lab):
+        for number, backend in enumerate(lab.backends):
+            healthy.stop(number)
+            wait_health(instance, backend, "unhealthy")
+        wait_for(lambda: set(shares(lab, 30)) == {each.name for each in lab.backends}, "everybody serves")
+        status = instance.json("status", status=0)
+        assert any("fail open" in warning["message"] for warning in status["warnings"])
+        assert "fail open" in instance.ctl("status")
+
+        healthy.start(1)
+        wait_health(instance, lab.backends[1], "healthy")
+        assert set(shares(lab, 30)) == {lab.backends[1].name}
+        assert not any("fail open" in warning["message"] for warning in instance.json("status")["warnings"])
+
+
+def test_broken_files_hold_up_nothing(lab: Lab, instance: Instance) -> None:
+    healthy = Healthy(lab)
+    instance.write(checked(lab))
+    instance.start_daemon()
+    instance.write("apiVersion: revproxy/v1\nproxies: 1\n")
+    wait_for(lambda: instance.json("status")["sync"] == "Degraded", "Degraded")
+    healthy.stop(0)
+    wait_health(instance, lab.backends[0], "unhealthy")
+    assert lab.backends[0].name not in shares(lab, 30)
+
+    # Also for a daemon that has never read files that are right.
+    instance.stop_daemon()
+    instance.start_daemon(ready=False)
+    wait_for(lambda: instance.json("status")["sync"] == "Degraded", "Degraded")
+    healthy.stop(1)
+    wait_health(instance, lab.backends[1], "unhealthy")
+    assert set(shares(lab, 30)) == {lab.backends[2].name}
+
+
+def test_a_killed_daemon_leaves_the_ill_out(lab: Lab, instance: Instance) -> None:
+    healthy = Healthy(lab)
+    instance.write(checked(lab))
+    instance.start_daemon()
+    healthy.stop(0)
+    wait_for(lambda: events(instance, "shares_changed"), "the table to follow")
+    with Requests(lab) as requests:
+        instance.stop_daemon(signal.SIGKILL)
+        assert targets(instance)[str(lab.backends[0].ip4)]["health"] == "unhealthy"
+        assert targets(instance)[str(lab.backends[1].ip4)]["health"] == "unchecked"
+        instance.ctl("diff")
+        instance.ctl("apply", "--yes")
+        instance.start_daemon()
+        assert targets(instance)[str(lab.backends[0].ip4)]["health"] == "unhealthy"
+        assert lab.backends[0].name not in requests.answers
+    assert not events(instance, "target_down"), "it was down all along"
+    healthy.start(0)
+    wait_health(instance, lab.backends[0], "healthy")
+
+    # A check that the files no longer ask for takes nobody out.
+    healthy.stop(0)
+    wait_health(instance, lab.backends[0], "unhealthy")
+    instance.write(checked(lab, check=""))
+    wait_health(instance, lab.backends[0], "unchecked")
+    wait_for(lambda: shares(lab, 20)[lab.backends[0].name], "connections to all")
+
+
+def test_what_a_check_asks_for(lab: Lab, instance: Instance) -> None:
+    """Path and codes; a target's own check takes the place of its proxy's; `none`; no port of its own."""
+    Healthy(lab)
+    text = checked(lab, check=CHECK.replace("port: 8099", "port: 8099, path: /bytes/5, expected_codes: [500]"))
+    text = text.replace(f"ip: {lab.backends[0].ip4},", f"ip: {lab.backends[0].ip4}, health_check: {CHECK},")
+    text = text.replace(f"ip: {lab.backends[2].ip4},", f"ip: {lab.backends[2].ip4}, health_check: {{type: none}},")
+    instance.write(text)
+    instance.start_daemon()
+    for backend, health in zip(lab.backends, ("healthy", "unhealthy", "unchecked"), strict=True):
+        wait_health(instance, backend, health)
+    assert any(each["reason"] == "HTTP status 200" for each in events(instance, "target_down"))
+
+
+def test_udp_targets_are_checked_by_tcp(lab: Lab, instance: Instance) -> None:
+    healthy = Healthy(lab)
+    instance.write(
+        f"""\
+apiVersion: revproxy/v1
+proxies:
+  - name: datagrams
+    listen: {{interfaces: [eth0], port: 7001, protocol: udp}}
+    health_check: {CHECK.replace("http", "tcp")}
+    default_target: [{", ".join(f"{{ip: {each.ip4}}}" for each in lab.backends)}]
+"""
+    )
+    instance.start_daemon()
+    for number, backend in enumerate(lab.backends[:2]):
+        healthy.stop(number)
+        wait_for(lambda backend=backend: health_of(instance, backend.ip4) == "unhealthy", "unhealthy")
+    assert health_of(instance, lab.backends[2].ip4) == "healthy"
+    from netlab.clients import ask_udp
+
+    found = {ask_udp(lab.client, (lab.proxy4, 7001)).split()[0] for _ in range(20)}
+    assert found == {lab.backends[2].name}
+
+
+def health_of(instance: Instance, ip: object) -> str:
+    (proxy,) = instance.json("status")["proxies"]
+    return str(next(each["health"] for each in proxy["targets"] if each["address"] == str(ip)))
