@@ -122,7 +122,8 @@ def changed_lines(before: str, after: str) -> tuple[int, int]:
     while start < min(len(old), len(new)) and old[start] == new[start]:
         start += 1
     stop = len(old)
-    while stop > start and len(new) - (len(old) - stop) > start and old[stop - 1] == new[len(new) - len(old) + stop - 1]:
+    shift = len(new) - len(old)
+    while stop > start and stop + shift > start and old[stop - 1] == new[stop + shift - 1]:
         stop -= 1
     return start, stop
 
