@@ -16,9 +16,7 @@ from reconciler.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_APPLY = click.option(
-    "--apply/--no-apply", default=True, help="Apply the edit, or only write it (a running revproxyd follows by itself)."
-)
+_NO_APPLY = click.option("--no-apply", is_flag=True, help="Only write it. A running revproxyd follows by itself.")
 _ROUTE = click.option(
     "--route", metavar="CIDR", shell_complete=route_sources, help="Of this source route, not of the default."
 )
@@ -140,28 +138,28 @@ def _target(each: answers.ConfiguredTarget) -> tuple[str, str]:
 @click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="[default: tcp]")
 @click.option("--mode", type=click.Choice(["dnat", "fullnat"]), help="[default: dnat]")
 @click.option("--balance", type=click.Choice(["maglev", "source", "random"]), help="[default: maglev]")
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def add_proxy(context: click.Context, /, name: str, ports: Sequence[int], apply: bool, **options: Any) -> None:
+def add_proxy(context: click.Context, /, name: str, ports: Sequence[int], no_apply: bool, **options: Any) -> None:
     """Add a proxy, in a new file 50-NAME.yaml, and apply it."""
     session = context.ensure_object(Session)
     port = ports[0] if len(ports) == 1 else list(ports)
     with _refusals(session):
-        done = session.client().add_proxy(name=name, port=port, apply=apply, **options)
+        done = session.client().add_proxy(name=name, port=port, apply=not no_apply, **options)
     _report(session, done)
 
 
 @proxy.command("remove", context_settings=CONTEXT)
 @click.argument("name", shell_complete=proxy_names)
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def remove_proxy(context: click.Context, /, name: str, apply: bool) -> None:
+def remove_proxy(context: click.Context, /, name: str, no_apply: bool) -> None:
     """Remove a proxy from its file, and apply that. Its live connections go on to their end."""
     session = context.ensure_object(Session)
     with _refusals(session):
-        done = session.client().remove_proxy(name=name, apply=apply)
+        done = session.client().remove_proxy(name=name, apply=not no_apply)
     _report(session, done)
 
 
@@ -177,7 +175,7 @@ def route() -> None:
 @click.argument("targets", metavar="[IP[:PORT]]...", nargs=-1, shell_complete=target_addresses)
 @click.option("--deny", is_flag=True, help="Drop the packets of these clients.")
 @_WEIGHT
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
 def add_route(
@@ -188,7 +186,7 @@ def add_route(
     targets: tuple[str, ...],
     deny: bool,
     weight: int | None,
-    apply: bool,
+    no_apply: bool,
 ) -> None:
     """Send clients from CIDR to other targets, or with --deny nowhere."""
     if bool(targets) == deny:
@@ -197,7 +195,7 @@ def add_route(
     target = targets or None
     with _refusals(session):
         done = session.client().add_source_route(
-            proxy=proxy, source=source, target=target, deny=deny, weight=weight, apply=apply
+            proxy=proxy, source=source, target=target, deny=deny, weight=weight, apply=not no_apply
         )
     _report(session, done)
 
@@ -205,14 +203,14 @@ def add_route(
 @route.command("remove", context_settings=CONTEXT)
 @_PROXY
 @click.argument("source", metavar="CIDR", shell_complete=route_sources)
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def remove_route(context: click.Context, /, proxy: str, source: str, apply: bool) -> None:
+def remove_route(context: click.Context, /, proxy: str, source: str, no_apply: bool) -> None:
     """Remove the source route for CIDR."""
     session = context.ensure_object(Session)
     with _refusals(session):
-        done = session.client().remove_source_route(proxy=proxy, source=source, apply=apply)
+        done = session.client().remove_source_route(proxy=proxy, source=source, apply=not no_apply)
     _report(session, done)
 
 
@@ -227,14 +225,14 @@ def target() -> None:
 @click.argument("target", metavar="IP[:PORT]")
 @_WEIGHT
 @_ROUTE
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def add_target(context: click.Context, /, apply: bool, **options: Any) -> None:
+def add_target(context: click.Context, /, no_apply: bool, **options: Any) -> None:
     """Add a target to a proxy, or to one of its source routes."""
     session = context.ensure_object(Session)
     with _refusals(session):
-        done = session.client().add_target(apply=apply, **options)
+        done = session.client().add_target(apply=not no_apply, **options)
     _report(session, done)
 
 
@@ -242,14 +240,14 @@ def add_target(context: click.Context, /, apply: bool, **options: Any) -> None:
 @_PROXY
 @_TARGET
 @_ROUTE
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def remove_target(context: click.Context, /, apply: bool, **options: Any) -> None:
+def remove_target(context: click.Context, /, no_apply: bool, **options: Any) -> None:
     """Remove a target. Its live connections go on to their end."""
     session = context.ensure_object(Session)
     with _refusals(session):
-        done = session.client().remove_target(apply=apply, **options)
+        done = session.client().remove_target(apply=not no_apply, **options)
     _report(session, done)
 
 
@@ -258,12 +256,12 @@ def remove_target(context: click.Context, /, apply: bool, **options: Any) -> Non
 @_TARGET
 @click.argument("weight", metavar="WEIGHT", type=click.IntRange(0, 65535))
 @_ROUTE
-@_APPLY
+@_NO_APPLY
 @common_options
 @click.pass_context
-def weigh_target(context: click.Context, /, apply: bool, **options: Any) -> None:
+def weigh_target(context: click.Context, /, no_apply: bool, **options: Any) -> None:
     """Give a target another share of new connections; 0: none."""
     session = context.ensure_object(Session)
     with _refusals(session):
-        done = session.client().set_weight(apply=apply, **options)
+        done = session.client().set_weight(apply=not no_apply, **options)
     _report(session, done)

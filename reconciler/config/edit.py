@@ -16,7 +16,7 @@ from typing import Any, Final
 from reconciler.config import document, render
 from reconciler.config.draft import Draft, Path
 from reconciler.config.messages import hint
-from reconciler.errors import EditError
+from reconciler.errors import ConfigError, EditError
 
 _SETTINGS_NAME: Final = "00-settings"
 _PROXY_NAME: Final = "50-{name}"
@@ -79,6 +79,9 @@ class Files:
             if each["name"] == name:
                 return self.draft(path), ("proxies", index)
             names.append(each["name"])
+        for path, content in self._contents.items():
+            if problems := document.parse(path, content).problems:
+                raise ConfigError(problems)  # it may be in there
         raise EditError(f"there is no proxy {name!r} in {self._directory}{hint(name, names)}")
 
     def settings(self) -> Draft | None:
