@@ -156,6 +156,50 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A BPF program of somebody else's. ``tag``: 16 hex digits, the kernel's digest of its instructions."""
+
+    id: int
+    name: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or
+    tc egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours, and ``remedy`` what can be done."""
+
+    where: str
+    what: str
+    program: Program | None
+    effect: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceDetail:
+    """One interface. ``asked``: settings.xdp_mode; ``wanted``: what that comes to here, None where nothing of ours
+    is to be; ``mode``: how our XDP program runs now (native, generic, off); ``attached``: our TC programs are in force.
+    ``xdp_native``: the driver has native XDP; ``listens``: the proxies that listen here. ``ifindex`` 0: it does not
+    exist."""
+
+    name: str
+    ifindex: int = 0
+    kind: str = ""
+    driver: str = ""
+    mtu: int = 0
+    up: bool = False
+    xdp_native: bool = False
+    asked: str = ""
+    wanted: str | None = None
+    mode: str = "off"
+    attached: bool = False
+    listens: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Edited:
     """What an edit of the files did. ``files``: those that were written, made or removed; none if they said so already.
     ``applied``: what applying them gave, None if that was not wanted."""

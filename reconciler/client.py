@@ -111,6 +111,12 @@ class Client(Edits):
         """The same as :meth:`stats`."""
         return self.stats()
 
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface of this network namespace: what is attached, how, and what of others' is in the way."""
+        from reconciler.interfaces import interfaces
+
+        return self._read(DaemonClient.interfaces, interfaces, files=True)
+
     def down(self) -> answers.TakenDown:
         """Detach and remove everything this instance put into the kernel; a running daemon ends."""
         return self._change(DaemonClient.down, lambda engine: engine.down())

@@ -56,6 +56,12 @@ class DaemonCommands:
         """The engine's status, with who answers."""
         return replace(self._engine.status(), pid=os.getpid())
 
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface, with what is attached there."""
+        from reconciler.interfaces import interfaces
+
+        return interfaces(self._engine)
+
     def begin_edit(self, seconds: int) -> answers.EditHold:
         """Don't follow the files until :meth:`end_edit`, or for so long."""
         return answers.EditHold(self._loop.hold.take(seconds))

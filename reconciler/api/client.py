@@ -86,6 +86,10 @@ class DaemonClient:
         """Counters."""
         return self._get(answers.Stats, "/v1/stats")
 
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface, with what is attached there."""
+        return tuple(from_json(answers.InterfaceDetail, each) for each in self._request("GET", "/v1/interfaces"))
+
     @contextmanager
     def held(self, seconds: int) -> Iterator[None]:
         """The daemon does not follow the files while the block runs, for so long at most. It applies when asked to."""

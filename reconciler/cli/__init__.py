@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, edit, files, look
+from reconciler.cli import change, edit, files, interfaces, look
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -10,5 +10,6 @@ __all__ = ["app", "main"]
 for _command in (files.validate, change.diff, change.plan, change.apply, look.status, look.connections, look.stats):
     app.add_command(_command)
 app.add_command(change.down)
+app.add_command(interfaces.interfaces)
 for _group in (edit.proxy, edit.route, edit.target):
     app.add_command(_group)

@@ -221,5 +221,5 @@ def test_what_is_shared_is_not_edited(wanted: Edit, place: str, reason: str) -> 
 
 
 def test_a_file_that_can_not_be_read_is_told_of() -> None:
-    with pytest.raises(ConfigError, match="/etc/web.yaml:1:11: not YAML"):
+    with pytest.raises(ConfigError, match=r"/etc/web\.yaml:1:11: not YAML"):
         edit("/etc", {PATH: b"proxies: ["}, RemoveProxy("web"))

@@ -37,7 +37,7 @@ def test_mode_stays_and_no_draft_is_left(file: Path) -> None:
     assert [each.path for each in done.edits] == [str(file)]
     assert file.read_bytes() == WEB.replace(b"weight: 1", b"weight: 9")
     assert file.stat().st_mode & 0o777 == 0o640
-    assert os.listdir(file.parent) == ["web.yaml"]
+    assert [path.name for path in file.parent.iterdir()] == ["web.yaml"]
 
 
 @pytest.mark.root
@@ -53,7 +53,7 @@ def test_a_symlink_stays_one(file: Path, tmp_path: Path) -> None:
     directory.mkdir()
     (directory / "web.yaml").symlink_to("../web.yaml")
     carry_out(directory, HEAVIER, None)
-    assert os.readlink(directory / "web.yaml") == "../web.yaml"
+    assert (directory / "web.yaml").readlink() == Path("../web.yaml")
     assert b"weight: 9" in file.read_bytes()
 
 
@@ -90,7 +90,7 @@ def test_what_can_not_be_applied_is_taken_back(file: Path, wanted: object) -> No
         carry_out(file.parent, wanted, apply)  # type: ignore[arg-type]
     assert seen != [{str(file): WEB}]
     assert editfiles.read(file.parent) == {str(file): WEB}
-    assert os.listdir(file.parent) == ["web.yaml"]
+    assert [path.name for path in file.parent.iterdir()] == ["web.yaml"]
 
 
 def test_what_somebody_changed_while_it_was_applied_is_not_taken_back(file: Path) -> None:
