@@ -158,6 +158,104 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A BPF program of somebody else's. ``tag``: 16 hex digits, the kernel's digest of its instructions."""
+
+    id: int
+    name: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or tc
+    egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours; ``remedy``: what can be done."""
+
+    where: str
+    what: str
+    program: Program | None
+    effect: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceDetail:
+    """One interface. ``asked``: settings.xdp_mode; ``wanted``: what that comes to here, None where nothing of ours
+    is to be; ``mode``: how our XDP program runs now (native, generic, off); ``attached``: our TC programs are in force.
+    ``xdp_native``: the driver has native XDP; ``listens``: the proxies that listen here. ``ifindex`` 0: it does not
+    exist."""
+
+    name: str
+    ifindex: int = 0
+    kind: str = ""
+    driver: str = ""
+    mtu: int = 0
+    up: bool = False
+    xdp_native: bool = False
+    asked: str = ""
+    wanted: str | None = None
+    mode: str = "off"
+    attached: bool = False
+    listens: tuple[str, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What an edit of the files did. ``files``: those that were written, made or removed; none if they said so already.
+    ``applied``: what applying them gave, None if that was not wanted."""
+
+    edit: str
+    files: tuple[str, ...] = ()
+    applied: Applied | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EditHold:
+    """``token``: what the daemon gives the right to edit files under, while it does not follow them."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredTarget:
+    """A target as the files have it."""
+
+    address: str
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredRoute:
+    """A source route as the files have it. ``action``: deny, or forward to ``targets``."""
+
+    source: str
+    action: str = "forward"
+    targets: tuple[ConfiguredTarget, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredProxy:
+    """A proxy as the files have it, defaults filled in. ``addresses`` empty: the interfaces' own. ``file``, ``line``,
+    ``column``: where it stands."""
+
+    name: str
+    interfaces: tuple[str, ...]
+    addresses: tuple[str, ...]
+    ports: tuple[int, ...]
+    protocol: str
+    mode: str
+    balance: str
+    default_target: tuple[ConfiguredTarget, ...]
+    source_routes: tuple[ConfiguredRoute, ...]
+    connection_timeout_sec: int | None
+    file: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """One live connection. ``listen`` is the address the client talks to."""
 

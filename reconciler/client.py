@@ -8,24 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from reconciler import answers
+from reconciler import answers, edits
 from reconciler.api.client import DaemonClient, NoDaemonError
-from reconciler.errors import DaemonError, LockedError
+from reconciler.edits import Edits
+from reconciler.errors import DaemonError, EditError, LockedError
 from reconciler.places import VARIABLES, Places, instance_lock
 
 if TYPE_CHECKING:
+    from reconciler.config.edit import Edit
     from reconciler.engine import Engine
 
 T = TypeVar("T")
 
 _LOCK_WAIT_SEC: Final = 15.0  # a daemon that is starting, or another command at work, is done by then
-
 _DRAIN_LOOK_SEC: Final = 0.5
+_EDIT_SEC: Final = 180  # longer than the daemon may take to apply an edit
 
 PathLike = str | os.PathLike[str]
 
 
-class Client:
+class Client(Edits):
     """One instance of revproxy on this host, named by its places (defaults as on the command line).
 
     Methods raise the exceptions of :mod:`reconciler.errors`. Without a daemon they act on the network namespace of
@@ -151,9 +153,49 @@ class Client:
         """The same as :meth:`stats`."""
         return self.stats()
 
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface of this network namespace: what is attached, how, and what of others' is in the way."""
+        from reconciler.interfaces import interfaces
+
+        return self._read(DaemonClient.interfaces, interfaces, files=True)
+
     def down(self) -> answers.TakenDown:
         """Detach and remove everything this instance put into the kernel; a running daemon ends."""
         return self._change(DaemonClient.down, lambda engine: engine.down())
+
+    # -- editing the files ---------------------------------------------------------------------------------
+
+    def _edit(self, wanted: Edit, *, apply: bool, allow_empty: bool = False) -> answers.Edited:
+        from reconciler.runtime import editfiles
+
+        if not apply:
+            return edits.answer(wanted, editfiles.carry_out(self._config_dir(), wanted, None))
+        return self._change(
+            lambda daemon: self._edit_held(daemon, wanted, allow_empty),
+            lambda engine: edits.answer(
+                wanted,
+                editfiles.carry_out(self._places.config_dir, wanted, lambda: engine.apply(allow_empty=allow_empty)),
+            ),
+            files=True,
+        )
+
+    def _edit_held(self, daemon: DaemonClient, wanted: Edit, allow_empty: bool) -> answers.Edited:
+        from reconciler.runtime import editfiles
+
+        directory = self._config_dir()
+        with daemon.held(_EDIT_SEC):
+            done = editfiles.carry_out(directory, wanted, lambda: daemon.apply(allow_empty=allow_empty))
+        return edits.answer(wanted, done)
+
+    def _config_dir(self) -> Path:
+        """The directory that counts: the running daemon's, if one runs. Raises :class:`EditError` if it has none."""
+        instance = self.instance()
+        if instance is None:
+            return self._places.config_dir
+        self._agree(instance, "config_dir", instance.config_dir)
+        if instance.config_dir is None:
+            raise EditError(f"revproxyd (process {instance.pid}) has its configuration on the command line: no file")
+        return Path(instance.config_dir)
 
     # -- which way -----------------------------------------------------------------------------------------
 

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from reconciler import __version__
+from reconciler import __version__, answers
 from reconciler.errors import RevproxyError
 from reconciler.places import Places, instance_lock
 from reconciler.runtime import logs, oneline
 
 if TYPE_CHECKING:
-    from reconciler import answers
     from reconciler.engine import Engine
     from reconciler.runtime.loop import Loop
     from reconciler.runtime.worker import Worker
@@ -57,6 +56,20 @@ class DaemonCommands:
     def status(self) -> answers.Status:
         """The engine's status, with who answers."""
         return replace(self._engine.status(), pid=os.getpid())
+
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface, with what is attached there."""
+        from reconciler.interfaces import interfaces
+
+        return interfaces(self._engine)
+
+    def begin_edit(self, seconds: int) -> answers.EditHold:
+        """Don't follow the files until :meth:`end_edit`, or for so long."""
+        return answers.EditHold(self._loop.hold.take(seconds))
+
+    def end_edit(self, token: str) -> None:
+        """Follow them again."""
+        self._loop.hold.release(token)
 
     def down(self) -> answers.TakenDown:
         """Take the data plane off, and end: a daemon that goes on would put it back."""
@@ -125,6 +138,7 @@ class Daemon:
             Timer("resync", RESYNC_SEC, lambda: self._worker.wake("resync")),
         )
         self._worker: Worker = Worker(self._looking(loop), timers)
+        loop.hold.released = lambda: self._worker.wake("edit")
         watcher = Watcher(self._places.config_dir, lambda: self._worker.wake("files"))
         watcher.start()
         parts.callback(watcher.stop)

@@ -81,6 +81,10 @@ class LockedError(RevproxyError):
     """Another process of this instance holds the lock."""
 
 
+class EditError(RevproxyError):
+    """An edit of the files is not possible as asked for, or somebody else changed the file meanwhile."""
+
+
 class StaleError(RevproxyError):
     """The live state is not the one the plan was made from."""
 

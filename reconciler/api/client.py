@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -96,6 +97,21 @@ class DaemonClient:
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """How far a drain is."""
         return self._get(answers.Draining, "/v1/drain?" + _query({"target": target, "proxy": proxy}))
+
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        """Every interface, with what is attached there."""
+        return tuple(from_json(answers.InterfaceDetail, each) for each in self._request("GET", "/v1/interfaces"))
+
+    @contextmanager
+    def held(self, seconds: int) -> Iterator[None]:
+        """The daemon does not follow the files while the block runs, for so long at most. It applies when asked to."""
+        data = self._request("POST", "/v1/edit/begin", {"seconds": seconds})
+        token = from_json(answers.EditHold, data).token
+        try:
+            yield
+        finally:
+            with suppress(DaemonError):  # it has ended, or will follow the files again when the time is over
+                self._request("POST", "/v1/edit/end", {"token": token})
 
     def down(self) -> answers.TakenDown:
         """Take the data plane off and end the daemon."""

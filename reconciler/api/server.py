@@ -36,6 +36,7 @@ from reconciler.errors import (
 )
 
 MAX_BODY_BYTES: Final = 64 * 1024
+MAX_EDIT_SEC: Final = 300
 _MAX_LINE_BYTES: Final = 8190
 _SOCKET_MODE: Final = 0o660
 
@@ -56,6 +57,10 @@ class Commands(Protocol):
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
+
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]: ...
+    def begin_edit(self, seconds: int) -> answers.EditHold: ...
+    def end_edit(self, token: str) -> None: ...
     def down(self) -> answers.TakenDown: ...
 
 
@@ -125,9 +130,12 @@ class Server:
         application.router.add_get("/v1/instance", self._get_instance)
         for name in ("status", "diff", "plan", "stats"):
             application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
+        application.router.add_get("/v1/interfaces", self._answering(lambda: self._commands.interfaces()))
         application.router.add_get("/v1/connections", self._get_connections)
         application.router.add_post("/v1/connections/flush", self._post_flush)
         application.router.add_post("/v1/apply", self._post_apply)
+        application.router.add_post("/v1/edit/begin", self._post_begin_edit)
+        application.router.add_post("/v1/edit/end", self._post_end_edit)
         application.router.add_post("/v1/down", self._post_down)
         application.router.add_get("/v1/drain", self._get_drain)
         application.router.add_post("/v1/drain", self._post_drain)
@@ -179,6 +187,17 @@ class Server:
     async def _post_apply(self, request: web.Request) -> web.Response:
         body = await _body(request, {"allow_empty": (bool,)})
         return _json(await self._call(lambda: self._commands.apply(**body)))
+
+    async def _post_begin_edit(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"seconds": (int,)})
+        if not 0 < body.get("seconds", 0) <= MAX_EDIT_SEC:
+            raise _BadRequestError(f"seconds: must be from 1 to {MAX_EDIT_SEC}")
+        return _json(await self._call(lambda: self._commands.begin_edit(body["seconds"])))
+
+    async def _post_end_edit(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"token": (str,)})
+        await self._call(lambda: self._commands.end_edit(body.get("token", "")))
+        return _json({})
 
     async def _post_down(self, request: web.Request) -> web.Response:
         await _body(request, {})

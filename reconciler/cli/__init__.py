@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, drain, files, look
+from reconciler.cli import change, drain, edit, files, interfaces, look
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
 
-for _command in (files.validate, change.diff, change.plan, change.apply, look.status, look.connections, look.stats):
-    app.add_command(_command)
-for _command in (drain.drain, drain.undrain, change.down):
+_COMMANDS = (
+    files.validate,
+    change.diff,
+    change.plan,
+    change.apply,
+    look.status,
+    look.connections,
+    look.stats,
+    interfaces.interfaces,
+    drain.drain,
+    drain.undrain,
+    edit.proxy,
+    edit.route,
+    edit.target,
+    change.down,
+)
+
+for _command in _COMMANDS:
     app.add_command(_command)

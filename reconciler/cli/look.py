@@ -10,6 +10,7 @@ from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.complete import proxy_names, target_addresses
 
 _SYNC_COLOURS = {Sync.SYNCED: "green", Sync.OUT_OF_SYNC: "yellow", Sync.DEGRADED: "red"}
 _WATCH_SEC = 1.0
@@ -86,8 +87,8 @@ def _proxy_rows(found: answers.Status) -> list[tuple[str, ...]]:
 
 
 _FILTERS = (
-    click.option("--proxy", metavar="NAME", help="Only of this proxy."),
-    click.option("--target", metavar="IP:PORT", help="Only to this target."),
+    click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy."),
+    click.option("--target", metavar="IP:PORT", shell_complete=target_addresses, help="Only to this target."),
 )
 
 

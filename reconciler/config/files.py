@@ -61,6 +61,15 @@ def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
     return _config(_read(found.values(), problems), problems, cache)
 
 
+def read(directory: Path) -> tuple[SourceFile, ...]:
+    """A directory's files, unparsed. Raises :class:`ConfigError` if one can't be read, or if there is no directory."""
+    problems: list[Problem] = []
+    found = _read(_discover(directory, problems), problems)
+    if problems:
+        raise ConfigError(problems)
+    return tuple(found)
+
+
 def parse_sources(sources: Mapping[str, bytes], cache: Cache | None = None) -> Config:
     """The configuration in texts, by path; the suffix of the path says whether it is JSON. Raises
     :class:`ConfigError`."""

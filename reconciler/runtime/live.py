@@ -34,7 +34,7 @@ from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
 from reconciler.state.allocate import Limits
 from reconciler.state.desired import sysctl_names, target_addresses
-from reconciler.state.facts import HostFacts, RuntimeFacts
+from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.local import opens
 from reconciler.state.objects import Attachment, Endpoint, Observed, Revision
 from reconciler.state.operations import Operation
@@ -135,6 +135,13 @@ class Live:
                 if any(address.ip.packed in listens for address in interface.addresses):
                     found.add(interface.ifindex)
         return frozenset(found - {0})
+
+    def interfaces(self) -> list[tuple[Interface, links.InterfaceStatus]]:
+        """Every interface: what it is, and what is attached to it."""
+        own = self.programs.own()
+        attached = links.observe_attachments(own).interfaces
+        facts = host.host_facts((), (), own.ids).interfaces.values()
+        return [(each, attached[each.ifindex]) for each in facts if each.ifindex in attached]
 
     def manifest(self, revision: Revision) -> Manifest:
         """What the applied revision was made from; the empty one if the kernel's copy is lost."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from reconciler.errors import ConfigError, RevproxyError
+from reconciler.runtime.hold import Hold
 
 if TYPE_CHECKING:
     from reconciler.engine import Engine, View
@@ -32,11 +33,14 @@ class Loop:
         self._said = ""
         self._first = True
         self.suspended = False
+        self.hold = Hold()
 
     def look(self, reasons: frozenset[str]) -> float | None:
         """Reconcile once. Returns after how many seconds to try again without any other reason, None for never."""
         if self.suspended:
             return None
+        if held_sec := self.hold.remaining_sec:
+            return held_sec
         first, self._first = self._first, False
         view: View | None = None
         try:

@@ -1,0 +1,218 @@
+"""The part of :class:`reconciler.Client` that edits the configuration files: typed methods over ``config/edit.py``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reconciler import answers
+from reconciler.errors import EditError
+from reconciler.runtime.oneline import parse_target
+
+if TYPE_CHECKING:
+    from reconciler.config.edit import Edit
+    from reconciler.config.model import Proxy, WeightedTarget
+    from reconciler.runtime.editfiles import Done
+
+Target = str | Mapping[str, Any]
+"""``IP:PORT``, ``[IPv6]:PORT``, ``IP``; or a target as in the files: ``{"ip": ..., "port": ..., "weight": ...}``."""
+
+
+class Edits:
+    """Each method changes the file that holds the object, comments and layout kept, and then applies it; with
+    ``apply=False`` it leaves that to somebody else (a running revproxyd follows the files by itself).
+
+    Nothing is written if the result were no valid configuration (:class:`ConfigError`) or can't be
+    (:class:`EditError`); what can't be applied is taken back in the file as well.
+    """
+
+    @abstractmethod
+    def _edit(self, wanted: Edit, *, apply: bool, allow_empty: bool = False) -> answers.Edited: ...
+
+    @abstractmethod
+    def _config_dir(self) -> Path: ...
+
+    def proxies(self) -> tuple[answers.ConfiguredProxy, ...]:
+        """The proxies of the files, in their order. Needs no root. Raises :class:`ConfigError`."""
+        from reconciler.config import files as config_files
+
+        return tuple(_configured(proxy) for proxy in config_files.load(self._config_dir()).proxies)
+
+    def proxy(self, name: str) -> answers.ConfiguredProxy:
+        """The proxy of that name. Raises :class:`EditError` if there is none."""
+        from reconciler.config.messages import hint
+
+        found = self.proxies()
+        for each in found:
+            if each.name == name:
+                return each
+        names = [each.name for each in found]
+        raise EditError(f"there is no proxy {name!r} in {self._config_dir()}{hint(name, names)}")
+
+    def add_proxy(
+        self,
+        name: str,
+        interfaces: str | Sequence[str],
+        port: int | Sequence[int],
+        targets: Target | Sequence[Target],
+        *,
+        addresses: str | Sequence[str] = (),
+        protocol: str | None = None,
+        mode: str | None = None,
+        balance: str | None = None,
+        apply: bool = True,
+    ) -> answers.Edited:
+        """A new proxy, in a new file. What is None stands at its default."""
+        from reconciler.config.edit import AddProxy
+
+        listen: dict[str, Any] = {"interfaces": _list(interfaces)}
+        if addresses:
+            listen["addresses"] = _list(addresses)
+        listen["port"] = port if isinstance(port, int) else list(port)
+        proxy: dict[str, Any] = {"name": name, "listen": listen | _given(protocol=protocol)}
+        proxy |= _given(mode=mode, balance=balance)
+        proxy["default_target"] = [target_of(each) for each in _targets(targets)]
+        return self._edit(AddProxy(proxy), apply=apply)
+
+    def remove_proxy(self, name: str, *, apply: bool = True) -> answers.Edited:
+        """A proxy removed, also the last one. Its live connections go on to their end."""
+        from reconciler.config.edit import RemoveProxy
+
+        return self._edit(RemoveProxy(name), apply=apply, allow_empty=True)
+
+    def add_source_route(
+        self,
+        proxy: str,
+        source: str,
+        target: Target | Sequence[Target] | None = None,
+        *,
+        deny: bool = False,
+        weight: int | None = None,
+        apply: bool = True,
+    ) -> answers.Edited:
+        """Clients from ``source`` go to ``target`` (one or several), or with ``deny`` nowhere."""
+        from reconciler.config.edit import AddRoute
+
+        targets = () if target is None else tuple(target_of(each, weight) for each in _targets(target))
+        if bool(targets) == deny:
+            raise EditError(f"route {source}: it takes either a target or deny")
+        return self._edit(AddRoute(proxy, source, targets), apply=apply)
+
+    def remove_source_route(self, proxy: str, source: str, *, apply: bool = True) -> answers.Edited:
+        """Clients from ``source`` go where the next shorter prefix, or the default, says."""
+        from reconciler.config.edit import RemoveRoute
+
+        return self._edit(RemoveRoute(proxy, source), apply=apply)
+
+    def add_target(
+        self, proxy: str, target: Target, *, weight: int | None = None, route: str | None = None, apply: bool = True
+    ) -> answers.Edited:
+        """One more default target, or one more of the route for ``route``."""
+        from reconciler.config.edit import AddTarget
+
+        return self._edit(AddTarget(proxy, target_of(target, weight), route), apply=apply)
+
+    def remove_target(
+        self, proxy: str, target: Target, *, route: str | None = None, apply: bool = True
+    ) -> answers.Edited:
+        """A target removed; its live connections go on to their end."""
+        from reconciler.config.edit import RemoveTarget
+
+        return self._edit(RemoveTarget(proxy, target_of(target), route), apply=apply)
+
+    def set_weight(
+        self, proxy: str, target: Target, weight: int, *, route: str | None = None, apply: bool = True
+    ) -> answers.Edited:
+        """Another share of new connections for a target; 0: none."""
+        from reconciler.config.edit import SetWeight
+
+        return self._edit(SetWeight(proxy, target_of(target), route, weight), apply=apply)
+
+    def attach_interfaces(
+        self, interfaces: str | Sequence[str], *, proxy: str | None = None, apply: bool = True
+    ) -> answers.Edited:
+        """Listen on these as well: one proxy, or every one."""
+        from reconciler.config.edit import AttachInterfaces
+
+        return self._edit(AttachInterfaces(tuple(_list(interfaces)), proxy), apply=apply)
+
+    def detach_interfaces(
+        self, interfaces: str | Sequence[str], *, proxy: str | None = None, apply: bool = True
+    ) -> answers.Edited:
+        """Listen on these no more: one proxy, or every one."""
+        from reconciler.config.edit import DetachInterfaces
+
+        return self._edit(DetachInterfaces(tuple(_list(interfaces)), proxy), apply=apply)
+
+    def set_setting(self, key: str, value: Any, *, apply: bool = True) -> answers.Edited:
+        """A key of ``settings``."""
+        from reconciler.config.edit import SetSetting
+
+        return self._edit(SetSetting(key, value), apply=apply)
+
+    def enable_stats(self, *, apply: bool = True) -> answers.Edited:
+        """``settings.stats_enabled: true``: events per connection."""
+        return self.set_setting("stats_enabled", True, apply=apply)
+
+    def disable_stats(self, *, apply: bool = True) -> answers.Edited:
+        """``settings.stats_enabled: false``."""
+        return self.set_setting("stats_enabled", False, apply=apply)
+
+
+def answer(wanted: Edit, done: Done[answers.Applied]) -> answers.Edited:
+    """What was done, as an answer."""
+    return answers.Edited(wanted.words, tuple(each.path for each in done.edits), done.applied)
+
+
+def target_of(target: Target, weight: int | None = None) -> dict[str, Any]:
+    """A target as the files have it. Raises :class:`EditError` for a text that is none."""
+    if isinstance(target, str):
+        try:
+            found = parse_target(target)
+        except ValueError as error:
+            raise EditError(f"target {error}") from error
+    else:
+        found = dict(target)
+    return found if weight is None else found | {"weight": weight}
+
+
+def _targets(given: Target | Sequence[Target]) -> list[Target]:
+    return [given] if isinstance(given, (str, Mapping)) else list(given)
+
+
+def _list(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _given(**values: str | None) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _configured(proxy: Proxy) -> answers.ConfiguredProxy:
+    listen, place = proxy.listen, proxy.place
+    return answers.ConfiguredProxy(
+        name=proxy.name,
+        interfaces=listen.interfaces,
+        addresses=tuple(map(str, listen.addresses)),
+        ports=listen.ports,
+        protocol=str(listen.protocol),
+        mode=str(proxy.mode),
+        balance=str(proxy.balance),
+        default_target=_configured_targets(proxy.default_target),
+        source_routes=tuple(
+            answers.ConfiguredRoute(
+                str(route.source), "deny" if route.deny else "forward", _configured_targets(route.targets)
+            )
+            for route in proxy.source_routes
+        ),
+        connection_timeout_sec=proxy.connection_timeout_sec,
+        file=place.file,
+        line=place.line,
+        column=place.column,
+    )
+
+
+def _configured_targets(targets: Sequence[WeightedTarget]) -> tuple[answers.ConfiguredTarget, ...]:
+    return tuple(answers.ConfiguredTarget(str(each.endpoint), each.weight) for each in targets)
