@@ -299,7 +299,7 @@ def test_help_is_quick_to_load() -> None:
     program = (
         "import sys\nsys.argv = ['revproxyctl', '--help']\nfrom reconciler.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'numpy', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'ruamel', 'bcc', 'watchdog'}\n"
+        "heavy = {'numpy', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'ruamel.yaml', 'bcc', 'watchdog'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
