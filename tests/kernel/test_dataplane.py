@@ -24,6 +24,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 
 from reconciler.kernel import layout
+from reconciler.state.share import NOBODY
 from tests.kernel.dataplane import (
     TC_REDIRECT,
     TC_SHOT,
@@ -342,6 +343,15 @@ def test_drained_target_takes_no_new_connection_and_keeps_the_old(plane: DataPla
     assert send(plane, hook, frame(new_flow(4, 6)))[0] == DROP[hook]
     request = frame(old, "A")
     assert send(plane, hook, request) == (REDIRECT[hook], to_server(request, translated(old)))
+
+
+@hooks
+def test_a_group_of_nobody_drops_and_counts(plane: DataPlane, hook: str) -> None:
+    plane.group(9, [NOBODY])
+    plane.proxy(1, dest4=dest("GROUP", 9))
+    before = plane.outcomes().get("drop_no_target", 0)
+    assert send(plane, hook, frame(new_flow(4, 6)))[0] == DROP[hook]
+    assert plane.outcomes()["drop_no_target"] == before + 1
 
 
 # -- connections -------------------------------------------------------------------------------------------------
