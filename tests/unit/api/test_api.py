@@ -58,6 +58,7 @@ STATS = answers.Stats(
     drops={"denied": 2},
     proxies={"web": answers.ProxyStats(targets={"10.0.0.1:8080": answers.TargetStats(1)})},
 )
+DRAINING = answers.Draining((answers.DrainingTarget("web", "10.0.0.1:8080", "draining", 3),), 3)
 
 
 class FakeCommands:
@@ -99,6 +100,15 @@ class FakeCommands:
 
     def stats(self) -> answers.Stats:
         return self._answer("stats", STATS)
+
+    def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        return self._answer("drain", DRAINING, target=target, proxy=proxy)
+
+    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        return self._answer("undrain", DRAINING, target=target, proxy=proxy)
+
+    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
+        return self._answer("draining", DRAINING, target=target, proxy=proxy)
 
     def down(self) -> answers.TakenDown:
         return self._answer("down", answers.TakenDown(("interface eth0",)))
