@@ -170,13 +170,14 @@ class Program:
 class Conflict:
     """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or
     tc egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours; ``remedy``: the command that
-    removes it."""
+    removes it; ``blocks``: ours can't be attached."""
 
     where: str
     what: str
     program: Program | None
     effect: str
     remedy: str = ""
+    blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

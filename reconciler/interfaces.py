@@ -102,6 +102,7 @@ def conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict]
             None,
             "takes the place of the clsact qdisc that ours needs",
             f"tc qdisc del dev {status.name} ingress",
+            blocks=True,
         )
 
 

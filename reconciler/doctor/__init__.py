@@ -1,7 +1,7 @@
 """``doctor``: looks at everything that can keep a revproxy from working, and says how to mend it.
 
-``look.py`` gathers, ``judge_*.py`` judge what it gathered, ``sight.py`` is what lies between. What takes root or a kernel
-is tried where there is one, and said to be unchecked elsewhere.
+``look.py`` gathers, ``judge_*.py`` judge what it gathered, ``sight.py`` is what lies between. What takes root is said
+to be unchecked without it.
 """
 
 from __future__ import annotations

@@ -114,8 +114,9 @@ class _Used:
         text = f"receive queues: {now}, at most {most}; CPUs: {self.cpus}"
         if self.mode == "native" and self.facts.driver == "virtio_net" and now + self.cpus > most:
             text += "; virtio_net wants one more queue for each CPU for native XDP"
-            queues = max(1, most - self.cpus)
-            yield warning("interface.queues", text, f"ethtool -L {self._name} combined {queues}", self._name)
+            fits = most > self.cpus
+            remedy = f"ethtool -L {self._name} combined {most - self.cpus}" if fits else "set settings.xdp_mode to off"
+            yield warning("interface.queues", text, remedy, self._name)
         else:
             yield ok("interface.queues", text, self._name)
 

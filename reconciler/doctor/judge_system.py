@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from reconciler.answers import Finding, Level
-from reconciler.doctor.sight import Sight, Trial
+from reconciler.doctor.sight import JUST_IN_TIME, Sight, Trial
 
 OLDEST: Final = (5, 11)
 TESTED: Final = "6.18"
@@ -46,7 +46,6 @@ def system(sight: Sight) -> Iterator[Finding]:
     yield from _tools(sight)
     yield from _trials(sight.system.trials)
     yield _lockdown(sight.system.lockdown)
-    yield _jit(sight.system.jit)
     yield _memlock(sight)
     yield _bpffs(sight)
 
@@ -92,6 +91,9 @@ def _trials(trials: tuple[Trial, ...] | None) -> Iterator[Finding]:
     for each in trials:
         if not each.refusal:
             yield ok("kernel.features", "tried, works", each.name)
+        elif JUST_IN_TIME in each.name:
+            text = f"tried, refused: {each.refusal}: every packet costs several times as much"
+            yield warning("kernel.features", text, "sysctl -w net.core.bpf_jit_enable=1", each.name)
         elif _OPTIONAL in each.name:
             yield warning("kernel.features", each.refusal, "boot Linux 6.3 or later", each.name)
         else:
@@ -103,15 +105,6 @@ def _lockdown(mode: str) -> Finding:
         text = "kernel lockdown is 'confidentiality', which keeps BPF programs from being loaded"
         return error("kernel.lockdown", text, "boot with lockdown=integrity")
     return ok("kernel.lockdown", f"kernel lockdown: {mode or 'none'}")
-
-
-def _jit(value: str | None) -> Finding:
-    if value == "0":
-        text = "the BPF just-in-time compiler is off: every packet costs several times as much"
-        return warning("kernel.jit", text, "sysctl -w net.core.bpf_jit_enable=1")
-    if value is None:
-        return unchecked("kernel.jit", "net.core.bpf_jit_enable can't be read here", _AS_ROOT)
-    return ok("kernel.jit", "the BPF just-in-time compiler is on")
 
 
 def _memlock(sight: Sight) -> Finding:

@@ -73,7 +73,7 @@ def _return_path(ip: IPAddress, route: Route, name: str, users: Sequence[Proxy])
         )
         return warning(check, text, f"set mode: fullnat for {', '.join(shared)}", subject)
     if route.gateway:
-        text = f"not checked: is behind {route.gateway}, and its replies to clients have to come back through this host{own}"
+        text = f"not checked: is behind {route.gateway}; its replies have to come back through this host{own}"
         return Finding(check, Level.WARNING, text, subject, f"traceroute from {ip} to a client", checked=False)
     return ok(check, f"its route to clients has to lead through this host{own}, which can't be seen from here", subject)
 
@@ -86,7 +86,7 @@ def _too_long(host: HostFacts, ip: IPAddress, interface: Interface | None, users
         forwards = listening.forwarding4 if ip.version == 4 else listening.forwarding6
         if interface is not None and interface.mtu < listening.mtu and not forwards:
             text = (
-                f"{interface.name} has MTU {interface.mtu}, {name} {listening.mtu}: clients are told of packets too long"
+                f"{interface.name} has MTU {interface.mtu}, {name} {listening.mtu}: clients hear of packets too long"
                 f" (path MTU discovery) only where {name} forwards"
             )
             remedy = f"sysctl -w net.ipv{ip.version}.conf.{name.replace('.', '/')}.forwarding=1"

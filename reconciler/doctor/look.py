@@ -71,7 +71,6 @@ def _system(places: Places) -> SystemSight:
         missing_capabilities=missing,
         trials=trials,
         lockdown=_lockdown(),
-        jit=_read("/proc/sys/net/core/bpf_jit_enable"),
         memlock_bytes=None if limit == resource.RLIM_INFINITY else limit,
         bpffs=where,
         bcc=bcc,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from reconciler import answers
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from reconciler.state.desired import Desired
     from reconciler.state.facts import HostFacts
     from reconciler.state.objects import IPAddress
+
+
+JUST_IN_TIME: Final = "compiled just in time"
+"""In the name of the trials that say whether programs are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,6 @@ class SystemSight:
     missing_capabilities: tuple[str, ...] = ()
     trials: tuple[Trial, ...] | None = None
     lockdown: str = "none"
-    jit: str | None = "1"
     memlock_bytes: int | None = None
     bpffs: str | None = None
     bcc: str | None = None

@@ -7,13 +7,14 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
 from pyroute2.netlink.rtnl import RTM_GETNEIGH, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from reconciler.doctor.sight import Trial
+from reconciler.doctor.sight import JUST_IN_TIME, Trial
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
@@ -37,7 +38,8 @@ _HELPERS: Final = (
     ("bpf_skb_pull_data", 39, (_TC,)),
 )
 _KINDS: Final = {_XDP: "XDP", _TC: "TC"}
-_STATES: Final = {1: "incomplete", 2: "reachable", 4: "stale", 8: "delay", 16: "probe", 32: "failed", 64: "noarp", 128: "permanent"}  # fmt: skip
+_STATE_NAMES: Final = ("incomplete", "reachable", "stale", "delay", "probe", "failed", "noarp", "permanent")
+_STATES: Final = {1 << bit: name for bit, name in enumerate(_STATE_NAMES)}  # NUD_... of linux/neighbour.h
 
 
 def _instruction(code: int, destination: int = 0, immediate: int = 0) -> bytes:
@@ -50,13 +52,14 @@ def _returning(result: int) -> bytes:
 
 def trials(gateway: Gateway) -> tuple[Trial, ...]:
     """Everything that was tried, in words, with the kernel's refusal if it refused."""
-    found = [_tried(f"map type {kind.name.lower()}", lambda kind=kind: _make_map(kind, gateway)) for kind in _types()]
+    found = [_tried(f"map type {kind.name.lower()}", partial(_make_map, kind, gateway)) for kind in _types()]
     found.append(_tried("map type prog_array", lambda: _closed(_map(_TAIL_CALL_MAP, 4, 4, 0, gateway))))
     found.append(_tried("batched map access", lambda: _batch(gateway)))
     for kind, name in _KINDS.items():
-        found.append(_tried(f"{name} programs, loaded and test-run", lambda kind=kind: _run(kind, gateway)))
+        found.append(_tried(f"{name} programs, loaded and test-run", partial(_run, kind, gateway)))
+        found.append(_tried(f"{name} programs, {JUST_IN_TIME}", partial(_compiled, kind, gateway)))
         found += [
-            _tried(f"helper {helper} in {name}", lambda kind=kind, number=number: _call(kind, number, gateway))
+            _tried(f"helper {helper} in {name}", partial(_call, kind, number, gateway))
             for helper, number, kinds in _HELPERS
             if kind in kinds
         ]
@@ -77,9 +80,8 @@ def _types() -> list[layout.MapType]:
 
 
 def _map(kind: int, key_size: int, value_size: int, flags: int, gateway: Gateway, inner: int = 0) -> int:
-    return gateway.call(
-        "create", "map", lambda: bpf.map_create(kind, "rp_doctor", key_size, value_size, 2, flags, inner)
-    )
+    create = partial(bpf.map_create, kind, "rp_doctor", key_size, value_size, 2, flags, inner)
+    return gateway.call("create", "map", create)
 
 
 def _closed(descriptor: int) -> None:
@@ -122,6 +124,15 @@ def _run(kind: int, gateway: Gateway) -> None:
         os.close(program)
     if found.retval != result:
         raise KernelError("test run", "program", detail=f"it returned {found.retval}, not {result}")
+
+
+def _compiled(kind: int, gateway: Gateway) -> None:
+    program = gateway.call("load", "program", lambda: bpf.prog_load(kind, "rp_doctor", "GPL", _returning(0)))
+    try:
+        if not bpf.prog_info(program).jited_bytes:
+            raise KernelError("compile", "program", detail="the kernel interprets it")
+    finally:
+        os.close(program)
 
 
 def _call(kind: int, helper: int, gateway: Gateway) -> None:
