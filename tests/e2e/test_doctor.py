@@ -29,7 +29,7 @@ def test_a_host_that_is_fine(lab: Lab, instance: Instance, daemon: bool) -> None
     assert (found["fine"], found["errors"], found["warnings"]) == (True, 0, 0)
     said = instance.ctl("doctor", "-v")
     assert "helper bpf_fib_lookup in XDP: tried, works" in said
-    assert ("revproxyd runs" in said) == daemon
+    assert ("revproxyd runs, process" in said) == daemon
     assert f"target.route: {lab.backends[0].ip4}: by eth1, on the link" in said
 
 
