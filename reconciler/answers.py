@@ -168,22 +168,24 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or tc
-    egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours; ``remedy``: what can be done."""
+    """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or
+    tc egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours; ``remedy``: the command that
+    removes it; ``blocks``: ours can't be attached."""
 
     where: str
     what: str
     program: Program | None
     effect: str
     remedy: str = ""
+    blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceDetail:
     """One interface. ``asked``: settings.xdp_mode; ``wanted``: what that comes to here, None where nothing of ours
-    is to be; ``mode``: how our XDP program runs now (native, generic, off); ``attached``: our TC programs are in force.
-    ``xdp_native``: the driver has native XDP; ``listens``: the proxies that listen here. ``ifindex`` 0: it does not
-    exist."""
+    is to be; ``mode``: how our XDP program runs now (native, generic, off); ``attached``: our TC programs are in
+    force. ``xdp_native``: the driver has native XDP; ``listens``: the proxies that listen here. ``ifindex`` 0: it
+    does not exist."""
 
     name: str
     ifindex: int = 0
@@ -199,6 +201,38 @@ class InterfaceDetail:
     listens: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
+
+
+class Level(StrEnum):
+    """How bad a finding is. ``error``: what is configured will not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that ``doctor`` looked at. ``check``: its name, e.g. kernel.version or target.route; ``subject``: an
+    interface, a target or the like; ``remedy``: the command that mends it. ``checked`` False: it could not be looked
+    at, and ``message`` says why."""
+
+    check: str
+    level: Level
+    message: str
+    subject: str = ""
+    remedy: str = ""
+    checked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything ``doctor`` found. ``fine``: no errors."""
+
+    fine: bool
+    errors: int
+    warnings: int
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

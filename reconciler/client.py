@@ -159,6 +159,20 @@ class Client(Edits):
 
         return self._read(DaemonClient.interfaces, interfaces, files=True)
 
+    def doctor(self) -> answers.Diagnosis:
+        """What can keep it from working here. Looks by itself, from the calling thread's network namespace, whether a
+        daemon runs or not; without root it says what it could not check."""
+        from reconciler.doctor import diagnose
+        from reconciler.doctor.look import look
+
+        pid, trouble = None, ""
+        try:
+            instance = self.instance()
+            pid = instance.pid if instance else None
+        except DaemonError as error:
+            trouble = str(error)
+        return diagnose(look(self._places, pid, trouble))
+
     def down(self) -> answers.TakenDown:
         """Detach and remove everything this instance put into the kernel; a running daemon ends."""
         return self._change(DaemonClient.down, lambda engine: engine.down())

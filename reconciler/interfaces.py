@@ -52,7 +52,6 @@ def detail(
     facts: Interface, status: InterfaceStatus, asked: str, wanted: Attachment | None, listens: tuple[str, ...]
 ) -> answers.InterfaceDetail:
     """One interface as an answer."""
-    conflicts = tuple(_conflicts(status, asked))
     mode = status.xdp_mode.value
     attached = status.complete_tc
     return answers.InterfaceDetail(
@@ -68,7 +67,7 @@ def detail(
         mode=mode,
         attached=attached,
         listens=listens,
-        conflicts=conflicts,
+        conflicts=tuple(conflicts(status, asked)),
         note=_note(facts, status, asked, wanted),
     )
 
@@ -88,7 +87,8 @@ def _note(facts: Interface, status: InterfaceStatus, asked: str, wanted: Attachm
     return "served through TC: " + ("native XDP was refused" if facts.xdp_native else "the driver has no native XDP")
 
 
-def _conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict]:
+def conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict]:
+    """What of others' is where ours is or would go. ``asked``: settings.xdp_mode; empty: unknown."""
     foreign = status.foreign_xdp
     if foreign:
         yield _xdp_conflict(status.name, foreign, asked)
@@ -102,6 +102,7 @@ def _conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict
             None,
             "takes the place of the clsact qdisc that ours needs",
             f"tc qdisc del dev {status.name} ingress",
+            blocks=True,
         )
 
 

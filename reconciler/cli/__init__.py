@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, drain, edit, files, interfaces, look
+from reconciler.cli import change, doctor, drain, edit, files, interfaces, look
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -16,6 +16,7 @@ _COMMANDS = (
     look.connections,
     look.stats,
     interfaces.interfaces,
+    doctor.doctor,
     drain.drain,
     drain.undrain,
     edit.proxy,

@@ -49,6 +49,13 @@ def commit_of(directory: Path, contents: Mapping[str, bytes]) -> Commit | None:
     return Commit(identity if _clean(tree, contents) else f"{identity}-dirty", author, subject)
 
 
+def commit_time(directory: Path) -> float | None:
+    """When the commit checked out around ``directory`` was made, in seconds since the epoch by the committer's clock;
+    None outside of a work tree or without git."""
+    found = _git(os.path.realpath(directory), "log", "-1", "--format=%ct")
+    return float(found) if found and found.strip().isdigit() else None
+
+
 def _clean(tree: str, contents: Mapping[str, bytes]) -> bool:
     """The files are those that ``git ls-tree`` lists. What a symlink leads to is not git's business here."""
     committed: dict[str, str] = {}

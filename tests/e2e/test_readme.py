@@ -82,6 +82,26 @@ def test_quick_start(lab: Lab, instance: Instance) -> None:
     lab.assert_clean(instance.bpffs_dir)
 
 
+@pytest.mark.usefixtures("path")
+def test_editing(lab: Lab, instance: Instance) -> None:
+    instance.config_dir.mkdir(exist_ok=True)
+    export = block("quick start: after").splitlines()[0] + "\n"
+    printed = shell(export + in_the_lab(block("editing"), lab, instance), lab, instance)
+    assert printed.count("applied as revision") == 6
+    assert "192.0.2.0/24  deny" in printed
+    assert list(instance.config_dir.iterdir()) == []
+
+
+@pytest.mark.usefixtures("path")
+def test_completion(lab: Lab, instance: Instance) -> None:
+    """In bash, as a person would: what it offers behind the half-typed word."""
+    instance.write("apiVersion: revproxy/v1\nproxies: []\n")
+    export = block("quick start: after").splitlines()[0] + "\n"
+    line = next(line for line in block("completion").splitlines() if "bash_source" in line).partition("#")[0]
+    asked = 'COMP_WORDS=(revproxyctl proxy sh); COMP_CWORD=2; _revproxyctl_completion revproxyctl; echo "${COMPREPLY[@]}"\n'
+    assert shell(f"{export}{line}\n{asked}", lab, instance) == "show\n"
+
+
 def test_first_try_without_a_file(lab: Lab, instance: Instance) -> None:
     program, *words = in_the_lab(block("first try"), lab, instance).split()
     assert program == "revproxyd"

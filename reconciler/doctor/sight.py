@@ -1,0 +1,89 @@
+"""What ``doctor`` looks at, as plain values: gathered by ``doctor/look.py``, judged by ``doctor/judge_*.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from reconciler import answers
+    from reconciler.config.model import Config
+    from reconciler.errors import Problem
+    from reconciler.places import Places
+    from reconciler.state.desired import Desired
+    from reconciler.state.facts import HostFacts
+    from reconciler.state.objects import IPAddress
+
+
+JUST_IN_TIME: Final = "compiled just in time"
+"""In the name of the trials that say whether programs are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Something of the kernel's that was tried. ``refusal``: its words; empty: it works."""
+
+    name: str
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSight:
+    """The kernel and this process. ``trials`` None: they take privileges that are missing. ``bpffs``: where the pins'
+    directory is on a bpffs, None if it is on none. ``memlock_bytes`` None: unlimited."""
+
+    release: str
+    missing_capabilities: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] | None = None
+    lockdown: str = "none"
+    memlock_bytes: int | None = None
+    bpffs: str | None = None
+    bcc: str | None = None
+    headers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GitSight:
+    """The work tree of the configuration. ``ahead_sec``: by how much its last commit is later than this host's clock.
+    ``lock_age_sec``: since when an index.lock stands at ``lock``."""
+
+    ahead_sec: float
+    lock: str = ""
+    lock_age_sec: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceSight:
+    """One interface. ``conflicts`` None: looking takes privileges that are missing. None elsewhere: the driver doesn't
+    say."""
+
+    conflicts: tuple[answers.Conflict, ...] | None = None
+    lro: bool | None = None
+    transmit_checksums: bool | None = None
+    queues_now: int | None = None
+    queues_most: int | None = None
+    rp_filter: int = 0
+    forwarding4: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Everything. ``host`` None: there was no looking at the network (``system.bcc`` is missing). ``neighbours``: state
+    by interface number and address. ``wanted`` None: the files ask for nothing that can be had; ``refused`` says why.
+    ``way_back``: by which interface packets to anywhere leave, for each family."""
+
+    system: SystemSight
+    places: Places
+    config: Config | None = None
+    problems: tuple[Problem, ...] = ()
+    host: HostFacts | None = None
+    interfaces: Mapping[str, InterfaceSight] = field(default_factory=dict)
+    neighbours: Mapping[tuple[int, IPAddress], str] = field(default_factory=dict)
+    way_back: Mapping[int, int | None] = field(default_factory=dict)
+    wanted: Desired | None = None
+    refused: str = ""
+    git: GitSight | None = None
+    daemon_pid: int | None = None
+    daemon_trouble: str = ""
+    cpus: int = 1

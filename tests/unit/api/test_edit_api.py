@@ -1,0 +1,99 @@
+"""Edits over the API: the daemon holds still while a command edits, and no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler import answers
+from reconciler.api.client import DaemonClient
+from reconciler.api.server import MAX_EDIT_SEC, Server
+from reconciler.errors import DaemonError, KernelError
+from reconciler.runtime.hold import Hold
+from reconciler.runtime.loop import Loop
+from tests.unit.api.test_api import INSTANCE, FakeCommands
+
+DETAIL = answers.InterfaceDetail(
+    "eth0", 2, wanted="off", conflicts=(answers.Conflict("tc ingress", "x", answers.Program(7, "a", "b"), "hides"),)
+)
+
+
+class Commands(FakeCommands):
+    """With a real hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hold = Hold()
+
+    def begin_edit(self, seconds: int) -> answers.EditHold:
+        return answers.EditHold(self.hold.take(seconds))
+
+    def end_edit(self, token: str) -> None:
+        self.hold.release(token)
+
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        return (DETAIL,)
+
+
+@pytest.fixture
+def commands() -> Commands:
+    return Commands()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, commands: Commands) -> Iterator[DaemonClient]:
+    path = tmp_path / "revproxyd.sock"
+    with ThreadPoolExecutor(1) as pool:
+        submit: Callable[[Callable[[], Any]], Future[Any]] = pool.submit
+        server = Server(path, commands, submit, INSTANCE)
+        server.start()
+        yield DaemonClient(path)
+        server.stop()
+
+
+def test_the_daemon_is_held_while_the_block_runs(daemon: DaemonClient, commands: Commands) -> None:
+    with daemon.held(30):
+        assert 0 < commands.hold.remaining_sec <= 30
+        with pytest.raises(DaemonError, match="being edited by another"), daemon.held(30):
+            pass
+        assert commands.hold.remaining_sec > 0
+    assert commands.hold.remaining_sec == 0
+
+
+def test_an_error_in_the_block_lets_go(daemon: DaemonClient, commands: Commands) -> None:
+    with pytest.raises(KernelError), daemon.held(30):
+        raise KernelError("attach", "eth0")
+    assert commands.hold.remaining_sec == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1, MAX_EDIT_SEC + 1])
+def test_nobody_holds_it_for_ever(daemon: DaemonClient, commands: Commands, seconds: int) -> None:
+    with pytest.raises(DaemonError, match=f"from 1 to {MAX_EDIT_SEC}"), daemon.held(seconds):
+        pass
+    assert commands.hold.remaining_sec == 0
+
+
+def test_interfaces_come_through_as_they_were(daemon: DaemonClient) -> None:
+    assert daemon.interfaces() == (DETAIL,)
+
+
+class _Engine:
+    """Must not be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+def test_the_loop_does_not_look_while_it_is_held() -> None:
+    loop = Loop(_Engine())  # type: ignore[arg-type]
+    token = loop.hold.take(30)
+    again_sec = loop.look(frozenset({"files"}))
+    assert again_sec is not None
+    assert 0 < again_sec <= 30
+    loop.hold.release(token)
+    with pytest.raises(AssertionError):
+        loop.look(frozenset({"files"}))
