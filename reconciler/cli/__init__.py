@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, drain, edit, files, interfaces, look
+from reconciler.cli import change, drain, edit, files, interfaces, look, revisions
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -21,6 +21,7 @@ _COMMANDS = (
     edit.proxy,
     edit.route,
     edit.target,
+    *revisions.COMMANDS,
     change.down,
 )
 
