@@ -62,18 +62,48 @@ class ProxyStatus:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The last time the daemon tried to bring the kernel to what the files say. ``result``: applied, unchanged,
-    held (the files can't be applied) or failed. Times are ISO 8601 in UTC."""
+    """The last time somebody tried to bring the kernel to what the files say. ``result``: applied, unchanged, held (the
+    files can't be applied), waiting (they are not to be applied by themselves) or failed. ``revision``: the number it
+    got, or would have got; ``commit``: the git commit of the files. Times are ISO 8601 in UTC."""
 
     time: str
     result: str
     message: str = ""
+    revision: int | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that is so or not. ``type``: Synced, Degraded, Progressing; ``status``: True, False, Unknown;
+    ``reason``: a word for programs, ``message``: for people; ``last_transition``: since when the status is this one,
+    ISO 8601 in UTC."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    last_transition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """An applied revision that is rolled back to ``previous`` unless it is confirmed until ``deadline`` (ISO 8601 in
+    UTC), in ``left_sec`` seconds. ``previous`` 0: to nothing."""
+
+    revision: int
+    previous: int
+    deadline: str
+    left_sec: float
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """``revision``: number of the applied configuration, 0 for none; ``commit``: the git commit its files were of.
-    ``differences``: how many objects differ from the files. ``pid``: the daemon's, None without one."""
+    ``differences``: how many objects differ from the files. ``pid``: the daemon's, None without one. ``policy``: what
+    the files say of ``sync``, auto or manual; ``waiting``: why they are not applied by themselves, empty if they are;
+    ``suspended``: since when reconciling is, None if it is not. ``drift_repaired``: how many objects the daemon has put
+    right since it started."""
 
     sync: Sync
     revision: int = 0
@@ -86,6 +116,12 @@ class Status:
     warnings: tuple[Problem, ...] = ()
     attempt: Attempt | None = None
     pid: int | None = None
+    conditions: tuple[Condition, ...] = ()
+    policy: str = "auto"
+    waiting: str = ""
+    suspended: str | None = None
+    unconfirmed: Unconfirmed | None = None
+    drift_repaired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +184,81 @@ class PlanAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What an apply did. ``changes`` empty: there was nothing to do."""
+    """What an apply did. ``changes`` empty: there was nothing to do. ``unconfirmed``: it is taken back unless it is
+    confirmed in time."""
 
     revision: int
     changes: tuple[Change, ...] = ()
     operations: int = 0
     commit: str | None = None
     warnings: tuple[Problem, ...] = ()
+    unconfirmed: Unconfirmed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The revision that stays."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """Whether reconciling is suspended, and since when (ISO 8601 in UTC)."""
+
+    suspended: bool
+    since: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One revision that was applied or refused. ``number``: of a refused one, that which it would have got.
+    ``result``: applied, refused (the files can't be applied) or failed (and rolled back). ``cause``: apply, files (the
+    daemon saw them change), plan, rollback, expired (not confirmed in time), last-good. ``files``: names of those that
+    differ from the revision before. ``of``: the revision gone back to. ``error``: why it was refused or failed.
+    ``current``: this is what is applied now. Times are ISO 8601 in UTC."""
+
+    number: int
+    time: str
+    result: str
+    cause: str = "apply"
+    commit: str | None = None
+    author: str | None = None
+    message: str | None = None
+    files: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    operations: int = 0
+    duration_sec: float = 0.0
+    of: int | None = None
+    error: str = ""
+    current: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """A file that a saved plan was made of; ``content`` is Base64."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """A plan to be applied as it is, or not at all. ``version`` and ``tag`` name the program that made it; ``state`` is
+    a digest of the kernel's state it was made from, ``work`` one of what it would do. ``commit``, ``author`` and
+    ``message`` are those of the files' git commit."""
+
+    format: str
+    version: str
+    tag: str
+    made: str
+    state: str
+    work: str
+    plan: PlanAnswer
+    files: tuple[PlanFile, ...] = ()
+    commit: str | None = None
+    author: str | None = None
+    message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler import answers, edits
 from reconciler.api.client import DaemonClient, NoDaemonError
 from reconciler.edits import Edits
-from reconciler.errors import DaemonError, EditError, LockedError
+from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError
 from reconciler.places import VARIABLES, Places, instance_lock
 
 if TYPE_CHECKING:
@@ -68,20 +69,74 @@ class Client(Edits):
 
     def diff(self) -> answers.Difference:
         """What differs between the files and the kernel."""
-        return self._read(DaemonClient.diff, lambda engine: engine.diff(), files=True)
+        return self._read(DaemonClient.diff, lambda engine: engine.diff(), files=True, other_files=True)
 
     def plan(self) -> answers.PlanAnswer:
         """The operations that an apply would do."""
-        return self._read(DaemonClient.plan, lambda engine: engine.plan(), files=True)
+        return self._read(DaemonClient.plan, lambda engine: engine.plan(), files=True, other_files=True)
 
-    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
-        """Bring the kernel to what the files say, all or nothing. Without ``allow_empty``, files that hold no proxy
-        are not applied while proxies are live."""
+    def save_plan(self, path: PathLike) -> answers.PlanAnswer:
+        """The same as :meth:`plan`, written to a file for :meth:`apply`."""
+        saved = self._read(DaemonClient.saved_plan, lambda engine: engine.saved_plan(), files=True, other_files=True)
+        try:
+            Path(path).write_text(json.dumps(answers.to_json(saved), ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RevproxyError(f"{path}: {error.strerror}") from error
+        return saved.plan
+
+    def apply(
+        self,
+        plan: PathLike | None = None,
+        *,
+        allow_empty: bool = False,
+        confirm_within_sec: float | None = None,
+    ) -> answers.Applied:
+        """Bring the kernel to what the files say, all or nothing; with ``plan``, a file of :meth:`save_plan`, exactly
+        to what that says, or :class:`StaleError` when the kernel has moved on.
+
+        Without ``allow_empty``, files that hold no proxy are not applied while proxies are live. With
+        ``confirm_within_sec`` it is rolled back unless :meth:`confirm` is called in time; without a daemon a process in
+        the background sees to that.
+        """
+        saved = None
+        if plan is not None:
+            from reconciler.runtime import savedplan
+
+            saved = savedplan.load(Path(plan))
+        options: dict[str, Any] = {"allow_empty": allow_empty, "confirm_within_sec": confirm_within_sec, "plan": saved}
+
+        def by_hand(engine: Engine) -> answers.Applied:
+            done = engine.apply(**options)
+            if done.unconfirmed:
+                from reconciler.runtime import waiter
+
+                waiter.start(self._places)
+            return done
+
+        return self._change(lambda daemon: daemon.apply(**options), by_hand, files=plan is None)
+
+    def confirm(self) -> answers.Confirmed:
+        """Keep a commit that was made with ``confirm_within_sec``. Raises :class:`RevproxyError` if none waits."""
+        return self._change(DaemonClient.confirm, lambda engine: engine.revisions.confirm())
+
+    def rollback(self, revision: int | None = None) -> answers.Applied:
+        """Back to an earlier applied revision, by default to the one before. The files are then not applied until they
+        change, or :meth:`apply` is called."""
         return self._change(
-            lambda daemon: daemon.apply(allow_empty=allow_empty),
-            lambda engine: engine.apply(allow_empty=allow_empty),
-            files=True,
+            lambda daemon: daemon.rollback(revision), lambda engine: engine.revisions.rollback(revision)
         )
+
+    def history(self) -> tuple[answers.HistoryEntry, ...]:
+        """Revisions that were applied or refused, oldest first."""
+        return self._read(DaemonClient.history, lambda engine: engine.revisions.history())
+
+    def suspend(self) -> answers.Suspension:
+        """Stop reconciling, until :meth:`resume`; also for a daemon that is started later."""
+        return self._change(DaemonClient.suspend, lambda engine: engine.revisions.suspend())
+
+    def resume(self) -> answers.Suspension:
+        """Take reconciling up."""
+        return self._change(DaemonClient.resume, lambda engine: engine.revisions.resume())
 
     def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
         """Live connections, of one proxy or of one target (``IP:PORT``) if given."""
@@ -214,9 +269,18 @@ class Client(Edits):
     # -- which way -----------------------------------------------------------------------------------------
 
     def _read(
-        self, by_daemon: Callable[[DaemonClient], T], by_hand: Callable[[Engine], T], *, files: bool = False
+        self,
+        by_daemon: Callable[[DaemonClient], T],
+        by_hand: Callable[[Engine], T],
+        *,
+        files: bool = False,
+        other_files: bool = False,
     ) -> T:
+        """``other_files``: if the files that were named are not the daemon's, compare them with the kernel here."""
         try:
+            if other_files and self._are_other_files(DaemonClient(self._places.socket).instance()):
+                self._daemon(files=False)  # the kernel's side has to be the daemon's all the same
+                return by_hand(self._direct())
             return by_daemon(self._daemon(files=files))
         except NoDaemonError:
             return by_hand(self._direct())
@@ -249,6 +313,10 @@ class Client(Edits):
         if files and (instance.config_dir is not None or "config_dir" in self._given):
             self._agree(instance, "config_dir", instance.config_dir)
         return daemon
+
+    def _are_other_files(self, instance: answers.Instance) -> bool:
+        theirs = instance.config_dir
+        return "config_dir" in self._given and (theirs is None or not _same(Path(theirs), self._places.config_dir))
 
     def _agree(self, instance: answers.Instance, name: str, theirs: str | None) -> None:
         ours, option = getattr(self._places, name), "--" + name.replace("_", "-")

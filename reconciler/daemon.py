@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from reconciler.runtime.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RESYNC_SEC: Final = 30.0
 """How often everything is compared without any reason."""
@@ -43,12 +45,32 @@ class _EndingError(RevproxyError):
     """The daemon was told to end while it waited for something."""
 
 
+def _then(wake: Callable[[str], None], command: Callable[P, R]) -> Callable[P, R]:
+    """The command, and the loop woken behind it."""
+
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return command(*arguments, **options)
+        finally:
+            wake("command")
+
+    return run
+
+
 class DaemonCommands:
     """What the API offers: the engine's commands, plus what only a daemon can say or do."""
 
-    def __init__(self, engine: Engine, loop: Loop, end: threading.Event) -> None:
+    def __init__(
+        self, engine: Engine, loop: Loop, end: threading.Event, wake: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._engine, self._loop, self._end = engine, loop, end
-        self.diff, self.plan, self.apply = engine.diff, engine.plan, engine.apply
+        revisions = engine.revisions
+        self.diff, self.plan, self.saved_plan = engine.diff, engine.plan, engine.saved_plan
+        self.history = revisions.history
+        # Whatever was said, the loop looks at what follows from it, and when it has to look again.
+        self.apply, self.rollback = _then(wake, engine.apply), _then(wake, revisions.rollback)
+        self.confirm = _then(wake, revisions.confirm)
+        self.suspend, self.resume = _then(wake, revisions.suspend), _then(wake, revisions.resume)
         self.connections, self.connection_count = engine.connections, engine.connection_count
         self.flush, self.stats = engine.flush, engine.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
@@ -86,8 +108,16 @@ class DaemonCommands:
 class Daemon:
     """One running ``revproxyd``. :meth:`run` returns when it was told to end."""
 
-    def __init__(self, places: Places, *, command_line: bool = False, detach_on_exit: bool = False) -> None:
+    def __init__(
+        self,
+        places: Places,
+        *,
+        command_line: bool = False,
+        detach_on_exit: bool = False,
+        resync_sec: float = RESYNC_SEC,
+    ) -> None:
         self._places, self._command_line, self._detach_on_exit = places, command_line, detach_on_exit
+        self._resync_sec = resync_sec
         self._end = threading.Event()
 
     def run(self) -> None:
@@ -135,7 +165,7 @@ class Daemon:
         loop = Loop(engine, told=self._notifier.status)
         timers = (
             Timer("sweep", SWEEP_SEC, engine.sweep),
-            Timer("resync", RESYNC_SEC, lambda: self._worker.wake("resync")),
+            Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
         self._worker: Worker = Worker(self._looking(loop), timers)
         loop.hold.released = lambda: self._worker.wake("edit")
@@ -150,7 +180,8 @@ class Daemon:
             None if self._command_line else str(self._places.config_dir),
             str(self._places.bpffs_dir),
         )
-        server = Server(self._places.socket, DaemonCommands(engine, loop, self._end), self._worker.submit, instance)
+        commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
+        server = Server(self._places.socket, commands, self._worker.submit, instance)
         self._worker.wake("start")
         self._worker.start()
         parts.callback(self._worker.stop)
@@ -249,6 +280,14 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--detach-on-exit", is_flag=True, help="Take the data plane off when ending; else it goes on forwarding.")
+@click.option(
+    "--resync",
+    type=click.FloatRange(1, 3600),
+    default=RESYNC_SEC,
+    show_default=True,
+    metavar="SECONDS",
+    help="Compare everything that often without any reason.",
+)
 @click.option("-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen there (repeatable).")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="Listen on this port.")
 @click.option(
@@ -284,7 +323,12 @@ def command(**options: Any) -> None:
         places.prepare_run_dir()
         if by_hand is not None:
             oneline.write(places.config_dir, by_hand)
-        Daemon(places, command_line=by_hand is not None, detach_on_exit=options["detach_on_exit"]).run()
+        Daemon(
+            places,
+            command_line=by_hand is not None,
+            detach_on_exit=options["detach_on_exit"],
+            resync_sec=options["resync"],
+        ).run()
     except RevproxyError as error:
         _fail(error)
 

@@ -8,70 +8,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from reconciler import answers, report
-from reconciler.answers import Attempt, Sync
+from reconciler.answers import Attempt
 from reconciler.config import files as config_files
 from reconciler.config.files import parse_sources
-from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, TransactionError
-from reconciler.runtime import statedir
+from reconciler.config.model import SyncPolicy
+from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, UnfinishedError
+from reconciler.runtime import clock, empty, savedplan
+from reconciler.runtime.commits import Commits
+from reconciler.runtime.conditions import Conditions, Situation
 from reconciler.runtime.events import Events
-from reconciler.runtime.git import commit_of
+from reconciler.runtime.history import History
+from reconciler.runtime.originals import Originals
+from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.snapshot import Fingerprints, settle
 from reconciler.runtime.steer import Steering
+from reconciler.runtime.view import HeldError, Origin, View
 from reconciler.state.desired import Memo, desired
 from reconciler.state.diff import diff
-from reconciler.state.objects import Revision
-from reconciler.state.plan import Plan, housekeeping, make_plan
+from reconciler.state.plan import housekeeping
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config
     from reconciler.kernel.gateway import Gateway
     from reconciler.places import Places
+    from reconciler.runtime.commits import Planned
     from reconciler.runtime.live import Live
-    from reconciler.state.desired import Desired
-    from reconciler.state.diff import Change
-    from reconciler.state.facts import HostFacts, RuntimeFacts
     from reconciler.state.objects import Observed
+
+__all__ = ["Engine", "HeldError", "View"]
 
 _READ_TRIES: Final = 20
 
 _log = structlog.get_logger("engine")
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Both sides at one moment: what the files ask for on this host, what the kernel holds, how they differ."""
-
-    config: Config
-    facts: HostFacts
-    runtime: RuntimeFacts
-    observed: Observed
-    desired: Desired
-    changes: tuple[Change, ...]
-
-    @property
-    def warnings(self) -> tuple[Problem, ...]:
-        """What a person should know although it is no error."""
-        return self.config.warnings + tuple(Problem("", 0, 0, "", text) for text in self.desired.warnings)
-
-    def same_situation(self, other: View | None) -> bool:
-        """Nothing that could make a difference to an attempt differs between the two."""
-        return other is not None and (self.config.files, self.facts, self.observed.state) == (
-            other.config.files,
-            other.facts,
-            other.observed.state,
-        )
-
-
-class HeldError(ConfigError):
-    """The files could be applied, and are not without being told to: they would take everything away."""
 
 
 class Engine:
@@ -94,8 +68,8 @@ class Engine:
         self._fingerprints = Fingerprints(places.config_dir)
         self._cache = config_files.Cache()
         self._memo = Memo()
-        self._refused_xdp: frozenset[int] = frozenset()
         self._retired = False
+        self.read_fingerprint = ""  # of the files that were read last
         self.events = Events()
         self.attempt: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
@@ -105,6 +79,11 @@ class Engine:
             live = Live(places.bpffs_dir, gateway)
         self.live = live
         self.steering = Steering(places, live, self.events)
+        self.archive = History(places)
+        self.originals = Originals(places.state_dir / "sysctls.json")
+        self.revisions = Revisions(self)
+        self._commits = Commits(self)
+        self.conditions = Conditions(places.state_dir / "conditions.json")
 
     def close(self) -> None:
         """Give what is open back."""
@@ -116,6 +95,7 @@ class Engine:
         """The configuration in the files, read while nobody was writing them. Raises :class:`ConfigError`."""
         for _ in range(_READ_TRIES):
             before = settle(self._fingerprints, sleep=self._sleep)
+            self.read_fingerprint = before.hex()
             found: Config | ConfigError
             try:
                 found = config_files.load(self.places.config_dir, self._cache)
@@ -131,9 +111,13 @@ class Engine:
         """What the kernel holds."""
         return self.live.observe()
 
-    def view(self, config: Config | None = None) -> View:
-        """Look at both sides. ``config`` None: load the files. Raises :class:`ConfigError`, :class:`KernelError`,
-        :class:`ForeignProgramError`."""
+    def files_fingerprint(self) -> str:
+        """A digest of the files in the directory, of names and contents, also of those that are no configuration."""
+        return self._fingerprints.take().hex()
+
+    def view(self, config: Config | None = None, origin: Origin | None = None) -> View:
+        """Look at both sides. ``config`` None: load the files. ``origin``: where those of ``config`` come from. Raises
+        :class:`ConfigError`, :class:`KernelError`, :class:`ForeignProgramError`."""
         if config is None and self.places.config_dir.is_dir():
             config = self.load_config()
         observed = self.live.observe()
@@ -141,184 +125,144 @@ class Engine:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()
         facts = self.live.facts(config)
-        runtime = replace(self.live.runtime(observed), refused_xdp=self._refused_xdp)
+        runtime = replace(self.live.runtime(observed), refused_xdp=self._commits.refused_xdp)
         runtime = self.steering.facts(runtime, config, observed)
         wanted = desired(config, facts, runtime, tag=self.live.tag, memo=self._memo)
         allocation = observed.allocation
         self._retired = bool(allocation.retired_targets or allocation.retired_proxies)
         # Where nothing is and nothing is wanted, not even the programs are.
         idle = not config.proxies and not observed.exists
-        return View(config, facts, runtime, observed, wanted, () if idle else diff(wanted, observed))
+        changes = () if idle else diff(wanted, observed)
+        return View(config, facts, runtime, observed, wanted, changes, origin or Origin())
 
     # -- comparing -----------------------------------------------------------------------------------------
 
     def diff(self) -> answers.Difference:
         """What differs between files and kernel."""
         view = self.view()
-        operations = len(self._plan(view).operations) if view.changes else 0
-        return answers.Difference(report.changes(view.changes), operations, view.warnings)
+        planned = self._planned(view)
+        return answers.Difference(
+            report.changes(view.changes), len(planned.plan.operations) if planned else 0, view.warnings
+        )
 
     def plan(self) -> answers.PlanAnswer:
         """What :meth:`apply` would do."""
+        return self.saved_plan().plan
+
+    def saved_plan(self) -> answers.SavedPlan:
+        """What :meth:`apply` would do, to be given to it later."""
         view = self.view()
-        return (
-            report.plan(self._plan(view), view.warnings) if view.changes else answers.PlanAnswer(warnings=view.warnings)
-        )
+        return savedplan.save(view, self._planned(view), self.live.tag)
 
-    def _plan(self, view: View) -> Plan:
-        from reconciler.kernel.store import Manifest, ManifestFile, digest_of, encode_manifest
-
-        files = {Path(file.path).name: file for file in view.config.files}
-        directory = Path(view.config.files[0].path).parent if files else self.places.config_dir
-        commit = commit_of(directory, {name: file.content for name, file in files.items()})
-        manifest = encode_manifest(
-            Manifest(
-                tuple(ManifestFile(name, file.digest) for name, file in files.items()),
-                commit.id if commit else None,
-                commit.author if commit else None,
-                commit.subject if commit else None,
-            )
-        )
-        digest = digest_of(manifest)
-        return make_plan(
-            view.desired,
-            view.observed,
-            limits=self.live.limits,
-            runtime=view.runtime,
-            revision=Revision(view.observed.revision.number + 1, time.time_ns(), digest),
-            blobs={digest: manifest} | {file.digest: file.content for file in files.values()},
-        )
+    def _planned(self, view: View) -> Planned | None:
+        return self._commits.plan(view) if view.changes else None
 
     # -- applying ------------------------------------------------------------------------------------------
 
-    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
+    def apply(
+        self,
+        *,
+        allow_empty: bool = False,
+        confirm_within_sec: float | None = None,
+        plan: answers.SavedPlan | None = None,
+    ) -> answers.Applied:
         """Make the kernel what the files say, all or nothing.
 
-        Raises :class:`ConfigError` for wrong files, :class:`HeldError` for files without a proxy while some are live
-        (unless ``allow_empty``), :class:`TransactionError` or :class:`KernelError` if it did not work; the kernel is
-        then as it was. What came of it is in ``attempt`` and ``failure``.
+        ``plan``: what that says instead, exactly, or :class:`StaleError`. ``confirm_within_sec``: it is taken back
+        unless :meth:`Revisions.confirm` is called in time. Raises :class:`ConfigError` for wrong files,
+        :class:`HeldError` for files without a proxy while some are live (unless ``allow_empty``),
+        :class:`TransactionError` or :class:`KernelError` if it did not work; the kernel is then as it was. What came of
+        it is in ``attempt`` and ``failure``.
         """
+        self.revisions.expire()
         try:
-            view = self.view()
-        except RevproxyError as error:
+            view = self.view() if plan is None else self._view_of(plan)
+        except ConfigError as error:
             self.note(error)
             raise
-        return self.commit(view, allow_empty=allow_empty)
+        before = self.revisions.promise(view, confirm_within_sec)
+        try:
+            done = self.commit(view, allow_empty=allow_empty)
+        except RevproxyError:
+            self.revisions.withdraw(before, view)
+            raise
+        self.revisions.released(plan_files=plan is not None and not self._are_in_the_directory(view))
+        return replace(done, unconfirmed=self.revisions.unconfirmed())
+
+    def _view_of(self, plan: answers.SavedPlan) -> View:
+        """Both sides with the plan's files. Raises :class:`StaleError`."""
+        observed = self.live.observe()
+        if self.recover(observed):
+            observed = self.live.observe()
+        config = savedplan.config(plan, self.places.config_dir)
+        view = self.view(config, savedplan.origin(plan))
+        savedplan.check(plan, view, self._planned(view), self.live.tag)
+        return view
+
+    def _are_in_the_directory(self, view: View) -> bool:
+        try:
+            return {file.path: file.digest for file in self.load_config().files} == {
+                file.path: file.digest for file in view.config.files
+            }
+        except ConfigError:
+            return False
 
     def commit(self, view: View, *, allow_empty: bool = False) -> answers.Applied:
         """:meth:`apply` for a view just taken."""
         try:
             if self.recover(view.observed):
-                view = self.view(view.config)
-            self._hold_empty(view, allow_empty)
-            applied = self._commit(view)
+                view = self.view(view.config, view.origin)
+            if not allow_empty:
+                empty.hold(view, self.live.manifest(view.observed.revision), self.places.config_dir)
+            applied = self._commits.run(view)
         except RevproxyError as error:
             self.note(error, view)
             raise
         self.failure = None
-        self.attempt = Attempt(_now(), "applied" if applied.changes else "unchanged")
+        self.attempt = Attempt(
+            clock.now(), "applied" if applied.changes else "unchanged", revision=applied.revision, commit=applied.commit
+        )
         return applied
 
     def recover(self, observed: Observed) -> bool:
-        """Put right what an interrupted commit left, if it did; whether there was anything."""
+        """Put right what an interrupted commit left, if it did, and free what was kept for connections that have ended;
+        whether there was anything."""
         if not observed.unfinished:
             return False
         for repair in self.live.recover():
-            _log.warning("commit_recovered", repair=repair)
+            log = _log.debug if repair.routine else _log.warning
+            log("idle_freed" if repair.routine else "commit_recovered", repair=str(repair))
         return True
 
-    def note(self, error: RevproxyError, view: View | None = None) -> None:
-        """Remember an attempt that came to nothing."""
-        self.attempt = Attempt(_now(), "held" if isinstance(error, ConfigError) else "failed", str(error))
+    def note(self, error: RevproxyError, view: View | None = None, cause: str = "apply") -> None:
+        """Remember an attempt that came to nothing, or not to its end."""
+        result = "held" if isinstance(error, ConfigError) else "failed"
+        if isinstance(error, UnfinishedError):
+            self.attempt = Attempt(clock.now(), "applied", str(error), error.revision)
+        else:
+            try:
+                entry = self._commits.note_refused(error, view, view.origin.cause if view else cause)
+                self.attempt = Attempt(clock.now(), result, str(error), entry.number, entry.commit)
+            except KernelError as unreadable:  # then the history can't say which revision that would have been
+                _log.warning("history_not_written", error=str(unreadable))
+                self.attempt = Attempt(clock.now(), result, str(error))
         self.failure = (view, error) if view else None
-
-    def _hold_empty(self, view: View, allow_empty: bool) -> None:
-        live = len(view.observed.state.proxies)
-        if live and not view.config.proxies and not allow_empty:
-            what = "no proxy in the files" if self.places.config_dir.is_dir() else "there is no such directory"
-            number = "1 proxy is" if live == 1 else f"{live} proxies are"
-            text = f"{what}, while {number} live: held; `revproxyctl apply --allow-empty` would take them away"
-            raise HeldError([Problem(str(self.places.config_dir), 0, 0, "", text)])
-
-    def _commit(self, view: View) -> answers.Applied:
-        if not view.changes:
-            self.steering.follow(view.config, view.observed)
-            return answers.Applied(
-                view.observed.revision.number, commit=self._commit_of(view.observed), warnings=view.warnings
-            )
-        plan = self._plan(view)
-        started = time.monotonic()
-        try:
-            result = self.live.execute(plan)
-        except TransactionError as error:
-            if not self._serve_through_tc(error, view):
-                raise
-            return self._commit(self.view(view.config))
-        if result.pending is not None:
-            _log.warning("clean_up_pending", error=str(result.pending))
-        after = self._tidied(self.view(view.config))
-        if after.changes:
-            left = ", ".join(f"{change.object} {change.name}" for change in after.changes[:5])
-            raise KernelError("verify", "commit", detail=f"applied, but the kernel differs from the files: {left}")
-        self.steering.follow(view.config, after.observed)
-        revision = after.observed.revision
-        commit = self._commit_of(after.observed)
-        if plan.revision is not None:
-            self._keep(view, plan, revision.number, commit, time.monotonic() - started)
-        self.events.publish("config_applied", revision=revision.number, commit=commit, changes=len(view.changes))
-        return answers.Applied(
-            revision.number, report.changes(view.changes), len(plan.operations), commit, after.warnings
-        )
-
-    def _tidied(self, view: View) -> View:
-        """After a commit: the view once everything is cleared up. What could not be is left to the next commit or
-        the next start."""
-        try:
-            return self.view(view.config) if self.recover(view.observed) else view
-        except KernelError as error:
-            _log.warning("clean_up_pending", error=str(error))
-            return view
-
-    def _serve_through_tc(self, error: TransactionError, view: View) -> bool:
-        """Whether an interface refused native XDP that `auto` chose, and was not known to: `auto` promises to serve it
-        all the same."""
-        from reconciler.runtime.live import refused_xdp
-
-        interface = view.facts.interfaces.get(refused_xdp(error.cause) or "")
-        if interface is None or view.config.settings.xdp_mode != "auto" or not error.rolled_back:
-            return False
-        if interface.ifindex in self._refused_xdp:
-            return False
-        self._refused_xdp |= {interface.ifindex}
-        _log.warning("xdp_refused", interface=interface.name, error=str(error.cause))
-        return True
-
-    def _keep(self, view: View, plan: Plan, revision: int, commit: str | None, duration_sec: float) -> None:
-        record = {
-            "revision": revision,
-            "time": _now(),
-            "commit": commit,
-            "files": [file.path for file in view.config.files],
-            "changes": [f"{change.action} {change.object} {change.name}" for change in view.changes[:100]],
-            "operations": len(plan.operations),
-            "duration_sec": round(duration_sec, 3),
-            "result": "applied",
-        }
-        try:
-            statedir.keep_last_good(self.places, revision, view.config.files)
-            statedir.append_history(self.places, record)
-        except OSError as error:
-            _log.warning("state_dir_not_written", path=str(self.places.state_dir), error=str(error))
 
     def apply_last_good(self) -> answers.Applied | None:
         """After a boot with broken files: apply the copy of the last configuration that worked. None without one."""
         if not self.places.last_good.is_dir():
             return None
-        return self._commit(self.view(config_files.load(self.places.last_good)))
+        number = self.archive.last_number
+        return self._commits.run(
+            self.view(config_files.load(self.places.last_good), Origin("last-good", number or None))
+        )
 
     def down(self) -> answers.TakenDown:
         """Take everything of this instance out of the kernel."""
-        removed = self.live.down()
+        originals = self.originals.read()
+        removed = self.live.down(originals)
+        self.originals.keep({}, originals)
+        self.revisions.taken_down()
         self.attempt = self.failure = None
         return answers.TakenDown(removed)
 
@@ -327,35 +271,67 @@ class Engine:
     def status(self) -> answers.Status:
         """Sync state and what there is. Errors in the files are part of the answer, errors of the kernel are raised."""
         view: View | None = None
-        errors: tuple[Problem, ...] = ()
+        error: RevproxyError | None = None
         try:
             view = self.view()
-            self._hold_empty(view, allow_empty=False)
-        except ConfigError as error:
-            errors = error.problems
+            empty.hold(view, self.live.manifest(view.observed.revision), self.places.config_dir)
         except KernelError:
             raise
-        except RevproxyError as error:
-            errors = (Problem("", 0, 0, "", str(error)),)
-        if view and view.changes and not errors and self.failure and view.same_situation(self.failure[0]):
-            errors = (Problem("", 0, 0, "", str(self.failure[1])),)
+        except RevproxyError as found:
+            error = found
+        if view and error is None:
+            error = self._standing_failure(view)
         observed = view.observed if view else self.live.observe()
-        sync = Sync.DEGRADED if errors else Sync.OUT_OF_SYNC if view and view.changes else Sync.SYNCED
+        situation = self.situation(view, error, observed)
         revision = observed.revision
         return answers.Status(
-            sync=sync,
+            sync=situation.sync,
             revision=revision.number,
-            commit=self._commit_of(observed),
-            applied=_iso(revision.applied_ns) if revision.number else None,
-            differences=len(view.changes) if view else 0,
+            commit=self.commit_in_force(observed),
+            applied=clock.of_ns(revision.applied_ns) if revision.number else None,
+            differences=situation.differences,
             interfaces=report.interfaces(observed, view.desired if view else None),
             proxies=report.proxies(observed, self.live.connections_per_target(), self.steering.health_names(observed)),
-            errors=errors,
+            errors=_problems(error),
             warnings=(*(view.warnings if view else ()), *report.share_warnings(observed)),
             attempt=self.attempt,
+            conditions=self.conditions.of(situation),
+            policy=view.config.settings.sync.value if view else SyncPolicy.AUTO.value,
+            waiting=situation.waiting,
+            suspended=situation.suspended,
+            unconfirmed=situation.unconfirmed,
+            drift_repaired=self._commits.drift_repaired,
         )
 
-    def _commit_of(self, observed: Observed) -> str | None:
+    def situation(self, view: View | None, error: RevproxyError | None, observed: Observed) -> Situation:
+        """What the conditions follow from; ``view`` None: the files can't be applied."""
+        return Situation(
+            differences=len(view.changes) if view else 0,
+            error=error,
+            waiting=self.revisions.waiting(view) if view else "",
+            suspended=self.revisions.control.suspended,
+            unconfirmed=self.revisions.unconfirmed(observed),
+            absent=view.desired.waiting if view else (),
+        )
+
+    def track(self, view: View | None, error: RevproxyError | None) -> None:
+        """The daemon has looked, with this result: remember since when things are as they are."""
+        try:
+            observed = view.observed if view else self.live.observe()
+            self.conditions.of(self.situation(view, error, observed), keep=True)
+        except KernelError as unreadable:
+            _log.warning("conditions_not_kept", error=str(unreadable))
+
+    def _standing_failure(self, view: View) -> RevproxyError | None:
+        """The error of the last commit, if nothing has changed since and something is still to be done."""
+        if not self.failure or not view.changes:
+            return None
+        failed, error = self.failure
+        if failed.origin.stored:  # it was not about these files
+            view = replace(view, config=failed.config)
+        return error if view.same_situation(failed) else None
+
+    def commit_in_force(self, observed: Observed) -> str | None:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self.live.manifest(observed.revision).commit if observed.revision.manifest else None
 
@@ -368,8 +344,11 @@ class Engine:
         return self.live.connection_count(proxy, report.endpoint(target))
 
     def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
-        """Forget connections; how many."""
-        return self.live.flush(proxy, report.endpoint(target))
+        """Forget connections, and free targets and proxies that only they still used; how many were forgotten."""
+        flushed = self.live.flush(proxy, report.endpoint(target))
+        if flushed:
+            self._free_idle()
+        return flushed
 
     def stats(self) -> answers.Stats:
         """Counters."""
@@ -385,12 +364,20 @@ class Engine:
         observed = self.live.observe()
         return self.live.observe() if self.recover(observed) else observed
 
-    def adopt(self) -> None:
-        """The files can't be read, and something is live: check the targets of the files it was made from."""
-        observed = self.live.observe()
-        files = self.live.applied_files(observed.revision)
-        if files:
-            self.steering.follow(parse_sources(files), observed)
+    def keep_in_force(self) -> bool:
+        """The files are not to be applied: put right what differs from what is applied, and go on checking its targets.
+        False: nothing is applied. Raises :class:`RevproxyError`."""
+        view = self.revisions.applied_view()
+        if view is None:
+            return False
+        try:
+            if self.recover(view.observed):
+                view = self.view(view.config, view.origin)
+            self._commits.run(view)
+        except RevproxyError as error:
+            self.failure = (view, error)
+            raise
+        return True
 
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """No new connections to a target, in one proxy or in all, until :meth:`undrain`."""
@@ -417,19 +404,24 @@ class Engine:
         deleted."""
         swept = self.live.sweep()
         if swept and self._retired:
-            try:
-                view = self.view()
-            except RevproxyError as error:
-                _log.debug("housekeeping_put_off", error=str(error))
-                return swept
-            if not view.changes and not view.observed.unfinished:
-                self.live.free(housekeeping(view.desired, view.observed, limits=self.live.limits, runtime=view.runtime))
+            self._free_idle()
         return swept
 
+    def _free_idle(self) -> None:
+        """What was kept for connections that have ended. While something is to be done, that does it as well."""
+        try:
+            view = self.view()
+            if view.changes:
+                return
+            if view.observed.unfinished:
+                self.recover(view.observed)
+            else:
+                self.live.free(housekeeping(view.desired, view.observed, limits=self.live.limits, runtime=view.runtime))
+        except RevproxyError as error:
+            _log.debug("housekeeping_put_off", error=str(error))
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
-
-def _iso(nanoseconds: int) -> str:
-    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+def _problems(error: RevproxyError | None) -> tuple[Problem, ...]:
+    if error is None:
+        return ()
+    return error.problems if isinstance(error, ConfigError) else (Problem("", 0, 0, "", str(error)),)

@@ -101,5 +101,25 @@ class TransactionError(RevproxyError):
         super().__init__(text)
 
 
+class UnfinishedError(RevproxyError):
+    """A commit holds, packets see the new configuration, and clearing up behind it is not done yet. ``cause`` says why,
+    if something failed; ``left`` names what still differs. It is tried again."""
+
+    transient = True
+
+    def __init__(self, revision: int, cause: RevproxyError | None, left: Sequence[str]) -> None:
+        self.revision, self.cause, self.left = revision, cause, tuple(left)
+        text = f"revision {revision} is applied, but clearing up behind it is not finished"
+        if cause:
+            text += f": {cause}"
+        if self.left:
+            text += "; still different: " + ", ".join(self.left)
+        super().__init__(text + "; the next look at it tries again")
+
+
+class NothingToConfirmError(RevproxyError):
+    """There is no unconfirmed commit."""
+
+
 class DaemonError(RevproxyError):
     """The daemon could not be reached or answered with an error."""

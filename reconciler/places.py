@@ -77,8 +77,18 @@ class Places:
 
     @property
     def history(self) -> Path:
-        """One line of JSON per commit, for people; nothing reads it back."""
+        """One line of JSON for each revision, applied or refused."""
         return self.state_dir / "history.jsonl"
+
+    @property
+    def revisions(self) -> Path:
+        """The files of each applied revision, in a directory of its number."""
+        return self.state_dir / "revisions"
+
+    @property
+    def control(self) -> Path:
+        """What was said to the reconciler and outlives it: suspended, held files, a commit to be confirmed."""
+        return self.state_dir / "control.json"
 
     def prepare_run_dir(self) -> None:
         """Make the run directory. Raises :class:`RevproxyError` if it can't be made or its path is too long."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from reconciler import answers
-from reconciler.answers import from_json
+from reconciler.answers import from_json, to_json
 from reconciler.errors import ConfigError, DaemonError, Problem
 
 T = TypeVar("T")
@@ -64,9 +64,44 @@ class DaemonClient:
         """What an apply would do."""
         return self._get(answers.PlanAnswer, "/v1/plan")
 
-    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
-        """Bring the kernel to what the files say, now."""
-        return from_json(answers.Applied, self._request("POST", "/v1/apply", {"allow_empty": allow_empty}))
+    def saved_plan(self) -> answers.SavedPlan:
+        """What an apply would do, to be given to :meth:`apply`."""
+        return self._get(answers.SavedPlan, "/v1/plan/saved")
+
+    def apply(
+        self,
+        *,
+        allow_empty: bool = False,
+        confirm_within_sec: float | None = None,
+        plan: answers.SavedPlan | None = None,
+    ) -> answers.Applied:
+        """Bring the kernel to what the files, or the plan, say, now."""
+        body = {
+            "allow_empty": allow_empty,
+            "confirm_within_sec": confirm_within_sec,
+            "plan": plan and to_json(plan),
+        }
+        return from_json(answers.Applied, self._request("POST", "/v1/apply", body))
+
+    def confirm(self) -> answers.Confirmed:
+        """Keep an unconfirmed commit."""
+        return from_json(answers.Confirmed, self._request("POST", "/v1/confirm", {}))
+
+    def rollback(self, number: int | None = None) -> answers.Applied:
+        """Back to an earlier revision."""
+        return from_json(answers.Applied, self._request("POST", "/v1/rollback", {"revision": number}))
+
+    def history(self) -> tuple[answers.HistoryEntry, ...]:
+        """Applied and refused revisions, oldest first."""
+        return tuple(from_json(answers.HistoryEntry, each) for each in self._request("GET", "/v1/history"))
+
+    def suspend(self) -> answers.Suspension:
+        """Stop reconciling."""
+        return from_json(answers.Suspension, self._request("POST", "/v1/suspend", {}))
+
+    def resume(self) -> answers.Suspension:
+        """Take it up."""
+        return from_json(answers.Suspension, self._request("POST", "/v1/resume", {}))
 
     def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
         """Live connections, those of one proxy or target if given."""

@@ -30,13 +30,18 @@ from reconciler.errors import (
     ForeignProgramError,
     KernelError,
     LockedError,
+    NothingToConfirmError,
     RevproxyError,
     StaleError,
     TransactionError,
+    UnfinishedError,
 )
+from reconciler.runtime import savedplan
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EDIT_SEC: Final = 300
+MAX_PLAN_BYTES: Final = 256 << 20
+"""A saved plan holds the files it was made of."""
 _MAX_LINE_BYTES: Final = 8190
 _SOCKET_MODE: Final = 0o660
 
@@ -49,7 +54,19 @@ class Commands(Protocol):
     def status(self) -> answers.Status: ...
     def diff(self) -> answers.Difference: ...
     def plan(self) -> answers.PlanAnswer: ...
-    def apply(self, *, allow_empty: bool = False) -> answers.Applied: ...
+    def saved_plan(self) -> answers.SavedPlan: ...
+    def apply(
+        self,
+        *,
+        allow_empty: bool = False,
+        confirm_within_sec: float | None = None,
+        plan: answers.SavedPlan | None = None,
+    ) -> answers.Applied: ...
+    def confirm(self) -> answers.Confirmed: ...
+    def rollback(self, number: int | None = None) -> answers.Applied: ...
+    def history(self) -> tuple[answers.HistoryEntry, ...]: ...
+    def suspend(self) -> answers.Suspension: ...
+    def resume(self) -> answers.Suspension: ...
     def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]: ...
     def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
     def flush(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
@@ -125,17 +142,21 @@ class Server:
     # -- routes --------------------------------------------------------------------------------------------
 
     def _application(self) -> web.Application:
-        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_errors_as_json])
+        application = web.Application(client_max_size=MAX_PLAN_BYTES, middlewares=[_errors_as_json])
         commands = self._commands
         application.router.add_get("/v1/instance", self._get_instance)
-        for name in ("status", "diff", "plan", "stats"):
+        for name in ("status", "diff", "plan", "stats", "history"):
             application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
         application.router.add_get("/v1/interfaces", self._answering(lambda: self._commands.interfaces()))
         application.router.add_get("/v1/connections", self._get_connections)
         application.router.add_post("/v1/connections/flush", self._post_flush)
+        application.router.add_get("/v1/plan/saved", self._answering(commands.saved_plan))
         application.router.add_post("/v1/apply", self._post_apply)
         application.router.add_post("/v1/edit/begin", self._post_begin_edit)
         application.router.add_post("/v1/edit/end", self._post_end_edit)
+        application.router.add_post("/v1/rollback", self._post_rollback)
+        for name in ("confirm", "suspend", "resume"):
+            application.router.add_post(f"/v1/{name}", self._doing(getattr(commands, name)))
         application.router.add_post("/v1/down", self._post_down)
         application.router.add_get("/v1/drain", self._get_drain)
         application.router.add_post("/v1/drain", self._post_drain)
@@ -185,7 +206,10 @@ class Server:
         return _json(await self._call(lambda: self._commands.undrain(**body)))
 
     async def _post_apply(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"allow_empty": (bool,)})
+        known = {"allow_empty": (bool,), "confirm_within_sec": (int, float, type(None)), "plan": (dict, type(None))}
+        body = await _body(request, known, MAX_PLAN_BYTES)
+        if body.get("plan") is not None:
+            body["plan"] = savedplan.parse(body["plan"])
         return _json(await self._call(lambda: self._commands.apply(**body)))
 
     async def _post_begin_edit(self, request: web.Request) -> web.Response:
@@ -198,6 +222,17 @@ class Server:
         body = await _body(request, {"token": (str,)})
         await self._call(lambda: self._commands.end_edit(body.get("token", "")))
         return _json({})
+
+    async def _post_rollback(self, request: web.Request) -> web.Response:
+        body = await _body(request, {"revision": (int, type(None))})
+        return _json(await self._call(lambda: self._commands.rollback(body.get("revision"))))
+
+    def _doing(self, command: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handler(request: web.Request) -> web.Response:
+            await _body(request, {})
+            return _json(await self._call(command))
+
+        return handler
 
     async def _post_down(self, request: web.Request) -> web.Response:
         await _body(request, {})
@@ -241,8 +276,15 @@ def _required(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-async def _body(request: web.Request, known: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """The request's JSON object, each of its keys known and of one of the types named. Empty counts as {}."""
+async def _body(
+    request: web.Request, known: Mapping[str, tuple[type, ...]], limit: int = MAX_BODY_BYTES
+) -> dict[str, Any]:
+    """The request's JSON object of at most ``limit`` bytes, each of its keys known and of one of the types named. Empty
+    counts as {}."""
+    if request.content_length is None and request.body_exists:
+        raise _BadRequestError("the length of the body is missing")
+    if (request.content_length or 0) > limit:
+        raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
     content = await request.read()
     try:
         body = json.loads(content) if content.strip() else {}
@@ -263,11 +305,11 @@ def _status_of(error: RevproxyError) -> int:
     """The HTTP status that says whose fault it is."""
     if isinstance(error, ConfigError):
         return 422
-    if isinstance(error, (LockedError, StaleError, ForeignProgramError)):
+    if isinstance(error, (LockedError, StaleError, ForeignProgramError, NothingToConfirmError)):
         return 409
     if isinstance(error, CapacityError):
         return 507
-    if isinstance(error, (KernelError, CompileError, TransactionError)):
+    if isinstance(error, (KernelError, CompileError, TransactionError, UnfinishedError)):
         return 503 if error.transient else 500
     return 400
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, doctor, drain, edit, files, interfaces, look
+from reconciler.cli import change, doctor, drain, edit, files, interfaces, look, revisions
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -22,6 +22,7 @@ _COMMANDS = (
     edit.proxy,
     edit.route,
     edit.target,
+    *revisions.COMMANDS,
     change.down,
 )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -19,6 +21,10 @@ from reconciler.errors import ConfigError, RevproxyError
 if TYPE_CHECKING:
     from reconciler.client import Client
     from reconciler.engine import Engine
+
+READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
+"""The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told. We end as a process
+does that the signal ended."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -110,10 +116,30 @@ def common_options(command: F) -> F:
     return command
 
 
+@contextlib.contextmanager
+def _reader_may_go() -> Iterator[None]:
+    """Before click makes a 1 of it."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(READER_GONE_STATUS) from None
+
+
 class App(click.Group):
     """Turns errors into text and exit status: no traceback reaches a user unless asked for with ``-v``."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Where --help and --version print."""
+        with _reader_may_go():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_may_go():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         arguments = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
@@ -175,10 +201,5 @@ def app() -> None:
 
 def main() -> NoReturn:
     """Entry point of ``revproxyctl``."""
-    try:
-        app(prog_name="revproxyctl")
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+    app(prog_name="revproxyctl")
     raise SystemExit(0)

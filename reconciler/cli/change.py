@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import click
 
 from reconciler import answers
-from reconciler.cli import output
+from reconciler.cli import duration, output
 from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.errors import Problem, RevproxyError
 
@@ -41,17 +43,23 @@ def diff(context: click.Context) -> None:
 
 
 @click.command(context_settings=CONTEXT)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Save it for `apply FILE`."
+)
 @click.option("--detailed-exitcode", is_flag=True, help="Exit status 0: nothing to do, 2: changes, 1: trouble.")
 @common_options
 @click.pass_context
-def plan(context: click.Context, detailed_exitcode: bool) -> None:
+def plan(context: click.Context, out: Path | None, detailed_exitcode: bool) -> None:
     """Show the operations an apply would do, in order, without doing them.
+
+    With --out the plan is saved: `apply FILE` does exactly that, and refuses once the kernel has moved on.
 
     Exit status: 0, or 2 for trouble; with --detailed-exitcode 0 nothing to do, 2 changes, 1 trouble.
     """
     session = context.ensure_object(Session)
     session.trouble = 1 if detailed_exitcode else 2
-    found = session.client().plan()
+    client = session.client()
+    found = client.save_plan(path=out) if out else client.plan()
     _warn(session, found.warnings)
     if session.output != "table":
         output.data(session, found)
@@ -59,6 +67,8 @@ def plan(context: click.Context, detailed_exitcode: bool) -> None:
         click.echo("nothing to do: the kernel is what the files say")
     else:
         _print_plan(session, found)
+    if out:
+        session.note(f"saved in {out}; `revproxyctl apply {out}` does exactly this")
     context.exit(2 if detailed_exitcode and not found.empty else 0)
 
 
@@ -71,6 +81,8 @@ def _print_plan(session: Session, found: answers.PlanAnswer) -> None:
         sign = _SIGNS.get(change.action, "~")
         text = output.style(session, f"{sign} {change.action} {change.object} {change.name}", fg=_SIGN_COLOURS[sign])
         click.echo(text + (f"  # {change.place}" if change.place else ""))
+        for line in _before_and_after(change):
+            click.echo(f"    {line}")
     click.echo()
     shown = found.steps if session.verbose else found.steps[:_MOST_STEPS]
     for number, step in enumerate(shown, 1):
@@ -83,26 +95,63 @@ def _print_plan(session: Session, found: answers.PlanAnswer) -> None:
         click.echo(f"{each.connections} live connections of {each.proxy} to {each.target} {each.fate}")
 
 
+def _before_and_after(change: answers.Change) -> Iterator[str]:
+    """What there is, what there will be; of objects with fields only those that differ."""
+    before, after = change.before, change.after
+    if not isinstance(before, dict) and not isinstance(after, dict):
+        yield f"{_short(before)} -> {_short(after)}"
+        return
+    before, after = before or {}, after or {}
+    for key in {**before, **after}:
+        if key not in before:
+            yield f"{key}: {_short(after[key])}"
+        elif key not in after:
+            yield f"{key}: {_short(before[key])}" + (" -> none" if after else "")
+        elif before[key] != after[key]:
+            yield f"{key}: {_short(before[key])} -> {_short(after[key])}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_short, value)) or "none"
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
 @click.command(context_settings=CONTEXT)
+@click.argument("plan", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option("--allow-empty", is_flag=True, help="Also if the files hold no proxy (any more) while some are live.")
+@click.option(
+    "--confirm-within",
+    callback=duration.option,
+    metavar="DURATION",
+    help="Roll it back unless `revproxyctl confirm` comes within that time: 30s, 5m, 1h30m.",
+)
 @common_options
 @click.pass_context
-def apply(context: click.Context, yes: bool, allow_empty: bool) -> None:
+def apply(
+    context: click.Context, plan: Path | None, yes: bool, allow_empty: bool, confirm_within: float | None
+) -> None:
     """Make the kernel what the files say: all of it, or nothing.
 
-    On a terminal it shows the differences and asks first, unless --yes is given; in a script it does not ask. Exit
-    status: 0 applied or nothing to do, 1 failed and rolled back.
+    With PLAN, a file that `plan --out` made, it does exactly that, or refuses when the kernel has moved on since. On a
+    terminal it shows the differences and asks first, unless --yes is given; in a script it does not ask. Exit status: 0
+    applied or nothing to do, 1 failed and rolled back.
     """
     session = context.ensure_object(Session)
     client = session.client()
-    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+    if plan is None and not yes and sys.stdin.isatty() and sys.stdout.isatty():
         found = client.diff()
         if not found.empty:
             output.unified(session, found.changes)
             if not click.confirm(f"Apply {len(found.changes)} changes ({found.operations} operations)?", err=True):
                 raise RevproxyError("nothing was applied")
-    done = client.apply(allow_empty=allow_empty)
+    done = client.apply(plan=plan, allow_empty=allow_empty, confirm_within_sec=confirm_within)
+    print_applied(session, done)
+
+
+def print_applied(session: Session, done: answers.Applied) -> None:
+    """Say what an apply did."""
     _warn(session, done.warnings)
     if session.output != "table":
         output.data(session, done)
@@ -112,6 +161,13 @@ def apply(context: click.Context, yes: bool, allow_empty: bool) -> None:
         commit = f" (git {done.commit[:12]})" if done.commit else ""
         click.echo(
             f"applied revision {done.revision}{commit}: {len(done.changes)} changes, {done.operations} operations"
+        )
+    if done.unconfirmed:
+        each = done.unconfirmed
+        back = f"revision {each.previous}" if each.previous else "nothing applied"
+        session.note(
+            f"revision {each.revision} goes back to {back} at {each.deadline}, in"
+            f" {output.duration(each.left_sec)}, unless `revproxyctl confirm` comes before"
         )
 
 

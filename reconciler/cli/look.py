@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import click
 
@@ -40,6 +41,8 @@ def _print_status(session: Session, found: answers.Status) -> None:
     revision = f"{found.revision}, applied {found.applied}" if found.revision else "nothing applied"
     click.echo(f"revision:  {revision}" + (f", git {found.commit[:12]}" if found.commit else ""))
     click.echo(f"daemon:    {f'process {found.pid}' if found.pid else 'not running'}")
+    for label, text in _standing(found):
+        click.echo(f"{label + ':':<10} {text}")
     if found.attempt and found.attempt.result not in ("applied", "unchanged"):
         click.echo(f"attempt:   {found.attempt.result} at {found.attempt.time}")
     for label, problems in (("error", found.errors), ("warning", found.warnings)):
@@ -65,6 +68,24 @@ def _print_status(session: Session, found: answers.Status) -> None:
         click.echo()
         columns = ("PROXY", "LISTEN", "TARGET", "WEIGHT", "HEALTH", "STATE", "CONNECTIONS")
         output.table(session, columns, _proxy_rows(found), right=("WEIGHT", "CONNECTIONS"))
+
+
+def _standing(found: answers.Status) -> Iterator[tuple[str, str]]:
+    """What keeps the files from being applied by themselves, and what repairs there were."""
+    if found.suspended:
+        yield "suspended", f"since {found.suspended}; `revproxyctl resume` takes reconciling up"
+    if found.unconfirmed:
+        each = found.unconfirmed
+        back = f"revision {each.previous}" if each.previous else "nothing applied"
+        yield (
+            "confirm",
+            f"revision {each.revision} goes back to {back} in {output.duration(each.left_sec)}"
+            " unless `revproxyctl confirm` comes before",
+        )
+    if found.waiting and found.differences:
+        yield "waiting", found.waiting
+    if found.drift_repaired:
+        yield "drift", f"{found.drift_repaired} objects put right since the daemon started"
 
 
 def _proxy_rows(found: answers.Status) -> list[tuple[str, ...]]:

@@ -19,6 +19,7 @@ from reconciler.config.model import (
     Settings,
     SourcePorts,
     SourceRoute,
+    SyncPolicy,
     WeightedTarget,
     XdpChoice,
 )
@@ -44,6 +45,7 @@ def _settings(tree: Mapping, place: Place) -> Settings:
         fast_path=value("fast_path"),
         xdp_mode=XdpChoice(value("xdp_mode")),
         source_ports=SourcePorts(first, last),
+        sync=SyncPolicy(value("sync")),
         place=place,
     )
 

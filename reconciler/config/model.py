@@ -24,6 +24,13 @@ class XdpChoice(StrEnum):
     OFF = "off"
 
 
+class SyncPolicy(StrEnum):
+    """``settings.sync``. ``auto``: the daemon applies what the files say; ``manual``: it waits for ``apply``."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
     """Where in the files. ``line`` and ``column`` start at 1."""
@@ -113,6 +120,7 @@ class Settings:
     fast_path: bool
     xdp_mode: XdpChoice
     source_ports: SourcePorts
+    sync: SyncPolicy = SyncPolicy.AUTO
     place: Place = field(default=NOWHERE, compare=False)
 
 

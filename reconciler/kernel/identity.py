@@ -100,6 +100,17 @@ def program_by_id(program_id: int) -> ProgramInfo:
         raise
 
 
+def maps_of(program_id: int) -> frozenset[int]:
+    """Ids of the maps that a program works with; none where it is gone meanwhile or may not be looked at."""
+    try:
+        with open_program(program_id) as descriptor:
+            return frozenset(bpf.prog_info(descriptor).map_ids)
+    except KernelError as error:
+        if error.errno in (errno.ENOENT, errno.EPERM):
+            return frozenset()
+        raise
+
+
 # -- what libbpf knows and netlink does not ----------------------------------------------------------------------
 
 

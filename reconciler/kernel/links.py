@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl import RTM_GETLINK
 from reconciler.errors import ForeignProgramError, KernelError
 from reconciler.kernel import tc, xdp
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.identity import LoadedProgram, OwnPrograms
+from reconciler.kernel.identity import LoadedProgram, OwnPrograms, maps_of
 from reconciler.kernel.messages import LinkMessage
 from reconciler.kernel.netlink import Answer, Request, asking
 from reconciler.kernel.tc import Direction, Filter, TcStatus
@@ -145,6 +145,20 @@ def observe_interface(ifindex: int, own: OwnPrograms) -> InterfaceStatus:
     """Look at one interface; :class:`KernelError` ENODEV if it is gone."""
     link = list_links(ifindex)[ifindex]
     return _interface_status(link, tc.query(ifindex, link.name), own)
+
+
+def unpinned(own: OwnPrograms) -> frozenset[int]:
+    """Ids of XDP programs that are ours although no pin says so any more: they work with the maps of a filter that
+    bears the instance's name, on the same interface."""
+    found: set[int] = set()
+    for ifindex, link in list_links().items():
+        strange = set(link.xdp.values()) - own.ids
+        if strange:
+            filters = tc.query(ifindex, link.name)
+            ours = [each for each in (filters.own(way, own) for way in Direction) if each and each.program]
+            maps = {number for each in ours if each.program for number in maps_of(each.program.id)}
+            found.update(number for number in strange if not maps.isdisjoint(maps_of(number)))
+    return frozenset(found)
 
 
 def _interface_status(link: Link, found: TcStatus, own: OwnPrograms) -> InterfaceStatus:

@@ -27,14 +27,24 @@ class Repair:
     put: tuple[Array, Array] | None = None
     delete: Array = field(default_factory=lambda: _NO_KEYS)
 
+    @property
+    def routine(self) -> bool:
+        """It only frees what was kept for connections that have ended since; no commit need have been interrupted."""
+        return self.map in ("target", "proxy_name", "port")
+
     def __str__(self) -> str:
         written = len(self.put[0]) if self.put else 0
         return f"map {self.map}: {written} entries to level, {len(self.delete)} to free"
 
 
 def recover(maps: Maps) -> list[str]:
+    """Carry out :func:`recover_all`; what was done, in words."""
+    return [str(repair) for repair in recover_all(maps)]
+
+
+def recover_all(maps: Maps) -> list[Repair]:
     """Level every two-slot entry to the active slot, delete what is not in the active configuration, free what
-    nothing names. Returns what was done, in words; nothing for a kernel in order. Raises :class:`KernelError`.
+    nothing names. Returns what was done; nothing for a kernel in order. Raises :class:`KernelError`.
     """
     found = list(repairs(snapshot.take(maps)))
     if found:
@@ -43,7 +53,7 @@ def recover(maps: Maps) -> list[str]:
         found = list(repairs(snapshot.take(maps)))
     for repair in found:
         apply(maps, repair)
-    return [str(repair) for repair in found]
+    return found
 
 
 def apply(maps: Maps, repair: Repair) -> None:

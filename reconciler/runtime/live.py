@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from reconciler.kernel.identity import OwnPrograms, program_info
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import observe
 from reconciler.kernel.program import Programs
-from reconciler.kernel.recover import recover
+from reconciler.kernel.recover import recover_all
 from reconciler.kernel.store import Manifest
 from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
@@ -54,6 +54,17 @@ def check_privileges() -> None:
             f"working on the kernel needs root ({', '.join(missing)} missing); without it, only a running revproxyd"
             " whose socket this user may use can be asked"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """One thing that was put right, in words. ``routine``: nothing need have been interrupted for it."""
+
+    text: str
+    routine: bool = False
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Live:
@@ -85,13 +96,20 @@ class Live:
     def observe(self) -> Observed:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
-        attached = links.observe_attachments(self.programs.own()).attachments
-        found = observe(self.maps, program=self.programs.current, attachments=attached, read_sysctls=sysctls.read_all)
+        attached = links.observe_attachments(self._own()).attachments
+        # Programs whose maps are out of reach can't be told anything any more: they count as none.
+        program = self.programs.current if self.maps.exists else None
+        found = observe(self.maps, program=program, attachments=attached, read_sysctls=sysctls.read_all)
         return replace(found, unfinished=found.unfinished or (found.exists and self.programs.unfinished))
+
+    def _own(self) -> OwnPrograms:
+        """Our programs, those among them whose pins are gone."""
+        own = self.programs.own()
+        return replace(own, former=own.former | links.unpinned(own))
 
     def facts(self, config: Config) -> HostFacts:
         """What the host is like, as far as this configuration asks."""
-        own = self.programs.own().ids
+        own = self._own().ids
         targets = target_addresses(config)
         first = host.host_facts(targets, (), own)
         return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)))
@@ -152,12 +170,14 @@ class Live:
         except store.StoreError:
             return Manifest()
 
-    def applied_files(self, revision: Revision) -> dict[str, bytes]:
-        """The files that the applied revision was made from, by name; empty if the kernel's copy is lost."""
+    def sources(self, revision: Revision) -> Mapping[str, bytes] | None:
+        """Name -> content of the files of the applied revision; None if the kernel's copy is lost."""
+        if not revision.manifest or not self._open():
+            return None
         try:
-            return dict(store.read_sources(self.maps, self.manifest(revision)))
+            return store.read_sources(self.maps, store.read_manifest(self.maps, revision.manifest))
         except store.StoreError:
-            return {}
+            return None
 
     def _open(self) -> bool:
         """The maps are open, if there are any."""
@@ -177,14 +197,16 @@ class Live:
         if self._open():
             carry_out(operations, Context(self.maps, self, self.programs))
 
-    def recover(self) -> list[str]:
-        """Put right what an interrupted commit left; what that was, in words."""
+    def recover(self) -> list[Recovered]:
+        """Put right what an interrupted commit left, and free what only connections that have ended needed; what that
+        was."""
         if not self._open():
             return []
-        interfaces = links.observe_attachments(self.programs.own()).interfaces.values()
+        interfaces = links.observe_attachments(self._own()).interfaces.values()
         attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
         attached.update(number for one in interfaces for number in one.xdp.programs.values())
-        return [*self.programs.recover(frozenset(attached)), *recover(self.maps)]
+        programs = [Recovered(text) for text in self.programs.recover(frozenset(attached))]
+        return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
 
     def _use_provided(self) -> None:
         """Have a bpffs to pin to."""
@@ -193,11 +215,16 @@ class Live:
             self.close()
             self._use(provided)
 
-    def down(self) -> tuple[str, ...]:
+    def down(self, originals: Mapping[str, tuple[str, str]] | None = None) -> tuple[str, ...]:
         """Detach, restore sysctls, unpin, whatever version of the programs put it there. Can be repeated; what was
-        removed, in words. Raises :class:`KernelError` at the first thing that can't be removed."""
+        removed, in words. ``originals``: what stood in sysctls before us and what we set, for where the kernel's own
+        memory of it is lost. Raises :class:`KernelError` at the first thing that can't be removed."""
         removed: list[str] = []
         observed = self.observe()
+        lost = {name: pair for name, pair in (originals or {}).items() if name not in observed.remembered}
+        if lost:
+            state = replace(observed.state, sysctls=observed.state.sysctls | sysctls.read_all(lost))
+            observed = replace(observed, state=state, remembered=observed.remembered | lost)
         own = self._own_of_all_layouts()
         # What only our programs make harmless goes before them.
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if opens(name)))
@@ -231,7 +258,7 @@ class Live:
         )
 
     def _own_of_all_layouts(self) -> OwnPrograms:
-        own, others = self.programs.own(), set()
+        own, others = self._own(), set()
         for pin in (pin for layout_ in self._other_layouts() for pin in layout_.glob("progs/*/*")):
             with contextlib.suppress(KernelError):  # a directory, or no program
                 descriptor = bpf.obj_get(str(pin))
@@ -254,15 +281,15 @@ class Live:
 
     def attach(self, wanted: Attachment) -> None:
         """Bring an interface to ``wanted``."""
-        links.attach(wanted, self.programs.own(), self._gateway)
+        links.attach(wanted, self._own(), self._gateway)
 
     def detach(self, attachment: Attachment) -> None:
         """Take everything of ours off an interface."""
-        links.detach(attachment, self.programs.own(), self._gateway)
+        links.detach(attachment, self._own(), self._gateway)
 
     def attachments(self) -> Mapping[int, Attachment]:
         """What of ours is attached now."""
-        return links.observe_attachments(self.programs.own()).attachments
+        return links.observe_attachments(self._own()).attachments
 
     def read_sysctl(self, name: str) -> str | None:
         """The live value."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from reconciler.errors import ConfigError, RevproxyError
 from reconciler.runtime.hold import Hold
+from reconciler.runtime.view import Origin
 
 if TYPE_CHECKING:
+    from reconciler.answers import Applied
     from reconciler.engine import Engine, View
 
 _FIRST_RETRY_SEC: Final = 1.0
 _LAST_RETRY_SEC: Final = 60.0
+_EXPIRE_RETRY_SEC: Final = 5.0
 
 _log = structlog.get_logger("reconciler")
 
@@ -23,7 +27,8 @@ class Loop:
     """:meth:`look` is called on the worker, whatever the reason, and does the same every time.
 
     A transient failure is tried again after a growing while; a permanent one only when the files, the host or the
-    kernel's state are different from what failed, or when somebody asks for it (SIGHUP).
+    kernel's state are different from what failed, or when somebody asks for it (SIGHUP). Files that are broken, or that
+    are not to be applied by themselves, don't keep it from holding what is applied in force.
     """
 
     def __init__(self, engine: Engine, *, told: Callable[[str], None] = lambda _: None) -> None:
@@ -39,8 +44,25 @@ class Loop:
         """Reconcile once. Returns after how many seconds to try again without any other reason, None for never."""
         if self.suspended:
             return None
+        again_sec = self._expire()
         if held_sec := self.hold.remaining_sec:
-            return held_sec
+            return _sooner(again_sec, held_sec)
+        if self._engine.revisions.control.suspended:
+            self._told("Suspended")
+        else:
+            again_sec = _sooner(again_sec, self._reconcile(reasons))
+        return _sooner(again_sec, self._engine.revisions.left_sec() or None)
+
+    def _expire(self) -> float | None:
+        """Roll an unconfirmed commit back when its time is up, also while suspended."""
+        try:
+            self._engine.revisions.expire()
+        except RevproxyError as error:
+            _log.error("commit_not_expired", error=str(error), retry_sec=_EXPIRE_RETRY_SEC)
+            return _EXPIRE_RETRY_SEC
+        return None
+
+    def _reconcile(self, reasons: frozenset[str]) -> float | None:
         first, self._first = self._first, False
         view: View | None = None
         try:
@@ -49,17 +71,28 @@ class Loop:
             elif "health" in reasons:  # likewise
                 self._engine.steer()
             view = self._engine.view()
+            waiting = self._engine.revisions.waiting(view)
+            if waiting:
+                return self._wait(view, waiting, first)
             if view.same_situation(self._failed) and "reload" not in reasons:
                 return None
+            view = replace(view, origin=Origin("files"))
             applied = self._engine.commit(view)
+            self._engine.revisions.released()
         except RevproxyError as error:
             if view is None:
-                self._engine.note(error)
+                self._engine.note(error, cause="files")
             again_sec = self._after(error, view)
-            if first and isinstance(error, ConfigError):
-                self._fall_back()
+            if isinstance(error, ConfigError):
+                self._hold_in_force(first)
             return again_sec
         self._delay_sec, self._failed = _FIRST_RETRY_SEC, None
+        self._say_applied(applied, reasons, first)
+        self._engine.track(replace(view, changes=()), None)
+        self._told(f"Synced, revision {applied.revision}")
+        return None
+
+    def _say_applied(self, applied: Applied, reasons: frozenset[str], first: bool) -> None:
         if applied.changes:
             _log.info(
                 "commit_applied",
@@ -78,8 +111,29 @@ class Loop:
         self._said = ""
         for warning in applied.warnings:
             _log.debug("warning_found", text=str(warning))
-        self._told(f"Synced, revision {applied.revision}")
+
+    def _wait(self, view: View, waiting: str, first: bool) -> float | None:
+        """The files are not applied by themselves."""
+        self._engine.track(view, None)
+        if waiting != self._said:
+            self._said = waiting
+            _log.info("files_waiting", reason=waiting, differences=len(view.changes))
+        self._hold_in_force(first)
+        self._told(f"{'OutOfSync' if view.changes else 'Synced'}: {waiting}")
         return None
+
+    def _hold_in_force(self, first: bool) -> None:
+        """The files are not to be applied: put right what differs from what is applied. If nothing is, as after a start
+        of the machine, the last good configuration is better than none."""
+        try:
+            if self._engine.keep_in_force() or not first or self._engine.revisions.control.down:
+                return
+            if not self._engine.observe().state.proxies:
+                applied = self._engine.apply_last_good()
+                if applied and applied.changes:
+                    _log.warning("last_good_applied", revision=applied.revision)
+        except RevproxyError as error:
+            _log.error("last_good_failed", error=str(error))  # its text says all
 
     def _after(self, error: RevproxyError, view: View | None) -> float | None:
         """Log what is new about a failure; when to try again."""
@@ -88,6 +142,7 @@ class Loop:
             again_sec, self._delay_sec = self._delay_sec, min(self._delay_sec * 2, _LAST_RETRY_SEC)
         else:
             self._failed = view
+        self._engine.track(view, error)
         text = str(error)
         if text != self._said:
             self._said = text
@@ -99,15 +154,6 @@ class Loop:
         self._told("Degraded: " + text.splitlines()[0])
         return again_sec
 
-    def _fall_back(self) -> None:
-        """The files are broken, and nothing was live before: better the last good configuration than none."""
-        try:
-            if self._engine.observe().state.proxies:
-                self._engine.adopt()
-                return
-            applied = self._engine.apply_last_good()
-        except RevproxyError as error:
-            _log.error("last_good_failed", error=str(error))  # its text says all
-            return
-        if applied and applied.changes:
-            _log.warning("last_good_applied", revision=applied.revision)
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)

@@ -98,7 +98,8 @@ def test_completion(lab: Lab, instance: Instance) -> None:
     instance.write("apiVersion: revproxy/v1\nproxies: []\n")
     export = block("quick start: after").splitlines()[0] + "\n"
     line = next(line for line in block("completion").splitlines() if "bash_source" in line).partition("#")[0]
-    asked = 'COMP_WORDS=(revproxyctl proxy sh); COMP_CWORD=2; _revproxyctl_completion revproxyctl; echo "${COMPREPLY[@]}"\n'
+    asked = "COMP_WORDS=(revproxyctl proxy sh); COMP_CWORD=2; _revproxyctl_completion revproxyctl\n"
+    asked += 'echo "${COMPREPLY[@]}"\n'
     assert shell(f"{export}{line}\n{asked}", lab, instance) == "show\n"
 
 

@@ -121,7 +121,7 @@ def test_common_options_and_those_of_the_daemon_exist() -> None:
     assert {"--output", "-q", "-v", "--no-color"} <= of_command_line
     mentioned = set(re.findall(r"`(--[a-z-]+)[` ]", README))
     every = {option for each in _commands(app) for param in each.params for option in param.opts}
-    assert mentioned - every == {"--detach-on-exit", "--log-format", "--log-level"}
+    assert mentioned - every == {"--detach-on-exit", "--log-format", "--log-level", "--resync"}
     assert mentioned - every < of_daemon
 
 

@@ -8,12 +8,13 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reconciler import answers
+from reconciler import __version__, answers
 from reconciler.answers import Sync
 from reconciler.api.client import DaemonClient, NoDaemonError
 from reconciler.api.server import MAX_BODY_BYTES, Server
@@ -24,10 +25,14 @@ from reconciler.errors import (
     ForeignProgramError,
     KernelError,
     LockedError,
+    NothingToConfirmError,
     Problem,
     RevproxyError,
+    StaleError,
     TransactionError,
+    UnfinishedError,
 )
+from reconciler.runtime.savedplan import FORMAT
 
 INSTANCE = answers.Instance(4711, "0.1.0", "/etc/revproxy/config.d", "/sys/fs/bpf/revproxy")
 STATUS = answers.Status(
@@ -50,6 +55,20 @@ STATUS = answers.Status(
     pid=4711,
 )
 DIFFERENCE = answers.Difference((answers.Change("update", "proxy", "web", {"a": 1}, {"a": [2]}),), 4)
+UNCONFIRMED = answers.Unconfirmed(8, 7, "2026-01-02T03:04:35+00:00", 29.5)
+ENTRY = answers.HistoryEntry(
+    7, "2026-01-02T03:04:05+00:00", "applied", "files", "abc", "A. U. Thor", "why", ("a.yaml",)
+)
+SAVED = answers.SavedPlan(
+    FORMAT,
+    __version__,
+    "0123456789abcdef",
+    "2026-01-02T03:04:05+00:00",
+    "5" * 64,
+    "6" * 64,
+    answers.PlanAnswer(DIFFERENCE.changes, 4, ("one",), {"port": 1}),
+    (answers.PlanFile("a.yaml", "QQ=="),),
+)
 CONNECTION = answers.Connection(
     "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4, 5.5, 0.5
 )
@@ -86,8 +105,26 @@ class FakeCommands:
     def plan(self) -> answers.PlanAnswer:
         return self._answer("plan", answers.PlanAnswer(steps=("one",), counts={"port": 1}))
 
-    def apply(self, *, allow_empty: bool = False) -> answers.Applied:
-        return self._answer("apply", answers.Applied(8), allow_empty=allow_empty)
+    def apply(self, **options: Any) -> answers.Applied:
+        return self._answer("apply", answers.Applied(8, unconfirmed=UNCONFIRMED), **options)
+
+    def saved_plan(self) -> answers.SavedPlan:
+        return self._answer("saved_plan", SAVED)
+
+    def confirm(self) -> answers.Confirmed:
+        return self._answer("confirm", answers.Confirmed(8))
+
+    def rollback(self, number: int | None = None) -> answers.Applied:
+        return self._answer("rollback", answers.Applied(9), number=number)
+
+    def history(self) -> tuple[answers.HistoryEntry, ...]:
+        return self._answer("history", (ENTRY,))
+
+    def suspend(self) -> answers.Suspension:
+        return self._answer("suspend", answers.Suspension(True, "2026-01-02T03:04:05+00:00"))
+
+    def resume(self) -> answers.Suspension:
+        return self._answer("resume", answers.Suspension(False))
 
     def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
         return self._answer("connections", (CONNECTION,), proxy=proxy, target=target)
@@ -163,16 +200,52 @@ def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands
     assert client.connection_count(target="10.0.0.1:80") == 12
     assert client.flush(proxy="web") == 5
     assert client.stats() == STATS
-    assert client.apply(allow_empty=True) == answers.Applied(8)
+    applied = answers.Applied(8, unconfirmed=UNCONFIRMED)
+    assert client.apply(allow_empty=True, confirm_within_sec=30.0, plan=SAVED) == applied
     assert client.down() == answers.TakenDown(("interface eth0",))
     assert commands.calls[3:] == [
         ("connections", {"proxy": "web", "target": "[2001:db8::1]:80"}),
         ("connection_count", {"proxy": None, "target": "10.0.0.1:80"}),
         ("flush", {"proxy": "web", "target": None}),
         ("stats", {}),
-        ("apply", {"allow_empty": True}),
+        ("apply", {"allow_empty": True, "confirm_within_sec": 30.0, "plan": SAVED}),
         ("down", {}),
     ]
+
+
+def test_what_is_said_of_revisions_comes_through_as_it_was(path: Path, commands: FakeCommands) -> None:
+    client = DaemonClient(path)
+    assert client.saved_plan() == SAVED
+    assert client.apply() == answers.Applied(8, unconfirmed=UNCONFIRMED)
+    assert client.confirm() == answers.Confirmed(8)
+    assert client.rollback() == client.rollback(3) == answers.Applied(9)
+    assert client.history() == (ENTRY,)
+    assert client.suspend() == answers.Suspension(True, "2026-01-02T03:04:05+00:00")
+    assert client.resume() == answers.Suspension(False)
+    assert [name for name, _ in commands.calls] == [
+        "saved_plan",
+        "apply",
+        "confirm",
+        "rollback",
+        "rollback",
+        "history",
+        "suspend",
+        "resume",
+    ]
+    assert [arguments["number"] for name, arguments in commands.calls if name == "rollback"] == [None, 3]
+    assert commands.calls[1][1] == {"allow_empty": False, "confirm_within_sec": None, "plan": None}
+
+
+def test_a_plan_is_larger_than_other_requests_may_be(path: Path, commands: FakeCommands) -> None:
+    large = replace(SAVED, files=(answers.PlanFile("a.yaml", "QUJD" * MAX_BODY_BYTES),))
+    DaemonClient(path).apply(plan=large)
+    assert commands.calls[0][1]["plan"] == large
+
+
+def test_a_plan_of_another_version_is_refused_before_it_gets_anywhere(path: Path, commands: FakeCommands) -> None:
+    with pytest.raises(DaemonError, match=r"version 0\.0\.9"):
+        DaemonClient(path).apply(plan=replace(SAVED, version="0.0.9"))
+    assert commands.calls == []
 
 
 def test_the_socket_is_for_owner_and_group(path: Path) -> None:
@@ -193,6 +266,9 @@ def test_a_socket_left_by_a_killed_daemon_is_replaced(path: Path, commands: Fake
         (KernelError("attach", "eth0", 19), 503),
         (KernelError("attach", "eth0", 22), 500),
         (LockedError("busy"), 409),
+        (StaleError("stale"), 409),
+        (NothingToConfirmError("nothing"), 409),
+        (UnfinishedError(3, None, ["interface eth1"]), 503),
         (ForeignProgramError("theirs"), 409),
         (CapacityError("full"), 507),
         (TransactionError(ValueError("x"), rolled_back=True), 500),
@@ -267,7 +343,7 @@ def test_a_request_for_something_else_is_refused(path: Path, commands: FakeComma
 
 
 def test_what_is_too_large_is_refused(path: Path, commands: FakeCommands) -> None:
-    assert post(path, "/v1/apply", b" " * (MAX_BODY_BYTES + 1))[0] == 413
+    assert post(path, "/v1/rollback", b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert raw(path, b"GET /v1/status?" + b"x" * 20000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 400
     assert commands.calls == []
 

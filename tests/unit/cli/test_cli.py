@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import app
 from reconciler.cli.app import Session
-from reconciler.errors import ConfigError, DaemonError, KernelError, Problem
+from reconciler.errors import (
+    ConfigError,
+    DaemonError,
+    KernelError,
+    NothingToConfirmError,
+    Problem,
+    RevproxyError,
+    StaleError,
+)
 
 GOOD = """\
 apiVersion: revproxy/v1
@@ -27,6 +36,19 @@ proxies:
 """
 CHANGE = answers.Change("update", "proxy", "web", {"balance": "maglev"}, {"balance": "source"}, "a.yaml:3:5")
 PROBLEMS = (Problem("a.yaml", 3, 5, "proxies[0].listen", "wrong"), Problem("b.yaml", 0, 0, "", "unreadable"))
+UNCONFIRMED = answers.Unconfirmed(3, 2, "2026-01-02T03:04:35+00:00", 29.5)
+ENTRY = answers.HistoryEntry(
+    3,
+    "2026-01-02T03:04:05+00:00",
+    "applied",
+    "rollback",
+    "a" * 40,
+    "A. U. Thor",
+    "why",
+    ("a.yaml",),
+    of=1,
+    current=True,
+)
 CONNECTION = answers.Connection(
     "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4096, 5.5, 0.5
 )
@@ -85,6 +107,18 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
         (["apply"], answers.Applied(3, (CHANGE,), 2), 0),
         (["apply"], KernelError("attach", "eth0", 22), 1),
         (["apply"], ConfigError(PROBLEMS), 1),
+        (["apply", "--confirm-within", "30s"], answers.Applied(3, unconfirmed=UNCONFIRMED), 0),
+        (["apply", "--confirm-within", "soon"], answers.Applied(3), 2),
+        (["apply", "no-such-plan"], answers.Applied(3), 2),
+        (["apply"], StaleError("stale"), 1),
+        (["confirm"], answers.Confirmed(3), 0),
+        (["confirm"], NothingToConfirmError("there is nothing to confirm"), 1),
+        (["rollback"], answers.Applied(4), 0),
+        (["rollback", "2"], RevproxyError("no applied revision 2 is kept"), 1),
+        (["rollback", "0"], answers.Applied(4), 2),
+        (["history"], (ENTRY,), 0),
+        (["suspend"], answers.Suspension(True, "2026-01-02"), 0),
+        (["resume"], answers.Suspension(False), 0),
         (["status"], answers.Status(Sync.SYNCED), 0),
         (["status"], answers.Status(Sync.OUT_OF_SYNC), 1),
         (["status"], answers.Status(Sync.DEGRADED), 1),
@@ -226,6 +260,52 @@ def test_status_shows_every_error_and_target(client: FakeClient) -> None:
         assert words in output
 
 
+def test_status_says_what_keeps_the_files_from_being_applied(client: FakeClient) -> None:
+    client.answer = answers.Status(
+        Sync.OUT_OF_SYNC,
+        3,
+        differences=2,
+        waiting="rolled back to revision 1",
+        suspended="2026-01-02",
+        unconfirmed=UNCONFIRMED,
+        drift_repaired=4,
+    )
+    text = run("status").stdout
+    assert "suspended: since 2026-01-02; `revproxyctl resume`" in text
+    assert "confirm:   revision 3 goes back to revision 2 in 29s" in text
+    assert "waiting:   rolled back to revision 1" in text
+    assert "drift:     4 objects" in text
+
+
+def test_history_marks_what_is_applied_and_says_why_what_was_refused(client: FakeClient) -> None:
+    refused = answers.HistoryEntry(4, "2026-01-03T03:04:05+00:00", "refused", "files", error="a.yaml:1:2: wrong\nmore")
+    client.answer = (ENTRY, refused)
+    lines = run("history").stdout.splitlines()
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "3* 2026-01-02T03:04:05+00:00 applied rollback to 1 aaaaaaaaaaaa A. U. Thor why a.yaml",
+        "4 2026-01-03T03:04:05+00:00 refused files a.yaml:1:2: wrong",
+    ]
+    assert len(run("history", "-n", "1").stdout.splitlines()) == 2
+    assert [each["number"] for each in json.loads(run("history", "-o", "json").stdout)] == [3, 4]
+
+
+def test_an_apply_to_be_confirmed_says_when_it_goes_back(client: FakeClient) -> None:
+    client.answer = answers.Applied(3, (CHANGE,), 2, unconfirmed=UNCONFIRMED)
+    result = run("apply", "--confirm-within", "1h30m")
+    assert client.asked == [("apply", {"plan": None, "allow_empty": False, "confirm_within_sec": 5400.0})]
+    assert "revision 3 goes back to revision 2 at 2026-01-02T03:04:35+00:00" in result.stderr
+    assert "goes back" not in result.stdout
+
+
+def test_a_plan_is_saved_where_it_is_told(client: FakeClient, tmp_path: Path) -> None:
+    client.answer = answers.PlanAnswer((CHANGE,), 3)
+    out = tmp_path / "plan"
+    result = run("plan", "--out", str(out))
+    assert client.asked == [("save_plan", {"path": out})]
+    assert str(out) in result.stderr
+    assert "balance: maglev -> source" in result.stdout
+
+
 def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
     client.answer = {"connections": (CONNECTION,), "connection_count": 12}
     listed = run("connections", "--proxy", "web", "--target", "10.0.0.1:8080")
@@ -244,9 +324,9 @@ def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
 def test_in_a_script_apply_does_not_ask(client: FakeClient) -> None:
     client.answer = answers.Applied(3, (CHANGE,), 2)
     assert run("apply", stdin="").exit_code == 0
-    assert client.asked == [("apply", {"allow_empty": False})]
+    assert client.asked == [("apply", {"plan": None, "allow_empty": False, "confirm_within_sec": None})]
     run("apply", "--allow-empty")
-    assert client.asked[-1] == ("apply", {"allow_empty": True})
+    assert client.asked[-1] == ("apply", {"plan": None, "allow_empty": True, "confirm_within_sec": None})
 
 
 def test_colour_is_for_terminals(client: FakeClient) -> None:
@@ -313,5 +393,5 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     command = [sys.executable, "-c", "from reconciler.cli import main; main()", "--help"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert done.returncode != 0
+    assert done.returncode == 128 + signal.SIGPIPE
     assert done.stderr == ""

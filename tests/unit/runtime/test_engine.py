@@ -17,7 +17,7 @@ from reconciler.errors import ConfigError, KernelError, RevproxyError, Transacti
 from reconciler.kernel.store import Manifest, decode_manifest
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
-from reconciler.runtime.live import Live
+from reconciler.runtime.live import Live, Recovered
 from reconciler.runtime.loop import Loop
 from reconciler.state.allocate import allocate
 from reconciler.state.desired import desired, sysctl_names
@@ -89,13 +89,16 @@ class FakeLive:
 
     refused: Callable[[], frozenset[int]] = staticmethod(frozenset)
 
-    def recover(self) -> list[str]:
+    def recover(self) -> list[Recovered]:
         self.recovered += 1
         self.state = Observed(self.state.state, self.state.allocation, revision=self.state.revision, exists=True)
-        return ["map listener4: 1 entries to level, 0 to free"]
+        return [Recovered("map listener4: 1 entries to level, 0 to free")]
 
     def manifest(self, revision: Revision) -> Manifest:
-        return decode_manifest(self.blobs[revision.manifest])
+        return decode_manifest(self.blobs[revision.manifest]) if revision.manifest else Manifest()
+
+    def sources(self, revision: Revision) -> dict[str, bytes] | None:
+        return {file.path: self.blobs[file.digest] for file in self.manifest(revision).files}
 
     def connections(self, *filters: object) -> tuple[object, ...]:
         return filters

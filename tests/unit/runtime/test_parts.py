@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -15,9 +14,7 @@ import pytest
 import structlog
 
 from reconciler.config.files import parse_sources
-from reconciler.config.model import SourceFile
-from reconciler.places import Places
-from reconciler.runtime import git, logs, oneline, statedir
+from reconciler.runtime import git, logs, oneline
 from reconciler.runtime.systemd import Notifier
 
 # -- systemd -------------------------------------------------------------------------------------------------
@@ -177,23 +174,7 @@ def test_the_one_line_configuration_is_a_valid_file(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "c").iterdir()] == [f"{oneline.NAME}.json"]
 
 
-# -- state directory and log -----------------------------------------------------------------------------------
-
-
-def test_the_last_good_copy_is_always_whole_and_alone(tmp_path: Path) -> None:
-    places = Places(state_dir=tmp_path / "state")
-    for revision, names in ((1, ("a.yaml", "b.yaml")), (2, ("c.yaml",)), (2, ("d.yaml",))):
-        files = [SourceFile(f"/etc/{n}", hashlib.sha256(n.encode()).digest()[:16], n.encode()) for n in names]
-        statedir.keep_last_good(places, revision, files)
-        assert {path.name: path.read_bytes() for path in places.last_good.iterdir()} == {n: n.encode() for n in names}
-    assert sorted(path.name for path in places.state_dir.iterdir()) == ["last-good", "last-good.2"]
-
-
-def test_history_is_a_line_for_each_commit(tmp_path: Path) -> None:
-    places = Places(state_dir=tmp_path / "state")
-    statedir.append_history(places, {"revision": 1, "subject": "zwei\nZeilen"})
-    statedir.append_history(places, {"revision": 2})
-    assert [json.loads(line)["revision"] for line in places.history.read_text().splitlines()] == [1, 2]
+# -- log -----------------------------------------------------------------------------------
 
 
 def test_the_log_is_one_json_object_a_line_above_its_level() -> None:

@@ -1,0 +1,25 @@
+"""Times as they are written for people and for JSON: ISO 8601 in UTC."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+
+def now() -> str:
+    """The present, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def after(seconds: float) -> str:
+    """So many seconds from now."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
+def of_ns(nanoseconds: int) -> str:
+    """Nanoseconds since the epoch."""
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+
+
+def age_sec(text: str) -> float:
+    """How long ago a time of :func:`now` was, by the clock on the wall."""
+    return (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()

@@ -1,0 +1,257 @@
+"""From a view to the kernel: makes the plan, carries it out, looks whether it holds, and tells what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from reconciler import answers, report
+from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
+from reconciler.runtime.clock import now
+from reconciler.runtime.git import Commit, commit_of
+from reconciler.runtime.history import APPLIED
+from reconciler.runtime.snapshot import is_config_file
+from reconciler.state.diff import diff
+from reconciler.state.objects import Revision
+from reconciler.state.operations import RestoreSysctl
+from reconciler.state.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from reconciler.engine import Engine
+    from reconciler.runtime.view import View
+    from reconciler.state.desired import Desired
+    from reconciler.state.diff import Change
+    from reconciler.state.objects import Observed
+
+_MOST_CHANGES: Final = 100  # of one commit, in the history
+_MOST_TEXT: Final = 4000  # of an error, in the history
+
+_log = structlog.get_logger("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what the history says about it: the files' git commit, and digests of the files in force before."""
+
+    plan: Plan
+    commit: Commit | None
+    former: Mapping[str, bytes]
+
+
+class Commits:
+    """The part of an :class:`~reconciler.engine.Engine` that changes the kernel by plans."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._in_force: Desired | None = None  # what the kernel was brought to
+        self.refused_xdp: frozenset[int] = frozenset()
+        self.drift_repaired = 0
+
+    # -- planning ------------------------------------------------------------------------------------------
+
+    def next_number(self, observed: Observed) -> int:
+        """The number that the next revision gets. None is used twice, also not after ``down``."""
+        return max(observed.revision.number, self._engine.archive.last_number) + 1
+
+    def plan(self, view: View) -> Planned:
+        """What brings the kernel to ``view.desired``. With the files that are in force already it is a repair, and
+        makes no new revision."""
+        live = self._engine.live
+        applied = live.manifest(view.observed.revision)
+        revision, commit, blobs = None, None, {}
+        if not view.repairs(applied):
+            commit = self._git_commit(view)
+            digest, manifest = _manifest(view, commit)
+            revision = Revision(self.next_number(view.observed), time.time_ns(), digest)
+            blobs = {digest: manifest} | {file.digest: file.content for file in view.config.files}
+        plan = make_plan(
+            view.desired, view.observed, limits=live.limits, runtime=view.runtime, revision=revision, blobs=blobs
+        )
+        return Planned(plan, commit, {file.path: file.digest for file in applied.files})
+
+    def _git_commit(self, view: View) -> Commit | None:
+        if view.origin.stored:
+            return view.origin.commit
+        files = {Path(file.path).name: file.content for file in view.config.files}
+        directory = Path(view.config.files[0].path).parent if files else self._engine.places.config_dir
+        return commit_of(directory, files)
+
+    # -- carrying out --------------------------------------------------------------------------------------
+
+    def run(self, view: View) -> answers.Applied:
+        """Bring the kernel to ``view.desired``, all or nothing.
+
+        Raises :class:`TransactionError` if it failed and was taken back, and :class:`UnfinishedError` if it holds but
+        clearing up does not come to an end.
+        """
+        engine = self._engine
+        if not view.changes:
+            self._in_force = view.desired
+            engine.steering.follow(view.config, view.observed)
+            revision, commit = view.observed.revision.number, engine.commit_in_force(view.observed)
+            return answers.Applied(revision, commit=commit, warnings=view.warnings)
+        planned, started = self.plan(view), time.monotonic()
+        try:
+            result = engine.live.execute(planned.plan)
+        except TransactionError as error:
+            if not self._serve_through_tc(error, view):
+                raise
+            return self.run(engine.view(view.config, view.origin))
+        if result.pending is not None:
+            _log.warning("clean_up_pending", error=str(result.pending))
+        after = self._tidied(engine.view(view.config, view.origin))
+        revision, commit = after.observed.revision.number, engine.commit_in_force(after.observed)
+        self._tell(view, planned, revision, time.monotonic() - started)
+        restored = {each.name for each in planned.plan.finish if isinstance(each, RestoreSysctl)}
+        engine.originals.keep(after.observed.remembered, restored)
+        if after.changes:
+            left = [f"{change.object} {change.name}" for change in after.changes[:5]]
+            raise UnfinishedError(revision, result.pending, left)
+        self._in_force = view.desired
+        engine.steering.follow(view.config, after.observed)
+        operations = len(planned.plan.operations)
+        return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
+
+    def _tidied(self, view: View) -> View:
+        """After a commit: the view once everything is cleared up. What could not be is left to the next commit or
+        the next start."""
+        try:
+            return self._engine.view(view.config, view.origin) if self._engine.recover(view.observed) else view
+        except KernelError as error:
+            _log.warning("clean_up_pending", error=str(error))
+            return view
+
+    def _serve_through_tc(self, error: TransactionError, view: View) -> bool:
+        """Whether an interface refused native XDP that `auto` chose, and was not known to: `auto` promises to serve it
+        all the same."""
+        from reconciler.runtime.live import refused_xdp
+
+        interface = view.facts.interfaces.get(refused_xdp(error.cause) or "")
+        if interface is None or view.config.settings.xdp_mode != "auto" or not error.rolled_back:
+            return False
+        if interface.ifindex in self.refused_xdp:
+            return False
+        self.refused_xdp |= {interface.ifindex}
+        _log.warning("xdp_refused", interface=interface.name, error=str(error.cause))
+        return True
+
+    # -- telling -------------------------------------------------------------------------------------------
+
+    def _tell(self, view: View, planned: Planned, revision: int, duration_sec: float) -> None:
+        """Events, and for a new revision the history."""
+        events, new = self._engine.events, planned.plan.revision is not None
+        drifted = self._drifted(view, new)
+        if drifted:
+            self.drift_repaired += len(drifted)
+            objects = [{"action": each.action, "object": each.object, "name": each.name} for each in drifted]
+            events.publish("drift_repaired", revision=revision, objects=objects)
+            _log.warning("drift_repaired", objects=[f"{each.object} {each.name}" for each in drifted])
+        if not new:
+            return
+        try:
+            self._engine.archive.keep(revision, view.config.files)
+        except OSError as error:
+            self._not_written(error)
+        entry = self._entry(view, planned.commit, planned.former)
+        operations = len(planned.plan.operations)
+        entry = replace(entry, number=revision, operations=operations, duration_sec=round(duration_sec, 3))
+        self._record(entry)
+        events.publish("config_applied", revision=revision, commit=entry.commit, changes=len(view.changes))
+
+    def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
+        """Objects that were not as this instance had made them, and are put right. Of what the first look after a start
+        finds, all that makes no new revision, but for another version of the programs."""
+        found = () if new else view.changes
+        if self._in_force is not None:
+            # Health and drains move without a commit.
+            state = replace(self._in_force.state, shares=view.observed.state.shares)
+            found = diff(replace(self._in_force, state=state), view.observed)
+        put_right = {
+            (each.object, each.name) for each in view.changes if (each.object, each.action) != ("program", "replace")
+        }
+        return tuple(each for each in found if (each.object, each.name) in put_right)
+
+    def note_refused(self, error: RevproxyError, view: View | None, cause: str) -> answers.HistoryEntry:
+        """Write an attempt that came to nothing into the history, unless the last line says the same already. Returns
+        what there is to say."""
+        observed = view.observed if view else self._engine.observe()
+        former = {file.path: file.digest for file in self._engine.live.manifest(observed.revision).files}
+        if view is not None:
+            entry = self._entry(view, self._git_commit(view), former)
+        else:
+            found = self._read_anyhow()
+            commit = commit_of(self._engine.places.config_dir, found)
+            digests = {name: hashlib.sha256(content).digest()[:16] for name, content in found.items()}
+            entry = _told(answers.HistoryEntry(0, now(), "", cause, files=_differing(former, digests)), commit)
+        result = "refused" if isinstance(error, ConfigError) else "failed"
+        entry = replace(entry, number=self.next_number(observed), result=result, error=str(error)[:_MOST_TEXT])
+        last = next(reversed(self._engine.archive.entries()), None)
+        if view is None and self._engine.files_fingerprint() != self._engine.read_fingerprint:
+            return entry  # they have changed again, and are looked at again
+        if last is None or (last.result, last.error, last.commit) != (entry.result, entry.error, entry.commit):
+            self._record(entry)
+        return entry
+
+    def _entry(self, view: View, commit: Commit | None, former: Mapping[str, bytes]) -> answers.HistoryEntry:
+        entry = answers.HistoryEntry(
+            number=0,
+            time=now(),
+            result=APPLIED,
+            cause=view.origin.cause,
+            files=_differing(former, view.digests()),
+            changes=tuple(f"{each.action} {each.object} {each.name}" for each in view.changes[:_MOST_CHANGES]),
+            of=view.origin.of,
+        )
+        return _told(entry, commit)
+
+    def _read_anyhow(self) -> dict[str, bytes]:
+        """The configuration files as they are, by name; without those that can't be read."""
+        found: dict[str, bytes] = {}
+        directory = self._engine.places.config_dir
+        try:
+            paths = [path for path in directory.iterdir() if is_config_file(path.name) and path.is_file()]
+        except OSError:
+            return found  # the error at hand says so
+        for path in paths:
+            try:
+                found[path.name] = path.read_bytes()
+            except OSError as error:
+                _log.debug("file_not_read", path=str(path), error=str(error))
+        return found
+
+    def _record(self, entry: answers.HistoryEntry) -> None:
+        try:
+            self._engine.archive.add(entry)
+        except OSError as error:
+            self._not_written(error)
+
+    def _not_written(self, error: OSError) -> None:
+        _log.warning("state_dir_not_written", path=str(self._engine.places.state_dir), error=str(error))
+
+
+def _manifest(view: View, commit: Commit | None) -> tuple[bytes, bytes]:
+    """Digest and content."""
+    from reconciler.kernel.store import Manifest, ManifestFile, digest_of, encode_manifest
+
+    files = tuple(ManifestFile(name, digest) for name, digest in view.digests().items())
+    told = (commit.id, commit.author, commit.subject) if commit else (None, None, None)
+    content = encode_manifest(Manifest(files, *told))
+    return digest_of(content), content
+
+
+def _told(entry: answers.HistoryEntry, commit: Commit | None) -> answers.HistoryEntry:
+    """With what git says."""
+    if commit is None:
+        return entry
+    return replace(entry, commit=commit.id, author=commit.author, message=commit.subject)
+
+
+def _differing(former: Mapping[str, bytes], files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Names of the files that differ."""
+    return tuple(sorted(name for name in former.keys() | files.keys() if former.get(name) != files.get(name)))

@@ -1,0 +1,116 @@
+"""What was said to the reconciler and has to outlive it: suspended, files that are not to be applied, a commit that
+waits to be confirmed. One small JSON file in the state directory, written whole or not at all.
+
+Nothing here says what is live; the kernel does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from reconciler.answers import from_json, to_json
+from reconciler.errors import RevproxyError
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+_log = structlog.get_logger("control")
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Files that are not applied by themselves as long as their fingerprint is this one. ``reason``: for a person."""
+
+    files: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """A commit that is rolled back when its time is up. ``previous``: the revision to go back to, 0 for none;
+    ``within_sec``: how long it was given; ``deadline``: seconds of CLOCK_BOOTTIME in the boot ``boot``, which no
+    change of the clock moves; ``until``: the same for a person, ISO 8601 in UTC."""
+
+    previous: int
+    within_sec: float
+    deadline: float
+    boot: str
+    until: str
+
+    def left_sec(self) -> float:
+        """Seconds that are left; 0 when the time is up. A machine that was started anew has none left."""
+        if self.boot != boot_id():
+            return 0.0
+        return max(0.0, self.deadline - boot_clock())
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """``suspended``: since when, ISO 8601; None if it is not. ``down``: everything was taken away on purpose."""
+
+    suspended: str | None = None
+    hold: Hold | None = None
+    unconfirmed: Unconfirmed | None = None
+    down: bool = False
+
+
+class ControlFile:
+    """Reads and writes :class:`Control`. Who writes holds the instance lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: tuple[tuple[int, int, int], Control] | None = None
+
+    def read(self) -> Control:
+        """What was said. Unreadable counts as nothing said, and is logged."""
+        try:
+            found = self._path.stat()
+            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if self._known is None or self._known[0] != version:
+                self._known = (version, from_json(Control, json.loads(self._path.read_bytes())))
+        except FileNotFoundError:
+            return Control()
+        except (OSError, ValueError) as error:
+            _log.error("control_not_read", path=str(self._path), error=str(error))
+            return Control()
+        return self._known[1]
+
+    def write(self, control: Control) -> None:
+        """Remember it, also through a loss of power. Raises :class:`RevproxyError` if it can't be written."""
+        if control == self.read():
+            return
+        draft = self._path.with_name(f".{self._path.name}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, json.dumps(to_json(control), sort_keys=True).encode() + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            draft.replace(self._path)
+        except OSError as error:
+            raise RevproxyError(f"{self._path} can't be written: {error.strerror or error}") from error
+
+    def change(self, how: Callable[[Control], Control]) -> Control:
+        """Write what ``how`` makes of the present one, and return it."""
+        control = how(self.read())
+        self.write(control)
+        return control
+
+
+def boot_id() -> str:
+    """Which start of the machine this is."""
+    return _BOOT_ID.read_text().strip()
+
+
+def boot_clock() -> float:
+    """Seconds since the machine was started, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

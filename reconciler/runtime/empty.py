@@ -1,0 +1,37 @@
+"""Files that say nothing any more while what they said is live: held, unless somebody says that it is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reconciler.errors import Problem
+from reconciler.runtime.view import HeldError
+
+if TYPE_CHECKING:
+    from reconciler.kernel.store import Manifest
+    from reconciler.runtime.view import View
+
+_MEANT = "held; `revproxyctl apply --allow-empty` would take"
+
+
+def hold(view: View, manifest: Manifest, config_dir: Path) -> None:
+    """Raise :class:`HeldError` for files without a proxy while some are live, and for a file of no bytes that had some
+    when it was applied: a full disk and a writer that was killed leave such files. ``manifest``: of what is applied."""
+    live = len(view.observed.state.proxies)
+    if not live:
+        return
+    if not view.config.proxies:
+        what = "no proxy in the files" if config_dir.is_dir() else "there is no such directory"
+        number = "1 proxy is" if live == 1 else f"{live} proxies are"
+        raise HeldError([Problem(str(config_dir), 0, 0, "", f"{what}, while {number} live: {_MEANT} them away")])
+    applied = {file.path: file.digest for file in manifest.files}
+    emptied = [
+        Problem(
+            file.path, 0, 0, "", f"has no content any more, and had when it was applied: {_MEANT} away what it held"
+        )
+        for file in view.config.files
+        if not file.content and applied.get(Path(file.path).name, file.digest) != file.digest
+    ]
+    if emptied:
+        raise HeldError(emptied)

@@ -1,0 +1,153 @@
+"""The history on disk: a line of JSON for each applied and each refused revision, and the files of the applied ones.
+
+``history.jsonl`` holds the latest :data:`RECORDS` lines; ``revisions/N/`` the files of revision N, for the latest
+:data:`KEPT`; ``last-good`` is a symlink to the one that was applied last. Equal files of two revisions are one file on
+disk (hard links). Nothing here decides what is live; the kernel does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from reconciler.answers import HistoryEntry, from_json, to_json
+from reconciler.config.model import SourceFile
+from reconciler.errors import RevproxyError
+from reconciler.places import Places
+
+RECORDS: Final = 1000
+KEPT: Final = 100
+APPLIED: Final = "applied"
+
+_log = structlog.get_logger("history")
+
+
+class History:
+    """One instance's history. Who writes holds the instance lock."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._known: tuple[tuple[int, int, int], tuple[HistoryEntry, ...]] | None = None
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def entries(self) -> tuple[HistoryEntry, ...]:
+        """All that is remembered, oldest first. Lines that are none are left out, and logged."""
+        try:
+            found = self._places.history.stat()
+            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if self._known is None or self._known[0] != version:
+                with self._places.history.open(encoding="utf-8", errors="replace") as lines:
+                    self._known = version, tuple(_parsed(lines))
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            _log.warning("state_dir_not_read", path=str(self._places.history), error=str(error))
+            return ()
+        return self._known[1]
+
+    @property
+    def last_number(self) -> int:
+        """The number of the latest applied revision, 0 before the first."""
+        return max((each.number for each in self.entries() if each.result == APPLIED), default=0)
+
+    def applied(self, number: int) -> HistoryEntry:
+        """The record of an applied revision whose files are kept. Raises :class:`RevproxyError`."""
+        kept = {each.number: each for each in self.entries() if each.result == APPLIED and self._kept(each.number)}
+        if number not in kept:
+            numbers = ", ".join(str(each) for each in sorted(kept)[-10:]) or "none"
+            raise RevproxyError(f"no applied revision {number} is kept; there are: {numbers}")
+        return kept[number]
+
+    def before(self, number: int) -> int:
+        """The latest kept revision that was applied before revision ``number``. Raises :class:`RevproxyError`."""
+        found = [each.number for each in self.entries() if each.result == APPLIED and each.number < number]
+        found = [each for each in found if self._kept(each)]
+        if not found:
+            raise RevproxyError(f"no revision was applied before {number}: there is nothing to go back to")
+        return max(found)
+
+    def sources(self, number: int) -> dict[str, bytes]:
+        """Path -> content of a revision's files. Raises :class:`RevproxyError`."""
+        directory = self._directory(number)
+        try:
+            return {str(path): path.read_bytes() for path in sorted(directory.iterdir())}
+        except OSError as error:
+            raise RevproxyError(f"the files of revision {number}: {error.filename}: {error.strerror}") from error
+
+    def _directory(self, number: int) -> Path:
+        return self._places.revisions / str(number)
+
+    def _kept(self, number: int) -> bool:
+        return self._directory(number).is_dir()
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def add(self, entry: HistoryEntry) -> None:
+        """Add a line. Raises :class:`OSError`."""
+        self._places.state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        lines = [json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n"]
+        former = self.entries()
+        if len(former) < RECORDS + RECORDS // 10:  # rewritten now and then, not each time
+            with self._places.history.open("a", encoding="utf-8") as history:
+                history.write(lines[0])
+            return
+        lines = [json.dumps(to_json(each), ensure_ascii=False, sort_keys=True) + "\n" for each in former[1 - RECORDS :]]
+        draft = self._places.history.with_suffix(".new")
+        draft.write_text("".join(lines) + json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n")
+        draft.replace(self._places.history)
+
+    def keep(self, number: int, files: Sequence[SourceFile]) -> None:
+        """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged, so that it
+        always leads to a whole copy. Raises :class:`OSError`."""
+        self._places.revisions.mkdir(parents=True, exist_ok=True, mode=0o755)
+        former = self._places.last_good.resolve() if self._places.last_good.exists() else None
+        copy, draft = self._directory(number), self._places.revisions / f".{number}.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        for file in files:
+            _copy(file, draft, former)
+        shutil.rmtree(copy, ignore_errors=True)
+        draft.replace(copy)
+        link = self._places.state_dir / "last-good.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(copy.relative_to(self._places.state_dir))
+        os.replace(link, self._places.last_good)  # noqa: PTH105  # Path.replace() does not say that it is atomic
+        self._forget(number)
+
+    def _forget(self, latest: int) -> None:
+        numbers = sorted(int(each.name) for each in self._places.revisions.iterdir() if each.name.isdecimal())
+        for number in numbers[:-KEPT]:
+            if number != latest:
+                shutil.rmtree(self._directory(number), ignore_errors=True)
+
+
+def _copy(file: SourceFile, directory: Path, former: Path | None) -> None:
+    """As a link to the former revision's where that is the same."""
+    name = Path(file.path).name
+    there = former / name if former else None
+    if there is not None and there.is_file() and there.read_bytes() == file.content:
+        os.link(there, directory / name)
+    else:
+        (directory / name).write_bytes(file.content)
+
+
+def _parsed(lines: Iterable[str]) -> Iterable[HistoryEntry]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield from_json(HistoryEntry, _upgraded(json.loads(line)))
+        except ValueError as error:
+            _log.warning("history_line_not_read", line=number, error=str(error))
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """The first version called the number ``revision``, and listed all files rather than those changed."""
+    if "number" not in record and "revision" in record:
+        return {**record, "number": record["revision"]}
+    return record

@@ -1,0 +1,50 @@
+"""A second copy of what stood in sysctls before us, for `down` after somebody has removed the maps that remember it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import structlog
+
+from reconciler.runtime.control import boot_id
+
+_log = structlog.get_logger("originals")
+
+Pair = tuple[str, str]
+"""What stood there before, what we set."""
+
+
+class Originals:
+    """A small file in the state directory; it is of one start of the machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Pair]:
+        """By name; nothing of an earlier start of the machine."""
+        try:
+            stored = json.loads(self._path.read_bytes())
+            if stored["boot"] != boot_id():
+                return {}
+            return {str(name): (str(before), str(after)) for name, (before, after) in stored["sysctls"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            _log.warning("originals_not_read", path=str(self._path), error=str(error))
+            return {}
+
+    def keep(self, remembered: Mapping[str, Pair], restored: Collection[str] = ()) -> None:
+        """What the kernel's map says now counts; what it has lost stays, but for what was put back on purpose."""
+        before = self.read()
+        kept = {name: pair for name, pair in before.items() if name not in restored} | dict(remembered)
+        if kept == before:
+            return
+        draft = self._path.with_name(f".{self._path.name}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            draft.write_text(json.dumps({"boot": boot_id(), "sysctls": kept}, sort_keys=True))
+            draft.replace(self._path)
+        except OSError as error:
+            _log.warning("state_dir_not_written", path=str(self._path), error=str(error))

@@ -1,0 +1,69 @@
+"""Both sides at one moment, as the engine compares them, and where the files of it come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reconciler.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from reconciler.config.model import Config
+    from reconciler.kernel.store import Manifest
+    from reconciler.runtime.git import Commit
+    from reconciler.state.desired import Desired
+    from reconciler.state.diff import Change
+    from reconciler.state.facts import HostFacts, RuntimeFacts
+    from reconciler.state.objects import Observed
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Why a configuration is to be applied, and which git commit it is of. ``cause`` as in
+    :class:`~reconciler.answers.HistoryEntry`; ``of``: the revision it was; ``stored``: its files are not those of the
+    configuration directory, so that ``commit`` says all there is to know of git."""
+
+    cause: str = "apply"
+    of: int | None = None
+    stored: bool = False
+    commit: Commit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Both sides at one moment: what the files ask for on this host, what the kernel holds, how they differ."""
+
+    config: Config
+    facts: HostFacts
+    runtime: RuntimeFacts
+    observed: Observed
+    desired: Desired
+    changes: tuple[Change, ...]
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What a person should know although it is no error."""
+        return self.config.warnings + tuple(Problem("", 0, 0, "", text) for text in self.desired.warnings)
+
+    def same_situation(self, other: View | None) -> bool:
+        """Nothing that could make a difference to an attempt differs between the two."""
+        return other is not None and self._situation() == other._situation()
+
+    def _situation(self) -> tuple[object, ...]:
+        return self.config.files, self.facts, self.observed.state, self.desired.state.program
+
+    def digests(self) -> dict[str, bytes]:
+        """Digest of each file's content, by name."""
+        return {Path(file.path).name: file.digest for file in self.config.files}
+
+    def repairs(self, manifest: Manifest) -> bool:
+        """The files are those that are applied (``manifest`` is what that was made from): what differs is the kernel
+        or the host."""
+        applied = self.observed.revision.number > 0 and bool(manifest.files or not self.config.files)
+        return applied and self.digests() == {file.path: file.digest for file in manifest.files}
+
+
+class HeldError(ConfigError):
+    """The files could be applied, and are not without being told to: they would take everything away."""

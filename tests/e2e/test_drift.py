@@ -1,0 +1,246 @@
+"""What others change in the kernel: `diff` names the object it belongs to, the daemon puts it right, counts it and
+tells of it; a repair is no new revision."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from netlab import HTTP_PORT, UDP_PORT, Lab, wait_for
+from netlab.clients import ask_udp
+from reconciler.kernel.maps import Maps
+from tests.e2e.instance import Instance
+from tests.e2e.watching import Requests, attached, held
+
+RESYNC_SEC = 2
+
+
+def config(lab: Lab) -> str:
+    """Native XDP; a group, a single target, a route, and a fullnat proxy."""
+    one, two, three = (each.ip4 for each in lab.backends)
+    return f"""\
+apiVersion: revproxy/v1
+settings: {{xdp_mode: native}}
+proxies:
+  - name: web
+    listen: {{interfaces: [eth0], port: 80}}
+    default_target: [{{ip: {one}, port: {HTTP_PORT}}}, {{ip: {two}, port: {HTTP_PORT}}}]
+    source_routes: [{{source: 198.51.100.0/24, target: {{ip: {three}, port: {HTTP_PORT}}}}}]
+  - name: dns
+    listen: {{interfaces: [eth0], port: 53, protocol: udp}}
+    mode: fullnat
+    default_target: {{ip: {three}, port: {UDP_PORT}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Instance]:
+    """A daemon that compares everything every other second."""
+    with Lab(offload=False, xdp_peers=True) as lab, Instance(lab) as instance:
+        instance.write(config(lab))
+        instance.start_daemon("--resync", str(RESYNC_SEC))
+        yield instance
+
+
+def serves(lab: Lab) -> None:
+    """Both proxies answer."""
+    assert Requests(lab).ask().startswith("backend")
+    assert ask_udp(lab.client, (lab.proxy4, 53), b"?")
+
+
+def told(instance: Instance) -> list[list[str]]:
+    """The objects of each repair that the daemon has logged."""
+    assert instance.daemon is not None
+    lines = [json.loads(line) for line in instance.daemon.output().splitlines()]
+    return [line["objects"] for line in lines if line["event"] == "drift_repaired"]
+
+
+def on_maps(change: Callable[[Maps], None]) -> Callable[[Instance], None]:
+    """As somebody with bpftool does."""
+
+    def damage(instance: Instance) -> None:
+        maps = Maps(instance.bpffs_dir)
+        maps.open()
+        try:
+            change(maps)
+        finally:
+            maps.close()
+
+    return damage
+
+
+def delete_all(name: str) -> Callable[[Instance], None]:
+    return on_maps(lambda maps: maps[name].delete_many(maps[name].items()[0]))
+
+
+def edit(name: str, how: Callable[[Any], None]) -> Callable[[Instance], None]:
+    """Change the values of a map; both slots, as somebody who knows nothing of them."""
+
+    def change(maps: Maps) -> None:
+        keys, values = maps[name].items()
+        values = np.array(values)
+        how(values)
+        maps[name].put_many(keys, values)
+
+    return on_maps(change)
+
+
+def set_all(field: str, value: Any) -> Callable[[Any], None]:
+    def change(values: Any) -> None:
+        values["slot"][field] = value
+
+    return change
+
+
+def zero_used_targets(values: Any) -> None:
+    values[1:] = np.zeros((), values.dtype)
+
+
+def close_ports(values: Any) -> None:
+    values[:] = 0
+
+
+def other_idle(values: Any) -> None:
+    values["slot"]["idle_sec"][1:3] = 7
+
+
+MAPS: dict[str, tuple[Callable[[Instance], None], set[str]]] = {
+    "listeners deleted": (delete_all("listener4"), {"proxy web", "proxy dns"}),
+    "listeners to another proxy": (
+        edit("listener4", lambda values: values["proxy"].__imul__(0)),
+        {"proxy web", "proxy dns"},
+    ),
+    "routes deleted": (delete_all("route4"), {"route web/198.51.100.0/24"}),
+    "settings changed": (edit("settings", set_all("unanswered_sec", 5)), {"setting unanswered_sec"}),
+    "proxies changed": (edit("proxy", other_idle), {"proxy web", "proxy dns"}),
+    "members of groups deleted": (delete_all("group_member"), {"target web/{one}", "target web/{two}"}),
+    "targets zeroed": (
+        edit("target", zero_used_targets),
+        {"target web/{one}", "target web/{two}", "target dns/{udp}", "route web/198.51.100.0/24"},
+    ),
+    "names deleted": (delete_all("proxy_name"), {"proxy web", "proxy dns"}),
+    "ports closed": (edit("port", close_ports), {"setting port/80", "setting port/53"}),
+    "devices deleted": (delete_all("device"), {"interface eth0", "interface eth1"}),
+}
+
+
+@pytest.mark.parametrize("damage", MAPS)
+def test_map_entries(running: Instance, damage: str) -> None:
+    lab, (change, objects) = running.lab, MAPS[damage]
+    one, two, three = (each.ip4 for each in lab.backends)
+    places = {"one": f"{one}:{HTTP_PORT}", "two": f"{two}:{HTTP_PORT}", "udp": f"{three}:{UDP_PORT}"}
+    named = {each.format(**places) for each in objects}
+    repairs(running, change, named)
+
+
+def sizes(instance: Instance) -> dict[str, int]:
+    """How many entries each map has, but for what connections may keep for a while where numbers were lost."""
+    return {name: len(entries) for name, entries in held(instance).items() if name not in ("target", "proxy_name")}
+
+
+def repairs(running: Instance, change: Callable[[Instance], None], named: set[str]) -> None:
+    """Suspended, it is named; resumed, it is put right, counted and told."""
+    lab = running.lab
+    status, before, repaired = running.json("status", status=0), sizes(running), len(told(running))
+    running.ctl("suspend")
+    try:
+        change(running)
+        found = running.json("diff", status=1)["changes"]
+        assert {f"{each['object']} {each['name']}" for each in found} >= named
+        assert running.json("status", status=1)["sync"] == "OutOfSync"
+    finally:
+        running.ctl("resume")
+    running.wait_synced(timeout_sec=20)
+    serves(lab)
+    after = running.json("status", status=0)
+    assert after["revision"] == status["revision"], "a repair is no new revision"
+    assert after["drift_repaired"] > status["drift_repaired"]
+    assert {text for objects in told(running)[repaired:] for text in objects} >= named
+    assert sizes(running) == before
+
+
+def test_without_a_word_it_is_found_at_resync(running: Instance) -> None:
+    repaired = len(told(running))
+    delete_all("listener4")(running)
+    wait_for(lambda: len(told(running)) > repaired, "found", timeout_sec=RESYNC_SEC + 8)
+    running.wait_synced()
+    serves(running.lab)
+
+
+LINKS = {
+    "XDP taken off": ("ip link set dev eth0 xdpdrv off", {"interface eth0"}),
+    "filters deleted": ("tc filter del dev eth1 ingress", {"interface eth1"}),
+    "qdisc deleted": ("tc qdisc del dev eth0 clsact", {"interface eth0"}),
+}
+
+
+@pytest.mark.parametrize("damage", LINKS)
+def test_links(running: Instance, damage: str) -> None:
+    words, named = LINKS[damage]
+    before = attached(running.lab)
+    repairs(running, lambda instance: instance.lab.proxy.run(*words.split()), named)
+    assert attached(running.lab) == before
+    # And at once, without being asked.
+    repaired = len(told(running))
+    running.lab.proxy.run(*words.split())
+    wait_for(lambda: attached(running.lab) == before, "at once", timeout_sec=5)
+    wait_for(lambda: len(told(running)) == repaired + 1, "told", timeout_sec=5)
+    assert {text for objects in told(running)[repaired:] for text in objects} >= named
+
+
+def test_sysctls(running: Instance) -> None:
+    name = "net/ipv4/conf/lo/forwarding"
+    repairs(running, lambda instance: instance.lab.proxy.write_sysctls({name: "0"}), {f"setting {name}"})
+
+
+def test_pins(running: Instance) -> None:
+    """A pin that is gone takes its map out of reach, and all the others are of no use without it."""
+    lab = running.lab
+    before = running.json("status", status=0)
+    for number, pins in enumerate((["listener4"], None)):
+        running.ctl("suspend")
+        for path in sorted(running.bpffs_dir.rglob("*"), reverse=True):
+            if path.is_file() and (pins is None or path.name in pins):
+                path.unlink()
+        found = running.json("diff")["changes"]
+        assert ("program", "revproxy") in {(each["object"], each["name"]) for each in found}, number
+        running.ctl("resume")
+        running.wait_synced(timeout_sec=60)
+        serves(lab)
+    after = running.json("status", status=0)
+    assert after["interfaces"] == before["interfaces"]
+    # That `down` puts sysctls back all the same is looked at when the instance goes.
+
+
+def test_what_is_applied_is_kept_in_force_while_the_files_are_broken(running: Instance) -> None:
+    lab, before = running.lab, attached(running.lab)
+    broken = running.write("nonsense: [", "broken.yaml")
+    try:
+        wait_for(lambda: running.json("status")["sync"] == "Degraded", "refused")
+        delete_all("listener4")(running)
+        lab.proxy.run("tc", "qdisc", "del", "dev", "eth1", "clsact")
+        wait_for(lambda: attached(lab) == before, "put right", timeout_sec=RESYNC_SEC + 8)
+
+        def answered() -> bool:
+            serves(lab)
+            return True
+
+        wait_for(answered, "served", timeout_sec=RESYNC_SEC + 8)
+        assert running.json("status", status=1)["sync"] == "Degraded"
+    finally:
+        Path(broken).unlink()
+    running.wait_synced()
+
+
+def test_found_at_start_it_is_put_right(running: Instance) -> None:
+    running.stop_daemon(signal.SIGTERM)
+    delete_all("listener4")(running)
+    running.start_daemon("--resync", str(RESYNC_SEC))
+    assert {"proxy web", "proxy dns"} <= {text for objects in told(running) for text in objects}
+    serves(running.lab)
