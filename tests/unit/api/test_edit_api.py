@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,8 +82,19 @@ def test_interfaces_come_through_as_they_were(daemon: DaemonClient) -> None:
     assert daemon.interfaces() == (DETAIL,)
 
 
+class _Revisions:
+    """Nothing is to be confirmed, and nobody has suspended the daemon."""
+
+    control = SimpleNamespace(suspended=False)
+
+    def expire(self) -> None:
+        pass
+
+
 class _Engine:
-    """Must not be asked."""
+    """Must not be asked for anything but what is to be confirmed."""
+
+    revisions = _Revisions()
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(name)

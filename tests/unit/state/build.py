@@ -71,7 +71,7 @@ def config(
     *proxies: Proxy, fast_path: bool = True, xdp_mode: str = "auto", ports: tuple[int, int] = (10000, 32767)
 ) -> Config:
     place = Place("settings.yaml", 2, 1)
-    return Config(Settings(300, 1000, fast_path, XdpChoice(xdp_mode), SourcePorts(*ports), place), proxies)
+    return Config(Settings(300, 1000, fast_path, XdpChoice(xdp_mode), SourcePorts(*ports), place=place), proxies)
 
 
 def interface(ifindex: int, name: str, *addresses: str, **more: Any) -> Interface:
