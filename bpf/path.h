@@ -140,7 +140,7 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 	if (before) {
 		F(reverse_key)(before, p->key.protocol, reply_key);
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
-		fresh->hint = before->hint;
+		fresh->hint = before->c.flags & CONNECTION_REPLY ? 0 : before->hint;
 	} else {
 		fresh->hint = F(note_hint)(&p->key, scratch->hash);
 	}
@@ -257,6 +257,8 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 		F(hear)(e, p->key.protocol, p->heard);
 	if (e->c.last_ns != now)
 		e->c.last_ns = now;
+	if (outcome != OUTCOME_EGRESS && (e->c.flags & CONNECTION_REPLY) && e->hint != p->ifindex)
+		e->hint = p->ifindex;
 	count_packet(&e->c, p->segments, p->bytes);
 	count_outcome(outcome);
 }

@@ -210,7 +210,7 @@ struct connection4 {
 	__be32 daddr_be[1];
 	__be16 sport_be;
 	__be16 dport_be;
-	u32 hint; /* its place in hint4, of the client's direction */
+	u32 hint; /* of the client's direction: its place in hint4; of the answers': the interface they last came in by */
 };
 
 struct connection6 {

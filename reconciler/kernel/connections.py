@@ -307,7 +307,7 @@ def _delete(maps: Maps, table: Table, indexes: Iterable[int], *, with_peers: boo
     if len(places):
         name = f"connection{table.version}"
         maps[name].delete_many(table.keys[places])
-        noted = np.unique(table.values["hint"][places])
+        noted = np.unique(table.values["hint"][places[~table.is_reply[places]]])
         hints = maps[layout.HINTS[name]]
         noted = noted[(noted > 0) & (noted < hints.max_entries)]
         hints.put_many(noted, hints.values_array(len(noted)))

@@ -135,8 +135,8 @@ class Live:
         )
 
     def busy_interfaces(self) -> frozenset[int]:
-        """Interfaces by which live connections come or go: by the ways out they remember, by the routes to their
-        targets, and by the addresses their clients talk to."""
+        """Interfaces by which live connections come or go: by the ways out they remember, by where answers came in, by
+        the routes to their targets, and by the addresses their clients talk to."""
         found: set[int] = set()
         listens: set[bytes] = set()
         targets: set[bytes] = set()
@@ -145,6 +145,7 @@ class Live:
             common = values["c"]
             found.update(np.unique(common["out_ifindex"]).tolist())
             forward = common["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0
+            found.update(np.unique(values["hint"][~forward]).tolist())
             listens.update(row.tobytes() for row in np.unique(keys["daddr_be"][forward], axis=0))
             targets.update(row.tobytes() for row in np.unique(values["daddr_be"][forward], axis=0))
         found.update(host.route_to(ip_address(target)).ifindex or 0 for target in targets)
