@@ -18,6 +18,7 @@
 #include "forward.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "reset.h"
 #include "path.h"
 
 #undef F

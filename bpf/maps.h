@@ -42,6 +42,8 @@
 #define CALL_EGRESS 4 /* added to the four before: their egress versions */
 #define CALL_FORWARD4 10
 #define CALL_FORWARD6 11
+#define CALL_RESET4 12
+#define CALL_RESET6 13
 
 /* A number that no file descriptor reaches marks the instruction as one of ours to relocate. */
 #define MAP_BASE 0x52500000

@@ -385,6 +385,12 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 		/* A SYN on a closing connection is a new one that uses the port again. */
 		replace = p.opens && !(e->c.flags & CONNECTION_REPLY) && F(is_closing)(&e->c);
 		replace = replace || !F(is_alive)(e, p.key.protocol, now, active);
+		/* TC answers those. */
+		if (!replace && (e->c.flags & CONNECTION_RESET)) {
+			if (hook == HOOK_XDP)
+				return XDP_PASS;
+			call(ctx, hook, FAMILY == 4 ? CALL_RESET4 : CALL_RESET6);
+		}
 		if (!replace)
 			return F(forward)(ctx, hook, &p, e, &settings->slot[active], ctl, now);
 	}

@@ -166,6 +166,16 @@ int tc_egress_icmp6(struct __sk_buff *ctx)
 	return translate_icmp6(ctx, HOOK_TC_EGRESS);
 }
 
+int tc_reset4(struct __sk_buff *ctx)
+{
+	return reset4(ctx);
+}
+
+int tc_reset6(struct __sk_buff *ctx)
+{
+	return reset6(ctx);
+}
+
 int tc_egress(struct __sk_buff *ctx)
 {
 	pull_headers(ctx);

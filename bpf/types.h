@@ -169,6 +169,7 @@ struct connection_key6 {
 
 #define CONNECTION_REPLY 1u   /* this entry is of the direction target -> client */
 #define CONNECTION_FULLNAT 2u
+#define CONNECTION_RESET 4u   /* its target is dead: what comes is answered with RST; set by user space, TCP only */
 
 /* What has been heard; own is of this entry's direction, peer of the other one. */
 #define HEARD_ANY 1u
@@ -298,6 +299,7 @@ enum outcome {
 	OUTCOME_RECLAIMED,        /* not a packet: entries that were over, removed to make room */
 	OUTCOME_DROP_ERROR,       /* a helper failed in mid-rewrite: never expected to move */
 	OUTCOME_DROP_LOOPBACK,    /* from or to a loopback address, from the wire */
+	OUTCOME_RESET,            /* of a connection to a dead target: answered with RST */
 };
 
 /* Strings kept for user space: who an id is, what is applied. */

@@ -202,6 +202,8 @@ class _ProxyBuilder:
             chosen = said or own
             if chosen is None or chosen.type is healthcheck.CheckType.NONE:
                 continue
+            if chosen.on_unhealthy is healthcheck.OnUnhealthy.RESET and listen.protocol is Protocol.UDP:
+                self._fail(at, "'on_unhealthy: reset' goes with TCP: UDP knows no reset", *where, "health_check")
             port = chosen.port or endpoint.port or (listen.ports[0] if len(listen.ports) == 1 else None)
             if port is None:
                 text = f"a health check of the target {endpoint}, which has no port of its own, needs a 'port'"

@@ -25,7 +25,6 @@ Path = tuple[str | int, ...]
 UNSUPPORTED_KEYS: Final = {
     "": {"tests"},
     "settings": {"stats_enabled", "takeover", "metrics"},
-    "health_check": {"on_unhealthy"},
 }
 
 

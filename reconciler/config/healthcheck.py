@@ -19,6 +19,13 @@ class CheckType(StrEnum):
     HTTPS = "https"
 
 
+class OnUnhealthy(StrEnum):
+    """What becomes of the connections there are to a target that is found unhealthy."""
+
+    KEEP = "keep"
+    RESET = "reset"
+
+
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
     """One way of checking, defaults filled in. ``port`` None: the target's. ``expected_codes``: ranges, both ends
@@ -36,6 +43,7 @@ class HealthCheck:
     host: str | None
     verify: bool
     ca_file: str | None = None
+    on_unhealthy: OnUnhealthy = OnUnhealthy.KEEP
 
     def expects(self, code: int) -> bool:
         """Whether an HTTP status code is a good one."""
@@ -69,6 +77,7 @@ def build(tree: Mapping) -> HealthCheck:
         host=value("host"),
         verify=verify is not False,
         ca_file=verify if isinstance(verify, str) else None,
+        on_unhealthy=OnUnhealthy(value("on_unhealthy")),
     )
 
 

@@ -143,6 +143,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "TARGET_MISSING_SHIFT": 1,
     "CONNECTION_REPLY": 1,
     "CONNECTION_FULLNAT": 2,
+    "CONNECTION_RESET": 4,
     "HEARD_ANY": 1,
     "HEARD_SYN": 2,
     "HEARD_FIN": 4,
@@ -171,6 +172,7 @@ OUTCOMES: Final = (
     "reclaimed",
     "drop_error",
     "drop_loopback",
+    "reset",
 )
 OUTCOME_COUNT: Final = 16
 
@@ -265,6 +267,8 @@ CALLS: Final[dict[str, tuple[str, ...]]] = {
         "tc_egress_icmp6",
         "tc_forward4",
         "tc_forward6",
+        "tc_reset4",
+        "tc_reset6",
     ),
 }
 CALLS_NUMBER: Final = {"xdp_calls": 100, "tc_calls": 101}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +29,7 @@ from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import observe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
+from reconciler.kernel.resets import reset
 from reconciler.kernel.store import Manifest
 from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
@@ -312,6 +313,10 @@ class Live:
     def connections_per_target(self) -> Mapping[int, int]:
         """Live connections by target id."""
         return connections.count(self.maps).targets if self._open() else {}
+
+    def reset(self, targets: Collection[tuple[str, Endpoint]]) -> int:
+        """Have the TCP connections to these targets of these proxies answered with RST; how many."""
+        return reset(self.maps, targets) if self._reopened() else 0
 
     def targets(self) -> list[LiveTarget]:
         """Every target there is, retired ones included."""

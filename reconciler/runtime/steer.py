@@ -6,12 +6,15 @@ held or not yet applied, without a commit. A commit finds the same facts in :met
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Container
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from reconciler import answers
+from reconciler.config.healthcheck import OnUnhealthy
 from reconciler.errors import RevproxyError
 from reconciler.runtime.drains import Drains, matches, overlap
 from reconciler.runtime.health.condition import Condition, Health
@@ -45,17 +48,19 @@ class Steering:
 
     def __init__(self, places: Places, live: Live, events: Events) -> None:
         self._drains, self._live, self._events = Drains(places.state_dir), live, events
-        self._checked: frozenset[Target] | None = None  # of the applied configuration; None: not known yet
+        self._checks: dict[Target, HealthCheck] | None = None  # of the applied configuration; None: not known yet
+        self._dying: set[Target] = set()  # whose connections are to be reset
+        self._lock = threading.Lock()
         self.checker: Checker | None = None
 
     # -- facts ---------------------------------------------------------------------------------------------------
 
     def facts(self, runtime: RuntimeFacts, config: Config, observed: Observed) -> RuntimeFacts:
         """``runtime`` with health and drains, as far as they concern this configuration."""
-        checked = frozenset(checks_of(config))
+        checked = checks_of(config)
         return replace(runtime, health=self._health(observed, checked), drains=frozenset(self._drains.load()))
 
-    def _health(self, observed: Observed, checked: frozenset[Target] | None) -> dict[Target, int]:
+    def _health(self, observed: Observed, checked: Container[Target] | None) -> dict[Target, int]:
         """What the checker says; of targets it has not met, what the kernel says. Of one that is not checked nothing
         is left."""
         found = {key: each.quarters for key, each in observed.state.shares.items() if each.quarters != QUARTERS}
@@ -79,8 +84,7 @@ class Steering:
 
     def follow(self, config: Config, observed: Observed) -> None:
         """This configuration is applied: check its targets."""
-        checks = checks_of(config)
-        self._checked = frozenset(checks)
+        self._checks = checks = checks_of(config)
         if self.checker is not None:
             known = {key: each.quarters for key, each in observed.state.shares.items()}
             self.checker.follow(checks, known)
@@ -90,19 +94,38 @@ class Steering:
         took. ``observed`` must not be unfinished. Raises :class:`RevproxyError`."""
         if not observed.exists:
             return 0
-        drains, health = frozenset(self._drains.load()), self._health(observed, self._checked)
+        drains, health = frozenset(self._drains.load()), self._health(observed, self._checks)
         wanted = share.shares(share.endpoints(observed.state), health, drains)
         found = tuple(steering.operations(replace(observed.state, shares=wanted), observed))
         if found:
             self._live.free(found)
             _log.info("shares_changed", targets=len(wanted), operations=len(found))
+        self._reset_connections()
         return len(found)
+
+    def _reset_connections(self) -> None:
+        """Of targets that have been found dead: once, after their tables name others."""
+        with self._lock:
+            dying, self._dying = self._dying, set()
+        if not dying:
+            return
+        try:
+            number = self._live.reset(dying)
+        except RevproxyError:
+            with self._lock:
+                self._dying |= dying
+            raise
+        _log.info("connections_reset", targets=sorted(f"{name}/{endpoint}" for name, endpoint in dying), number=number)
 
     def health_changed(self, target: Target, before: Condition, now: Condition) -> None:
         """For the checker: say what happened. From its thread."""
         proxy, endpoint = target
         fields = {"proxy": proxy, "target": str(endpoint)}
         if now.health is Health.UNHEALTHY:
+            check = (self._checks or {}).get(target)
+            if check is not None and check.on_unhealthy is OnUnhealthy.RESET:
+                with self._lock:
+                    self._dying.add(target)
             self._events.publish("target_down", **fields, reason=now.reason)
             _log.warning("target_down", **fields, reason=now.reason)
         elif before.health is Health.UNHEALTHY:

@@ -176,3 +176,39 @@ proxies:
 def health_of(instance: Instance, ip: object) -> str:
     (proxy,) = instance.json("status")["proxies"]
     return str(next(each["health"] for each in proxy["targets"] if each["address"] == str(ip)))
+
+
+WAYS = {
+    "native": ({"offload": False, "xdp_peers": True}, "xdp_mode: native"),
+    "tc-with-offloads": ({"offload": True}, "xdp_mode: off"),
+    "stack": ({"offload": False}, "fast_path: false"),
+}
+
+
+@pytest.mark.parametrize("mode", ["dnat", "fullnat"])
+@pytest.mark.parametrize("way", WAYS)
+def test_connections_to_a_dead_target_are_reset(way: str, mode: str) -> None:
+    options, settings = WAYS[way]
+    with Lab(separate=True, **options) as lab, Instance(lab) as instance:
+        healthy = Healthy(lab)
+        check = CHECK.replace("{", "{on_unhealthy: reset, ")
+        text = checked(lab, check=check, extra=f"mode: {mode}")
+        instance.write(text.replace("proxies:", f"settings: {{{settings}}}\nproxies:"))
+        instance.start_daemon()
+        opened = [http_connection(lab.client, (lab.proxy4, 80)) for _ in range(24)]
+        by_backend = {backend.name: [] for backend in lab.backends}  # type: ignore[var-annotated]
+        for connection in opened:
+            by_backend[get(connection)].append(connection)
+        assert all(by_backend.values())
+        healthy.stop(0)
+        wait_for(lambda: events(instance, "connections_reset"), "connections to be reset", timeout_sec=20)
+        for connection in by_backend.pop(lab.backends[0].name):
+            with pytest.raises(ConnectionResetError):
+                get(connection)
+        for name, connections in by_backend.items():
+            assert [get(each) for each in connections] == [name] * len(connections)
+        assert int(instance.json("stats")["outcomes"]["reset"]) > 0
+        assert lab.backends[0].name not in shares(lab, 30)
+        for connection in opened:
+            connection.close()
+        assert lab.checksum_errors() == {}

@@ -12,12 +12,12 @@ import resource
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 
-from reconciler.config.healthcheck import HealthCheck
+from reconciler.config.healthcheck import HealthCheck, OnUnhealthy
 from reconciler.runtime.health import condition as conditions
 from reconciler.runtime.health.condition import Condition
 from reconciler.runtime.health.probe import probe
@@ -128,7 +128,7 @@ class Checker:
         watches: dict[_Key, _Watch] = {}
         by_target: dict[Target, _Watch] = {}
         for target, check in checks.items():
-            key = _Key(target[1].ip, check.port or target[1].port, check)
+            key = _Key(target[1].ip, check.port or target[1].port, replace(check, on_unhealthy=OnUnhealthy.KEEP))
             watch = watches.get(key) or self._watches.get(key)
             if watch is None:
                 was = before.get(target)

@@ -277,8 +277,11 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         ),
     ),
     "on_unhealthy": (
-        ((": web\n", ": web\n    health_check: {type: tcp, on_unhealthy: reset}\n"),),
-        ("5:31: 'on_unhealthy' is not supported by this version",),
+        (
+            (": web\n", ": web\n    health_check: {type: tcp, on_unhealthy: reset}\n"),
+            (LISTEN_PORT, "port: 80\n      protocol: udp\n"),
+        ),
+        ("5:19: 'on_unhealthy: reset' goes with TCP: UDP knows no reset",),
     ),
     # -- health checks
     "health check without a type": (
