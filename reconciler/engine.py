@@ -147,7 +147,9 @@ class Engine:
 
     def plan(self) -> answers.PlanAnswer:
         """What :meth:`apply` would do."""
-        return self.saved_plan().plan
+        view = self.view()
+        planned = self._planned(view)
+        return report.plan(planned.plan, view.warnings) if planned else answers.PlanAnswer(warnings=view.warnings)
 
     def saved_plan(self) -> answers.SavedPlan:
         """What :meth:`apply` would do, to be given to it later."""

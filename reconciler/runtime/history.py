@@ -40,8 +40,7 @@ class History:
     def entries(self) -> tuple[HistoryEntry, ...]:
         """All that is remembered, oldest first. Lines that are none are left out, and logged."""
         try:
-            found = self._places.history.stat()
-            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            version = _version(self._places.history)
             if self._known is None or self._known[0] != version:
                 with self._places.history.open(encoding="utf-8", errors="replace") as lines:
                     self._known = version, tuple(_parsed(lines))
@@ -92,16 +91,16 @@ class History:
     def add(self, entry: HistoryEntry) -> None:
         """Add a line. Raises :class:`OSError`."""
         self._places.state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
-        lines = [json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n"]
-        former = self.entries()
-        if len(former) < RECORDS + RECORDS // 10:  # rewritten now and then, not each time
+        entries = (*self.entries(), entry)
+        if len(entries) <= RECORDS + RECORDS // 10:  # rewritten now and then, not each time
             with self._places.history.open("a", encoding="utf-8") as history:
-                history.write(lines[0])
-            return
-        lines = [json.dumps(to_json(each), ensure_ascii=False, sort_keys=True) + "\n" for each in former[1 - RECORDS :]]
-        draft = self._places.history.with_suffix(".new")
-        draft.write_text("".join(lines) + json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n")
-        draft.replace(self._places.history)
+                history.write(_line(entry))
+        else:
+            entries = entries[-RECORDS:]
+            draft = self._places.history.with_suffix(".new")
+            draft.write_text("".join(map(_line, entries)), encoding="utf-8")
+            draft.replace(self._places.history)
+        self._known = _version(self._places.history), entries  # so that a long history is read once, not at each commit
 
     def keep(self, number: int, files: Sequence[SourceFile]) -> None:
         """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged, so that it
@@ -126,6 +125,15 @@ class History:
         for number in numbers[:-KEPT]:
             if number != latest:
                 shutil.rmtree(self._directory(number), ignore_errors=True)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _line(entry: HistoryEntry) -> str:
+    return json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def _copy(file: SourceFile, directory: Path, former: Path | None) -> None:

@@ -6,6 +6,7 @@ or the next command that changes something does it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,12 +24,15 @@ _PAUSE_SEC: Final = 3.0
 
 def start(places: Places) -> None:
     """Start one that outlives this process, in the network namespace of the calling thread."""
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(each for each in (package, os.environ.get("PYTHONPATH")) if each)
     directories = (places.config_dir, places.run_dir, places.state_dir, places.bpffs_dir)
     subprocess.Popen(
         [sys.executable, "-m", "reconciler.runtime.waiter", *map(str, directories)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,
         close_fds=True,
     )

@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from netlab import HTTP_PORT, Lab, wait_for
 from netlab.clients import http_connection
+from reconciler.kernel.maps import Maps
 from tests.e2e.instance import Instance, web
 from tests.e2e.watching import Requests, attached, held
 
@@ -344,6 +346,35 @@ def test_suspended_it_does_nothing_until_resumed(lab: Lab, instance: Instance) -
     wait_for(lambda: answering(lab) == "backend2", "goes on", timeout_sec=10)
     instance.wait_synced()
     assert instance.json("status", status=0)["suspended"] is None
+
+
+# -- what connections kept ------------------------------------------------------------------------------------
+
+
+def used_targets(instance: Instance) -> int:
+    """How many targets the kernel knows."""
+    maps = Maps(instance.bpffs_dir)
+    maps.open()
+    try:
+        return int((maps["target"].items()[1]["family"] != 0).sum())
+    finally:
+        maps.close()
+
+
+def test_what_only_connections_kept_is_freed_without_a_word(serving: Instance) -> None:
+    lab = serving.lab
+    with closing(http_connection(lab.client, (lab.proxy4, 80))) as connection:
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        serving.write(http(lab, 2, settings=MANUAL))
+        serving.ctl("apply", "--yes")
+        assert used_targets(serving) == 2
+        serving.ctl("connections", "flush", "--all")
+        assert used_targets(serving) == 1
+    serving.write(http(lab, 3, settings=MANUAL))
+    said = serving.run("apply", "--yes").stderr + (serving.daemon.output() if serving.daemon else "")
+    assert "recovered" not in said
+    assert answering(lab) == "backend3"
 
 
 # -- other files ----------------------------------------------------------------------------------------------
