@@ -97,6 +97,7 @@ class Engine:
         self._refused_xdp: frozenset[int] = frozenset()
         self._retired = False
         self.events = Events()
+        self.config: Config | None = None  # that was looked at last
         self.attempt: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
         if live is None:
@@ -140,6 +141,7 @@ class Engine:
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()
+        self.config = config
         facts = self.live.facts(config)
         runtime = replace(self.live.runtime(observed), refused_xdp=self._refused_xdp)
         runtime = self.steering.facts(runtime, config, observed)
@@ -342,6 +344,7 @@ class Engine:
         observed = view.observed if view else self.live.observe()
         sync = Sync.DEGRADED if errors else Sync.OUT_OF_SYNC if view and view.changes else Sync.SYNCED
         revision = observed.revision
+        per_target, use = self.live.use()
         return answers.Status(
             sync=sync,
             revision=revision.number,
@@ -349,9 +352,14 @@ class Engine:
             applied=_iso(revision.applied_ns) if revision.number else None,
             differences=len(view.changes) if view else 0,
             interfaces=report.interfaces(observed, view.desired if view else None),
-            proxies=report.proxies(observed, self.live.connections_per_target(), self.steering.health_names(observed)),
+            proxies=report.proxies(observed, per_target, self.steering.health_names(observed)),
+            connections=use,
             errors=errors,
-            warnings=(*(view.warnings if view else ()), *report.share_warnings(observed)),
+            warnings=(
+                *(view.warnings if view else ()),
+                *report.share_warnings(observed),
+                *report.table_warnings(use),
+            ),
             attempt=self.attempt,
         )
 
@@ -359,17 +367,40 @@ class Engine:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self.live.manifest(observed.revision).commit if observed.revision.manifest else None
 
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
-        """Live connections. Raises :class:`RevproxyError` for a target that is no address."""
-        return self.live.connections(proxy, report.endpoint(target))
+    def connections(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+        sort: str = "age",
+        limit: int | None = None,
+    ) -> tuple[answers.Connection, ...]:
+        """Live connections, those that all that is given fits; see :func:`reconciler.report.query`."""
+        return self.live.connections(report.query(proxy, target, client, state), report.sort_order(sort), limit)
 
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def connection_count(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
         """How many :meth:`connections` would give."""
-        return self.live.connection_count(proxy, report.endpoint(target))
+        return self.live.connection_count(report.query(proxy, target, client, state))
 
-    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def flush(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
         """Forget connections; how many."""
-        return self.live.flush(proxy, report.endpoint(target))
+        return self.live.flush(report.query(proxy, target, client, state, every_state=True))
 
     def stats(self) -> answers.Stats:
         """Counters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, drain, edit, files, interfaces, look
+from reconciler.cli import change, connections, drain, edit, files, follow, interfaces, look, stats, top
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -13,8 +13,10 @@ _COMMANDS = (
     change.plan,
     change.apply,
     look.status,
-    look.connections,
-    look.stats,
+    connections.connections,
+    stats.stats,
+    follow.events,
+    top.top,
     interfaces.interfaces,
     drain.drain,
     drain.undrain,
