@@ -30,6 +30,16 @@ static __always_inline bool F(is_established)(const struct connection *c)
 	return (c->own & c->peer & HEARD_ANY) && ((c->own | c->peer) & HEARD_PLAIN);
 }
 
+/* Why a connection that is over ended. */
+static __always_inline u8 F(ending)(const struct connection *c)
+{
+	if ((c->own | c->peer) & HEARD_RST)
+		return EVENT_RST;
+	if (c->own & c->peer & HEARD_FIN)
+		return EVENT_FIN;
+	return F(is_established)(c) ? EVENT_IDLE : EVENT_UNANSWERED;
+}
+
 static __always_inline u64 F(idle_limit_ns)(const struct connection *c, u32 active)
 {
 	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
@@ -63,8 +73,10 @@ static __always_inline bool F(is_alive)(struct F(connection) *e, u8 protocol, u6
 	return other && (s64)(now - other->c.last_ns) < limit;
 }
 
-/* Something heard for the first time in this direction: both entries learn of it. */
-static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 heard)
+/* Something heard for the first time in this direction: both entries learn of it, and user space if that was the end.
+ * (When two CPUs hear both sides' last at once, both may tell it, which the reader sees to; or none, and the sweep will.
+ * So it is with a full ring.) */
+static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 heard, u64 now)
 {
 	struct F(connection_key) key;
 	struct F(connection) *other;
@@ -72,8 +84,17 @@ static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 hea
 	e->c.own |= heard;
 	F(reverse_key)(e, protocol, &key);
 	other = lookup(MAPF(CONNECTION), &key);
-	if (other)
-		other->c.peer |= heard;
+	if (!other)
+		return;
+	other->c.peer |= heard;
+	if ((e->c.flags & CONNECTION_TOLD) && F(is_closing)(&e->c)) {
+		bool is_reply = e->c.flags & CONNECTION_REPLY;
+
+		if (F(tell)(is_reply ? other : e, is_reply ? e : other, protocol, F(ending)(&e->c), now)) {
+			e->c.flags &= ~CONNECTION_TOLD;
+			other->c.flags &= ~CONNECTION_TOLD;
+		}
+	}
 }
 
 /* Where the key of a new connection is noted: an empty place near its hash, else the first of them. 0: nowhere. */
@@ -119,6 +140,7 @@ static __always_inline void F(reclaim)(u64 now, u32 active, struct F(connection_
 	for (u32 i = 0; i < RECLAIM_PLACES; i++) {
 		struct F(connection_key) *place = lookup_index(MAPF(HINT), 1 + (hand + i) % head->slots);
 		struct F(connection) *e;
+		u8 why;
 
 		if (!place || !place->protocol)
 			continue;
@@ -127,6 +149,8 @@ static __always_inline void F(reclaim)(u64 now, u32 active, struct F(connection_
 			if (F(is_established)(&e->c) && F(is_alive)(e, place->protocol, now, active))
 				continue;
 			F(reverse_key)(e, place->protocol, other);
+			why = F(ending)(&e->c);
+			F(tell_last)(e, other, place->protocol, why == EVENT_UNANSWERED ? EVENT_EVICTED : why, now);
 			bpf_map_delete_elem(MAPF(CONNECTION), other);
 			bpf_map_delete_elem(MAPF(CONNECTION), place);
 			count_outcome(OUTCOME_RECLAIMED);

@@ -12,6 +12,7 @@
 #endif
 
 #include "parse.h"
+#include "events.h"
 #include "conntrack.h"
 #include "balance.h"
 #include "nat.h"

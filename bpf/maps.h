@@ -29,6 +29,8 @@
 #define MAP_HINT6 23
 #define MAP_FRAGMENT4 24
 #define MAP_FRAGMENT6 25
+#define MAP_EVENT_RING 26
+#define MAP_RETIRED_STATS 27
 #define MAP_XDP_CALLS 100
 #define MAP_TC_CALLS 101
 

@@ -139,6 +139,7 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 
 	if (before) {
 		F(reverse_key)(before, p->key.protocol, reply_key);
+		F(tell_last)(before, reply_key, p->key.protocol, F(ending)(&before->c), scratch->now);
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		fresh->hint = before->c.flags & CONNECTION_REPLY ? 0 : before->hint;
 	} else {
@@ -150,6 +151,7 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 	old = lookup(MAPF(CONNECTION), reply_key);
 	if (old) {
 		F(reverse_key)(old, p->key.protocol, reply_key);
+		F(tell_other)(old, reply_key, p->key.protocol, F(ending)(&old->c), scratch->now);
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		F(reverse_key)(fresh, p->key.protocol, reply_key);
 	}
@@ -175,7 +177,11 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		return false;
 	}
+	if (error)
+		return true;
 	count_opened(fresh->c.target);
+	if ((fresh->c.flags & CONNECTION_TOLD) && !F(tell)(fresh, reply, p->key.protocol, EVENT_OPENED, scratch->now))
+		count_outcome(OUTCOME_EVENT_LOST);
 	return true;
 }
 
@@ -238,8 +244,10 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 	fresh->c.proxy = proxy_id;
 	fresh->c.idle_sec = proxy->idle_sec;
 	fresh->c.own = p->heard;
+	/* Without a branch, for the verifier's sake. */
+	fresh->c.flags = (settings->flags & SETTING_STATS_EVENTS) * (CONNECTION_TOLD / SETTING_STATS_EVENTS);
 	if (proxy->mode == MODE_FULLNAT)
-		fresh->c.flags = CONNECTION_FULLNAT;
+		fresh->c.flags |= CONNECTION_FULLNAT;
 	if (hook == HOOK_XDP) {
 		/* XDP begins only what it can finish; TC does the rest. */
 		if (F(find_way)(ctx, p, fresh, scratch, control->generation, now) != WAY_CACHED ||
@@ -253,14 +261,14 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 
 static __always_inline void F(account)(struct F(connection) *e, const struct F(packet) *p, u64 now, u32 outcome)
 {
-	if ((e->c.own | p->heard) != e->c.own)
-		F(hear)(e, p->key.protocol, p->heard);
 	if (e->c.last_ns != now)
 		e->c.last_ns = now;
 	if (outcome != OUTCOME_EGRESS && (e->c.flags & CONNECTION_REPLY) && e->hint != p->ifindex)
 		e->hint = p->ifindex;
 	count_packet(&e->c, p->segments, p->bytes);
 	count_outcome(outcome);
+	if (p->heard & ~e->c.own)
+		F(hear)(e, p->key.protocol, p->heard, now);
 }
 
 /* XDP: redirect it, or leave it untouched to TC. */
@@ -436,6 +444,7 @@ static __always_inline int F(open)(void *ctx, int hook)
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
+	p.heard = 0; /* the entries say so already */
 	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
@@ -453,6 +462,7 @@ static __always_inline int F(forward_first)(struct __sk_buff *ctx)
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
+	p.heard = 0; /* as in open */
 	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 

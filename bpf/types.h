@@ -170,6 +170,7 @@ struct connection_key6 {
 #define CONNECTION_REPLY 1u   /* this entry is of the direction target -> client */
 #define CONNECTION_FULLNAT 2u
 #define CONNECTION_RESET 4u   /* its target is dead: what comes is answered with RST; set by user space, TCP only */
+#define CONNECTION_TOLD 8u /* its opening was told of by an event, its end was not yet; in both entries */
 
 /* What has been heard; own is of this entry's direction, peer of the other one. */
 #define HEARD_ANY 1u
@@ -221,6 +222,37 @@ struct connection6 {
 	__be16 sport_be;
 	__be16 dport_be;
 	u32 hint;
+};
+
+/* What event_ring takes: one connection opened or closed. Addresses and ports as the client's packets have them, and
+ * the target's; of IPv4 the first word. Every record is as long, so that user space reads the ring as an array. */
+#define EVENT_OPENED 0
+#define EVENT_FIN 1        /* closed: FIN from both sides */
+#define EVENT_RST 2        /* reset by either */
+#define EVENT_IDLE 3       /* idle for its limit */
+#define EVENT_UNANSWERED 4 /* the same before it was established */
+#define EVENT_FLUSHED 5    /* by user space, on demand */
+#define EVENT_EVICTED 6    /* not established, in a full table */
+
+struct connection_event {
+	u64 created_ns; /* CLOCK_MONOTONIC, coarse */
+	u64 time_ns;
+	u64 packets_forward;
+	u64 bytes_forward;
+	u64 packets_reverse;
+	u64 bytes_reverse;
+	u32 proxy;
+	u32 target;
+	__be32 client_be[4];
+	__be32 listen_be[4];
+	__be32 target_be[4];
+	__be16 client_port_be;
+	__be16 listen_port_be;
+	__be16 target_port_be;
+	u8 kind; /* EVENT_* */
+	u8 family;
+	u8 protocol;
+	u8 zero[7];
 };
 
 /* hint[1..n]: keys of clients' entries, by which a program finds entries that are over when the table is full and
@@ -300,6 +332,7 @@ enum outcome {
 	OUTCOME_DROP_ERROR,       /* a helper failed in mid-rewrite: never expected to move */
 	OUTCOME_DROP_LOOPBACK,    /* from or to a loopback address, from the wire */
 	OUTCOME_RESET,            /* of a connection to a dead target: answered with RST */
+	OUTCOME_EVENT_LOST,       /* not a packet: connections opened or closed that the ring had no room for */
 };
 
 /* Strings kept for user space: who an id is, what is applied. */

@@ -98,6 +98,17 @@ class Unconfirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class TableUse:
+    """The connection table of the family that has more in it: connections it holds, those that are over and only linger
+    included, and how many it has room for. ``full``: it took no entry lately, so that each new connection first
+    makes room (see ``reclaimed`` and ``table_full`` in the statistics)."""
+
+    used: int = 0
+    max: int = 0
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """``revision``: number of the applied configuration, 0 for none; ``commit``: the git commit its files were of.
     ``differences``: how many objects differ from the files. ``pid``: the daemon's, None without one. ``policy``: what
@@ -122,6 +133,7 @@ class Status:
     suspended: str | None = None
     unconfirmed: Unconfirmed | None = None
     drift_repaired: int = 0
+    connections: TableUse = TableUse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +492,27 @@ class Draining:
     def done(self) -> bool:
         """No connection is left, and none comes."""
         return all(each.state == "drained" for each in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. ``number`` counts from the daemon's start on; ``time`` is ISO 8601 in UTC; ``fields``
+    differ for each kind. In JSON they stand beside the others."""
+
+    number: int
+    time: str
+    kind: str
+    fields: dict[str, Json] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """One flat object."""
+        return {"number": self.number, "time": self.time, "kind": self.kind, **self.fields}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Json]) -> Event:
+        """The inverse of :meth:`to_json`."""
+        fields = {key: value for key, value in data.items() if key not in ("number", "time", "kind")}
+        return Event(data["number"], data["time"], data["kind"], fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -138,26 +138,62 @@ class Client(Edits):
         """Take reconciling up."""
         return self._change(DaemonClient.resume, lambda engine: engine.revisions.resume())
 
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
-        """Live connections, of one proxy or of one target (``IP:PORT``) if given."""
+    def connections(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+        sort: str = "age",
+        limit: int | None = None,
+    ) -> tuple[answers.Connection, ...]:
+        """Live connections, of one proxy, to one target (``IP[:PORT]``), from one client (``IP[:PORT]`` or a network),
+        in one state (syn, unreplied, established, closing, closed) if given. ``sort``: age, idle, bytes, packets (the
+        largest first), client, target, proxy or state. ``limit``: at most so many, the first of that order."""
+        filters = _filters(proxy=proxy, target=target, client=client, state=state)
         return self._read(
-            lambda daemon: daemon.connections(proxy=proxy, target=target),
-            lambda engine: engine.connections(proxy=proxy, target=target),
+            lambda daemon: daemon.connections(**filters, sort=sort, limit=limit),
+            lambda engine: engine.connections(**filters, sort=sort, limit=limit),
         )
 
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def connection_count(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
         """How many connections :meth:`connections` would give."""
+        filters = _filters(proxy=proxy, target=target, client=client, state=state)
         return self._read(
-            lambda daemon: daemon.connection_count(proxy=proxy, target=target),
-            lambda engine: engine.connection_count(proxy=proxy, target=target),
+            lambda daemon: daemon.connection_count(**filters), lambda engine: engine.connection_count(**filters)
         )
 
-    def flush_connections(self, *, proxy: str | None = None, target: str | None = None) -> int:
-        """Forget live connections: their next packets are decided anew. Returns how many."""
-        return self._change(
-            lambda daemon: daemon.flush(proxy=proxy, target=target),
-            lambda engine: engine.flush(proxy=proxy, target=target),
-        )
+    def flush_connections(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
+        """Forget live connections, chosen as by :meth:`connections`: their next packets are decided anew. Returns how
+        many."""
+        filters = _filters(proxy=proxy, target=target, client=client, state=state)
+        return self._change(lambda daemon: daemon.flush(**filters), lambda engine: engine.flush(**filters))
+
+    def events(
+        self, *, follow: bool = True, kinds: Sequence[str] = (), proxy: str | None = None
+    ) -> Iterator[answers.Event]:
+        """Events as they happen, until the daemon ends; with ``follow`` False those that it remembers. ``kinds``: only
+        these (connection_opened, connection_closed, config_applied, ...); ``proxy``: only of this one. Nothing that
+        happens after the call is missed. Raises :class:`DaemonError` if no daemon runs: nobody else remembers."""
+        try:
+            return self._daemon(files=False).events(follow=follow, kinds=kinds, proxy=proxy)
+        except NoDaemonError as error:
+            raise NoDaemonError(f"{error}: events are told by a running revproxyd only") from error
 
     def drain(
         self,
@@ -333,6 +369,11 @@ class Client(Edits):
 
             self._engine = Engine(self._places)
         return self._engine
+
+
+def _filters(**filters: str | None) -> dict[str, str]:
+    """Those that were given."""
+    return {name: value for name, value in filters.items() if value is not None}
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 import click
 
 from reconciler import __version__, answers
-from reconciler.errors import RevproxyError
+from reconciler.answers import Sync
+from reconciler.config.model import Metrics as MetricsSettings
+from reconciler.errors import Problem, RevproxyError
 from reconciler.places import Places, instance_lock
 from reconciler.runtime import logs, oneline
 
 if TYPE_CHECKING:
     from reconciler.engine import Engine
+    from reconciler.runtime.exporter import Exporter
     from reconciler.runtime.loop import Loop
     from reconciler.runtime.worker import Worker
 
@@ -36,6 +40,8 @@ R = TypeVar("R")
 RESYNC_SEC: Final = 30.0
 """How often everything is compared without any reason."""
 SWEEP_SEC: Final = 5.0
+RECORD_SEC: Final = 1.0
+"""How long it may take until connections are recorded after `stats_enabled` went live."""
 _LOCK_WAIT_SEC: Final = 10.0  # a command at work ends within that
 _PULSE_SEC: Final = 1.0
 _STUCK_SEC: Final = 180.0  # a compilation may take two minutes; systemd is not told of a life longer than this
@@ -74,10 +80,15 @@ class DaemonCommands:
         self.connections, self.connection_count = engine.connections, engine.connection_count
         self.flush, self.stats = engine.flush, engine.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
+        self.exporter: Exporter | None = None
 
     def status(self) -> answers.Status:
-        """The engine's status, with who answers."""
-        return replace(self._engine.status(), pid=os.getpid())
+        """The engine's status, with who answers and what only a daemon does."""
+        found = replace(self._engine.status(), pid=os.getpid())
+        if self.exporter is None or self.exporter.problem is None:
+            return found
+        errors = (*found.errors, Problem("", 0, 0, "", self.exporter.problem))
+        return replace(found, sync=Sync.DEGRADED, errors=errors)
 
     def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
         """Every interface, with what is attached there."""
@@ -154,7 +165,10 @@ class Daemon:
         from reconciler.answers import Instance
         from reconciler.api.server import Server
         from reconciler.engine import Engine
+        from reconciler.runtime.exporter import Exporter
         from reconciler.runtime.loop import Loop
+        from reconciler.runtime.metrics import Metrics
+        from reconciler.runtime.recorder import Recorder
         from reconciler.runtime.systemd import Notifier
         from reconciler.runtime.watcher import Watcher
         from reconciler.runtime.worker import Timer, Worker
@@ -163,11 +177,18 @@ class Daemon:
         engine = Engine(self._places, sleep=self._sleep)
         parts.callback(engine.close)
         loop = Loop(engine, told=self._notifier.status)
+        recorder = Recorder(engine.live.maps_directory, engine.events)
+        engine.live.ended = recorder.publish
         timers = (
             Timer("sweep", SWEEP_SEC, engine.sweep),
+            Timer("record", RECORD_SEC, recorder.align),
+            Timer("metrics", RECORD_SEC, lambda: self._exporter.align(_metrics_settings(engine))),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
-        self._worker: Worker = Worker(self._looking(loop), timers)
+        self._worker: Worker = Worker(self._looking(engine, loop), timers)
+        self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
+        self._exporter = Exporter(self._metrics, self._alive, self._ready)
+        parts.callback(self._exporter.stop)
         loop.hold.released = lambda: self._worker.wake("edit")
         watcher = Watcher(self._places.config_dir, lambda: self._worker.wake("files"))
         watcher.start()
@@ -181,15 +202,32 @@ class Daemon:
             str(self._places.bpffs_dir),
         )
         commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
-        server = Server(self._places.socket, commands, self._worker.submit, instance)
+        commands.exporter = self._exporter
+        server = Server(self._places.socket, commands, self._worker.submit, instance, engine.events)
         self._worker.wake("start")
         self._worker.start()
         parts.callback(self._worker.stop)
+        recorder.start()
+        parts.callback(recorder.stop)
         server.start()
         parts.callback(server.stop)
         return engine, loop
 
-    def _looking(self, loop: Loop) -> Any:
+    def _alive(self) -> str | None:
+        """What keeps this process from doing its work."""
+        busy_sec = self._worker.busy_sec
+        return None if busy_sec < _STUCK_SEC else f"the worker has been at one thing for {busy_sec:.0f} s"
+
+    def _ready(self) -> str | None:
+        """Why packets are not served as they should be yet."""
+        attempt = self._metrics.attempt
+        if attempt is None:
+            return "the first reconcile has not finished"
+        if attempt.result in ("held", "failed") and not self._metrics.revision():
+            return f"no configuration is live: {attempt.message}"
+        return None
+
+    def _looking(self, engine: Engine, loop: Loop) -> Any:
         """The loop's look, with systemd told when the first one, or a reload, has finished."""
         first = True
 
@@ -197,11 +235,14 @@ class Daemon:
             nonlocal first
             if "reload" in reasons:
                 self._notifier.reloading()
+            started, before = time.monotonic(), engine.attempt
             try:
                 return loop.look(reasons)
             except _EndingError:
                 return None
             finally:
+                attempt = engine.attempt if engine.attempt is not before else None
+                self._metrics.note_look(attempt, time.monotonic() - started, time.time())
                 if first or "reload" in reasons:
                     first = False
                     self._notifier.ready(f"following {self._places.config_dir}")
@@ -222,6 +263,9 @@ class Daemon:
 
         checker = Checker(lambda: self._worker.wake("health"), engine.steering.health_changed)
         engine.steering.checker = checker
+        observe = self._metrics.health_checks()
+        checker.observer = lambda _target, check, passed, seconds: observe(str(check.type), passed, seconds)
+        self._metrics.health_states(checker.conditions)
         checker.start()
         parts.callback(checker.stop)
 
@@ -252,6 +296,11 @@ class Daemon:
             yield
         finally:
             self._places.pid.unlink(missing_ok=True)
+
+
+def _metrics_settings(engine: Engine) -> MetricsSettings:
+    """What the files say of metrics; none are served before they were read once."""
+    return engine.config.settings.metrics if engine.config else MetricsSettings()
 
 
 # -- the command line ----------------------------------------------------------------------------------------
@@ -300,7 +349,7 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     help="Forward (repeatable).",
 )
 @click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="Of -p.  [default: tcp]")
-@click.option("--stats", is_flag=True, help="Events per connection: not supported by this version.")
+@click.option("--stats", is_flag=True, help="With -i, -p, -t: an event for each connection.")
 @click.option("-v", "--verbose", is_flag=True, help="As --log-level debug.")
 @click.version_option(__version__, prog_name="revproxyd")
 def command(**options: Any) -> None:
@@ -309,8 +358,6 @@ def command(**options: Any) -> None:
     Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now. SIGTERM: end; packets go on being
     forwarded.
     """
-    if options["stats"]:
-        raise click.UsageError("--stats is not supported by this version; `revproxyctl stats` has counters")
     places = Places.choose(options)
     by_hand = _by_hand(options)
     if by_hand is not None:
@@ -337,6 +384,8 @@ def _by_hand(options: Mapping[str, Any]) -> str | None:
     """The configuration that -i, -p and -t make; None if none of them was given."""
     given = {name for name in ("interfaces", "port", "targets", "protocol") if options[name]}
     if not given:
+        if options["stats"]:
+            raise click.UsageError("--stats goes with -i, -p and -t; in files it is `stats_enabled: true`")
         return None
     if options["config_dir"]:
         raise click.UsageError("--config-dir and -i, -p, -t exclude each other")
@@ -345,7 +394,10 @@ def _by_hand(options: Mapping[str, Any]) -> str | None:
         raise click.UsageError(
             f"without a configuration directory it takes -i, -p and -t: {', '.join(missing)} missing"
         )
-    return oneline.document(options["interfaces"], options["port"], options["targets"], options["protocol"] or "tcp")
+    protocol = options["protocol"] or "tcp"
+    return oneline.document(
+        options["interfaces"], options["port"], options["targets"], protocol, stats=options["stats"]
+    )
 
 
 def _fail(error: RevproxyError) -> NoReturn:

@@ -71,6 +71,7 @@ class Engine:
         self._retired = False
         self.read_fingerprint = ""  # of the files that were read last
         self.events = Events()
+        self.config: Config | None = None  # that was looked at last
         self.attempt: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
         if live is None:
@@ -124,6 +125,7 @@ class Engine:
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()
+        self.config = config
         facts = self.live.facts(config)
         runtime = replace(self.live.runtime(observed), refused_xdp=self._commits.refused_xdp)
         runtime = self.steering.facts(runtime, config, observed)
@@ -286,6 +288,7 @@ class Engine:
         observed = view.observed if view else self.live.observe()
         situation = self.situation(view, error, observed)
         revision = observed.revision
+        per_target, use = self.live.use()
         return answers.Status(
             sync=situation.sync,
             revision=revision.number,
@@ -293,9 +296,14 @@ class Engine:
             applied=clock.of_ns(revision.applied_ns) if revision.number else None,
             differences=situation.differences,
             interfaces=report.interfaces(observed, view.desired if view else None),
-            proxies=report.proxies(observed, self.live.connections_per_target(), self.steering.health_names(observed)),
+            proxies=report.proxies(observed, per_target, self.steering.health_names(observed)),
+            connections=use,
             errors=_problems(error),
-            warnings=(*(view.warnings if view else ()), *report.share_warnings(observed)),
+            warnings=(
+                *(view.warnings if view else ()),
+                *report.share_warnings(observed),
+                *report.table_warnings(use),
+            ),
             attempt=self.attempt,
             conditions=self.conditions.of(situation),
             policy=view.config.settings.sync.value if view else SyncPolicy.AUTO.value,
@@ -337,17 +345,40 @@ class Engine:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self.live.manifest(observed.revision).commit if observed.revision.manifest else None
 
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
-        """Live connections. Raises :class:`RevproxyError` for a target that is no address."""
-        return self.live.connections(proxy, report.endpoint(target))
+    def connections(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+        sort: str = "age",
+        limit: int | None = None,
+    ) -> tuple[answers.Connection, ...]:
+        """Live connections, those that all that is given fits; see :func:`reconciler.report.query`."""
+        return self.live.connections(report.query(proxy, target, client, state), report.sort_order(sort), limit)
 
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def connection_count(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
         """How many :meth:`connections` would give."""
-        return self.live.connection_count(proxy, report.endpoint(target))
+        return self.live.connection_count(report.query(proxy, target, client, state))
 
-    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def flush(
+        self,
+        *,
+        proxy: str | None = None,
+        target: str | None = None,
+        client: str | None = None,
+        state: str | None = None,
+    ) -> int:
         """Forget connections, and free targets and proxies that only they still used; how many were forgotten."""
-        flushed = self.live.flush(proxy, report.endpoint(target))
+        flushed = self.live.flush(report.query(proxy, target, client, state, every_state=True))
         if flushed:
             self._free_idle()
         return flushed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,19 +103,49 @@ class DaemonClient:
         """Take it up."""
         return from_json(answers.Suspension, self._request("POST", "/v1/resume", {}))
 
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
-        """Live connections, those of one proxy or target if given."""
-        data = self._request("GET", "/v1/connections?" + _query({"proxy": proxy, "target": target}))
+    def connections(self, **how: str | int | None) -> tuple[answers.Connection, ...]:
+        """Live connections; ``how``: as :meth:`reconciler.Client.connections`."""
+        data = self._request("GET", "/v1/connections?" + _query(how))
         return tuple(from_json(answers.Connection, each) for each in data)
 
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
+    def connection_count(self, **filters: str | None) -> int:
         """How many :meth:`connections` would give."""
-        query = _query({"proxy": proxy, "target": target, "count": True})
-        return int(self._request("GET", "/v1/connections?" + query)["count"])
+        return int(self._request("GET", "/v1/connections?" + _query({**filters, "count": True}))["count"])
 
-    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
-        """Forget live connections; how many."""
-        return int(self._request("POST", "/v1/connections/flush", {"proxy": proxy, "target": target})["flushed"])
+    def flush(self, **filters: str | None) -> int:
+        """Forget connections; how many."""
+        return int(self._request("POST", "/v1/connections/flush", filters)["flushed"])
+
+    def events(self, *, follow: bool, kinds: Sequence[str] = (), proxy: str | None = None) -> Iterator[answers.Event]:
+        """Events that are remembered or, with ``follow``, those to come, until the daemon ends. The request is made at
+        once."""
+        query = urlencode([("follow", int(follow)), *(("kind", each) for each in kinds)])
+        query += f"&{urlencode({'proxy': proxy})}" if proxy is not None else ""
+        connection = _Connection(self._path, self._timeout_sec)
+        try:
+            with self._explained():
+                connection.request("GET", f"/v1/events?{query}")
+                response = connection.getresponse()
+                if response.status >= 400:
+                    self._answer(response.status, response.read())
+                if follow:
+                    response.readline()
+        except BaseException:
+            connection.close()
+            raise
+        return self._stream(connection, response)
+
+    def _stream(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[answers.Event]:
+        try:
+            while True:
+                with self._explained():
+                    line = response.readline()
+                if not line:
+                    return
+                if line.strip():
+                    yield answers.Event.from_json(json.loads(line))
+        finally:
+            connection.close()
 
     def stats(self) -> answers.Stats:
         """Counters."""
@@ -163,9 +193,19 @@ class DaemonClient:
         connection = _Connection(self._path, self._timeout_sec)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            status, content = response.status, response.read()
+            with self._explained():
+                connection.request(method, path, None if body is None else json.dumps(body), headers)
+                response = connection.getresponse()
+                status, content = response.status, response.read()
+        finally:
+            connection.close()
+        return self._answer(status, content)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What goes wrong while talking, in words."""
+        try:
+            yield
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise NoDaemonError(f"no revproxyd listens on {self._path}") from error
         except PermissionError as error:
@@ -174,9 +214,6 @@ class DaemonClient:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise DaemonError(f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}") from error
-        finally:
-            connection.close()
-        return self._answer(status, content)
 
     def _answer(self, status: int, content: bytes) -> Any:
         try:

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from reconciler import answers
 from reconciler.answers import to_json
+from reconciler.api.streams import Streams
 from reconciler.errors import (
     CapacityError,
     CompileError,
@@ -37,6 +38,7 @@ from reconciler.errors import (
     UnfinishedError,
 )
 from reconciler.runtime import savedplan
+from reconciler.runtime.events import Events
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EDIT_SEC: Final = 300
@@ -44,6 +46,7 @@ MAX_PLAN_BYTES: Final = 256 << 20
 """A saved plan holds the files it was made of."""
 _MAX_LINE_BYTES: Final = 8190
 _SOCKET_MODE: Final = 0o660
+_FILTERS: Final = ("proxy", "target", "client", "state")
 
 _log = structlog.get_logger("api")
 
@@ -67,9 +70,11 @@ class Commands(Protocol):
     def history(self) -> tuple[answers.HistoryEntry, ...]: ...
     def suspend(self) -> answers.Suspension: ...
     def resume(self) -> answers.Suspension: ...
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]: ...
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
-    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int: ...
+
+    connections: Callable[..., tuple[answers.Connection, ...]]  # filters, sort and limit by name
+    connection_count: Callable[..., int]
+    flush: Callable[..., int]
+
     def stats(self) -> answers.Stats: ...
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
@@ -92,7 +97,15 @@ class _BadRequestError(Exception):
 class Server:
     """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread."""
 
-    def __init__(self, path: Path, commands: Commands, submit: Submit, instance: answers.Instance) -> None:
+    def __init__(
+        self,
+        path: Path,
+        commands: Commands,
+        submit: Submit,
+        instance: answers.Instance,
+        events: Events | None = None,
+    ) -> None:
+        self._streams = Streams(events or Events())
         self._path, self._commands, self._submit, self._instance = path, commands, submit, instance
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
@@ -136,6 +149,7 @@ class Server:
             self._started.set_result(None)
             await self._stop.wait()
         finally:
+            self._streams.end()
             await runner.cleanup()
             self._path.unlink(missing_ok=True)
 
@@ -149,6 +163,7 @@ class Server:
             application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
         application.router.add_get("/v1/interfaces", self._answering(lambda: self._commands.interfaces()))
         application.router.add_get("/v1/connections", self._get_connections)
+        application.router.add_get("/v1/events", self._get_events)
         application.router.add_post("/v1/connections/flush", self._post_flush)
         application.router.add_get("/v1/plan/saved", self._answering(commands.saved_plan))
         application.router.add_post("/v1/apply", self._post_apply)
@@ -178,16 +193,29 @@ class Server:
         return _json(self._instance)
 
     async def _get_connections(self, request: web.Request) -> web.Response:
-        _only(request.query, ("proxy", "target", "count"))
-        filters = {"proxy": request.query.get("proxy"), "target": request.query.get("target")}
+        _only(request.query, (*_FILTERS, "count", "sort", "limit"))
+        filters = {name: request.query[name] for name in _FILTERS if name in request.query}
         if request.query.get("count", "0") not in ("0", "1"):
             raise _BadRequestError("count: must be 0 or 1")
         if request.query.get("count") == "1":
             return _json({"count": await self._call(lambda: self._commands.connection_count(**filters))})
-        return _json(await self._call(lambda: self._commands.connections(**filters)))
+        how: dict[str, Any] = {"sort": request.query["sort"]} if "sort" in request.query else {}
+        if "limit" in request.query:
+            if not request.query["limit"].isdecimal():
+                raise _BadRequestError("limit: must be a number")
+            how["limit"] = int(request.query["limit"])
+        return _json(await self._call(lambda: self._commands.connections(**filters, **how)))
+
+    async def _get_events(self, request: web.Request) -> web.StreamResponse:
+        _only(request.query, ("follow", "kind", "proxy"))
+        if request.query.get("follow", "0") not in ("0", "1"):
+            raise _BadRequestError("follow: must be 0 or 1")
+        kinds = frozenset(request.query.getall("kind", ()))
+        follow = request.query.get("follow") == "1"
+        return await self._streams.answer(request, follow=follow, kinds=kinds, proxy=request.query.get("proxy"))
 
     async def _post_flush(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"proxy": (str, type(None)), "target": (str, type(None))})
+        body = await _body(request, dict.fromkeys(_FILTERS, (str, type(None))))
         return _json(answers.Flushed(await self._call(lambda: self._commands.flush(**body))))
 
     async def _get_drain(self, request: web.Request) -> web.Response:

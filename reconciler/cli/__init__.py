@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, doctor, drain, edit, files, interfaces, look, revisions
+from reconciler.cli import (
+    change,
+    connections,
+    doctor,
+    drain,
+    edit,
+    files,
+    follow,
+    interfaces,
+    look,
+    revisions,
+    stats,
+    top,
+)
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -13,8 +26,10 @@ _COMMANDS = (
     change.plan,
     change.apply,
     look.status,
-    look.connections,
-    look.stats,
+    connections.connections,
+    stats.stats,
+    follow.events,
+    top.top,
     interfaces.interfaces,
     doctor.doctor,
     drain.drain,

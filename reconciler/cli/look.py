@@ -1,8 +1,7 @@
-"""Commands that look at live state: ``status``, ``connections``, ``stats``."""
+"""``status``: whether packets see what the files say, and what there is."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import click
@@ -11,10 +10,8 @@ from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
-from reconciler.cli.complete import proxy_names, target_addresses
 
 _SYNC_COLOURS = {Sync.SYNCED: "green", Sync.OUT_OF_SYNC: "yellow", Sync.DEGRADED: "red"}
-_WATCH_SEC = 1.0
 
 
 @click.command(context_settings=CONTEXT)
@@ -45,6 +42,9 @@ def _print_status(session: Session, found: answers.Status) -> None:
         click.echo(f"{label + ':':<10} {text}")
     if found.attempt and found.attempt.result not in ("applied", "unchanged"):
         click.echo(f"attempt:   {found.attempt.result} at {found.attempt.time}")
+    if found.connections.max:
+        full = ", full" if found.connections.full else ""
+        click.echo(f"tracked:   {found.connections.used} of {found.connections.max} connections{full}")
     for label, problems in (("error", found.errors), ("warning", found.warnings)):
         for problem in problems:
             lines = str(problem).splitlines()
@@ -105,125 +105,3 @@ def _proxy_rows(found: answers.Status) -> list[tuple[str, ...]]:
                 )
             )
     return rows
-
-
-_FILTERS = (
-    click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy."),
-    click.option("--target", metavar="IP:PORT", shell_complete=target_addresses, help="Only to this target."),
-)
-
-
-@click.group(context_settings=CONTEXT, invoke_without_command=True)
-@_FILTERS[0]
-@_FILTERS[1]
-@click.option("--count", is_flag=True, help="Only how many there are.")
-@common_options
-@click.pass_context
-def connections(context: click.Context, proxy: str | None, target: str | None, count: bool) -> None:
-    """List live connections, or forget some with `connections flush`."""
-    if context.invoked_subcommand:
-        if proxy or target or count:
-            raise click.UsageError("options go behind 'flush'", context)
-        return
-    session = context.ensure_object(Session)
-    if count:
-        number = session.client().connection_count(proxy=proxy, target=target)
-        if session.output != "table":
-            output.data(session, {"count": number})
-        else:
-            click.echo(number)
-        return
-    found = session.client().connections(proxy=proxy, target=target)
-    if session.output != "table":
-        output.data(session, found)
-        return
-    columns = ("PROXY", "PROTO", "CLIENT", "LISTEN", "TARGET", "STATE", "PACKETS", "BYTES", "AGE", "IDLE")
-    rows = [
-        (
-            each.proxy,
-            each.protocol,
-            each.client,
-            each.listen,
-            each.target,
-            each.state,
-            f"{each.packets_forward}/{each.packets_reverse}",
-            f"{output.size(each.bytes_forward)}/{output.size(each.bytes_reverse)}",
-            output.duration(each.age_sec),
-            output.duration(each.idle_sec),
-        )
-        for each in found
-    ]
-    if rows:
-        output.table(session, columns, rows, right=("PACKETS", "BYTES", "AGE", "IDLE"))
-    else:
-        session.note("no live connections")
-
-
-@connections.command(context_settings=CONTEXT)
-@_FILTERS[0]
-@_FILTERS[1]
-@click.option("--all", "everything", is_flag=True, help="Every connection.")
-@common_options
-@click.pass_context
-def flush(context: click.Context, proxy: str | None, target: str | None, everything: bool) -> None:
-    """Forget connections: their next packets are decided anew.
-
-    Name a proxy, a target, or --all.
-    """
-    if not (proxy or target or everything):
-        raise click.UsageError("name --proxy, --target or --all", context)
-    if everything and (proxy or target):
-        raise click.UsageError("--all goes with neither --proxy nor --target", context)
-    session = context.ensure_object(Session)
-    flushed = session.client().flush_connections(proxy=proxy, target=target)
-    if session.output != "table":
-        output.data(session, answers.Flushed(flushed))
-    else:
-        click.echo(f"{flushed} connections flushed")
-
-
-@click.command(context_settings=CONTEXT)
-@click.option("--watch", is_flag=True, help="Again every second, until interrupted; JSON: one object a line.")
-@common_options
-@click.pass_context
-def stats(context: click.Context, watch: bool) -> None:
-    """Show totals, per proxy, per target, and dropped packets by reason."""
-    session = context.ensure_object(Session)
-    client = session.client()
-    while True:
-        found = client.stats()
-        if watch and session.color and session.output == "table":
-            click.clear()
-        if session.output == "json" and watch:
-            output.line(found)
-        elif session.output != "table":
-            output.data(session, found)
-        else:
-            _print_stats(session, found)
-        if not watch:
-            return
-        time.sleep(_WATCH_SEC)
-
-
-def _print_stats(session: Session, found: answers.Stats) -> None:
-    columns = ("PROXY", "TARGET", "CONNECTIONS", "OPENED", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT")
-    rows = [("(all)", "", *_counters(found))]
-    for name, proxy in found.proxies.items():
-        rows.append((name, "", *_counters(proxy)))
-        rows.extend(("", address, *_counters(target)) for address, target in proxy.targets.items())
-    output.table(session, columns, rows, right=columns[2:])
-    for label, counted in (("outcome", found.outcomes), ("drop", found.drops)):
-        for reason, number in counted.items():
-            if number or session.verbose:
-                click.echo(f"{label} {reason}: {number}")
-
-
-def _counters(each: answers.Stats | answers.ProxyStats | answers.TargetStats) -> tuple[str, ...]:
-    return (
-        str(each.connections),
-        str(each.opened),
-        str(each.packets_forward),
-        output.size(each.bytes_forward),
-        str(each.packets_reverse),
-        output.size(each.bytes_reverse),
-    )

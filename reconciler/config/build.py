@@ -14,6 +14,7 @@ from reconciler.config.model import (
     NOWHERE,
     Fragment,
     Listen,
+    Metrics,
     Place,
     Proxy,
     Settings,
@@ -37,6 +38,7 @@ def _settings(tree: Mapping, place: Place) -> Settings:
         return tree.get(key, schema.default("settings", key))
 
     ports = tree.get("source_ports", {})
+    metrics = tree.get("metrics", {})
     first, last = (ports.get(key, schema.default("source_ports", key)) for key in ("first", "last"))
 
     return Settings(
@@ -46,6 +48,8 @@ def _settings(tree: Mapping, place: Place) -> Settings:
         xdp_mode=XdpChoice(value("xdp_mode")),
         source_ports=SourcePorts(first, last),
         sync=SyncPolicy(value("sync")),
+        stats_enabled=value("stats_enabled"),
+        metrics=Metrics(*(metrics.get(key, schema.default("metrics", key)) for key in ("enabled", "listen"))),
         place=place,
     )
 
@@ -66,6 +70,10 @@ def fragment(document: Document) -> Fragment:
             wrong = check.source_ports(built.settings.source_ports)
             if wrong:
                 document.problem(root["settings"].value_at("source_ports"), wrong, "settings.source_ports")
+            wrong = check.metrics(built.settings.metrics)
+            if wrong:
+                at = root["settings"]["metrics"].value_at("listen")
+                document.problem(at, wrong, "settings.metrics.listen")
     proxies = root.get("proxies")
     for index, tree in enumerate(proxies if isinstance(proxies, Sequence) else ()):
         if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):

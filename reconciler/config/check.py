@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from reconciler.config.messages import count
-from reconciler.config.model import Fragment, Listen, Place, Proxy, SourcePorts, SourceRoute, WeightedTarget
+from reconciler.config.model import Fragment, Listen, Metrics, Place, Proxy, SourcePorts, SourceRoute, WeightedTarget
 from reconciler.errors import Problem
 from reconciler.state.objects import Endpoint, IPAddress, IPNetwork, Protocol
 
@@ -62,6 +62,16 @@ def source_ports(ports: SourcePorts) -> str | None:
     if ports.first > ports.last:
         return f"'source_ports' begin with {ports.first}, which is above their end, {ports.last}"
     return None
+
+
+def metrics(settings: Metrics) -> str | None:
+    """What keeps metrics from being served there."""
+    host, _, port = settings.listen.rpartition(":")
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return f"'listen' must be IP:PORT, and {host!r} is no address"
+    return None if 0 < int(port) < 65536 else f"'listen' must be IP:PORT, and {port} is no port (1 to 65535)"
 
 
 # -- within a proxy -------------------------------------------------------------------------------------------

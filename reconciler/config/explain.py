@@ -24,7 +24,7 @@ Path = tuple[str | int, ...]
 # What the format has but this version does not do: name of the definition in the schema -> keys.
 UNSUPPORTED_KEYS: Final = {
     "": {"tests"},
-    "settings": {"stats_enabled", "takeover", "metrics"},
+    "settings": {"takeover"},
 }
 
 

@@ -111,6 +111,14 @@ class SourcePorts:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """``settings.metrics``: whether and where (``IP:PORT``) they are served."""
+
+    enabled: bool = False
+    listen: str = "127.0.0.1:9090"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """``settings:`` with the schema's defaults filled in; :func:`reconciler.config.build.default_settings` makes
     the one that stands when no file has any."""
@@ -122,6 +130,8 @@ class Settings:
     source_ports: SourcePorts
     sync: SyncPolicy = SyncPolicy.AUTO
     place: Place = field(default=NOWHERE, compare=False)
+    stats_enabled: bool = False
+    metrics: Metrics = Metrics()
 
 
 @dataclass(frozen=True, slots=True)

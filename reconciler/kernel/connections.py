@@ -1,28 +1,43 @@
-"""Live connections: read, listed, counted, flushed, swept.
+"""Live connections: listed, counted, flushed, swept.
 
-The tables hold one entry per direction, keyed by the packet as it arrives. An entry also says how the packet leaves;
-that reversed is the other direction's key. Times are those of CLOCK_MONOTONIC, which the programs read coarsely
-(``bpf_ktime_get_coarse_ns``: the same clock, up to a tick behind).
+Times are those of CLOCK_MONOTONIC, which the programs read coarsely (``bpf_ktime_get_coarse_ns``: the same clock, up
+to a tick behind). A connection that is over by FIN or RST lingers in the tables for some seconds; it is not live.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from reconciler.kernel import layout
-from reconciler.kernel.codec import PROTOCOLS, C, unpack_address
+from reconciler.kernel.codec import PROTOCOLS, C
+from reconciler.kernel.conntable import (
+    STATES,
+    VERSIONS,
+    Indexes,
+    Mask,
+    Table,
+    active_settings,
+    closed_entries,
+    endings,
+    endpoint,
+    expired_entries,
+    proxy_name,
+    proxy_names,
+    read_table,
+    records,
+)
 from reconciler.kernel.maps import Array, Maps
-from reconciler.state.objects import Endpoint, Protocol
+from reconciler.state.objects import Endpoint, IPNetwork, Protocol
 
-VERSIONS: Final = (4, 6)
 _NS: Final = 1_000_000_000
+_EVERY: Final = frozenset(STATES)
+_LIVE: Final = _EVERY - {"closed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,23 @@ class Busy:
     targets: frozenset[int] = frozenset()
     proxies: frozenset[int] = frozenset()
     ports: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which connections are meant; None: no matter. ``proxy``: a name. ``target``: with port 0 any port. ``client``: a
+    network, ``client_port`` a port. ``states``: some of :data:`STATES`; by default those of live ones."""
+
+    proxy: str | None = None
+    target: Endpoint | None = None
+    client: IPNetwork | None = None
+    client_port: int | None = None
+    states: frozenset[str] = _LIVE
+
+    @property
+    def is_plain(self) -> bool:
+        """All live ones are meant."""
+        return self == Query()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,136 +105,118 @@ class Connection:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One family's entries as read. ``peer``: for each the index of the other direction's entry, -1 without one."""
-
-    version: int
-    keys: Array
-    values: Array
-    peer: npt.NDArray[np.int64]
-
-    @property
-    def is_reply(self) -> npt.NDArray[np.bool_]:
-        """Which entries are of the direction target -> client."""
-        return np.asarray(self.values["c"]["flags"] & C["CONNECTION_REPLY"] != 0)
-
-
-def read_table(maps: Maps, version: int) -> Table:
-    """All entries of one family, sorted by key; 200,000 in half a second."""
-    keys, values = maps[f"connection{version}"].items()
-    order = np.argsort(_rows(keys))
-    keys, values = keys[order], values[order]
-    rows = _rows(keys)
-    once = np.ones(len(keys), np.bool_)
-    once[1:] = rows[1:] != rows[:-1]  # a table that is written to meanwhile may give an entry twice
-    keys, values = keys[once], values[once]
-    return Table(version, keys, values, _peers(keys, reverse_keys(keys, values)))
-
-
-def reverse_keys(keys: Array, values: Array) -> Array:
-    """The key of the other direction's entry: the packet as it leaves, turned round."""
-    reverse = np.zeros(len(keys), keys.dtype)
-    reverse["saddr_be"], reverse["daddr_be"] = values["daddr_be"], values["saddr_be"]
-    reverse["sport_be"], reverse["dport_be"] = values["dport_be"], values["sport_be"]
-    reverse["protocol"] = keys["protocol"]
-    return reverse
-
-
-def _peers(keys: Array, reverse: Array) -> npt.NDArray[np.int64]:
-    """For each of ``reverse`` its index in the sorted ``keys``, -1 if it is not there."""
-    rows, wanted = _rows(keys), _rows(reverse)
-    places = np.minimum(np.searchsorted(rows, wanted), max(len(rows) - 1, 0))
-    return np.where(rows[places] == wanted, places, -1) if len(rows) else np.zeros(0, np.int64)
-
-
-def _rows(keys: Array) -> Array:
-    """Each key's bytes as one value, to be sorted and compared."""
-    return np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize))).reshape(-1)
-
-
 # -- listing -------------------------------------------------------------------------------------------------
 
+SORTS: Final = ("age", "idle", "bytes", "packets", "client", "target", "proxy", "state")
+"""What connections can be sorted by: the first four with the largest first."""
 
-def connections(maps: Maps, *, now_ns: int | None = None, expired: bool = False) -> list[Connection]:
-    """Every live connection, in no particular order; with ``expired`` also those past their limit that have not
-    been swept yet. An entry whose other direction was evicted is listed by what it knows."""
+
+def connections(
+    maps: Maps,
+    query: Query = Query(),  # frozen
+    *,
+    sort: str = "age",
+    limit: int | None = None,
+    now_ns: int | None = None,
+) -> list[Connection]:
+    """The connections that are meant, sorted (one of :data:`SORTS`; equal ones by age), at most ``limit``. What is past
+    its limit counts as gone. One whose other direction was evicted is listed by what it knows."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     names = proxy_names(maps)
+    parts = [rows for _, _, rows in _chosen(maps, query, names, now_ns)]
+    rows = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    order = _order(rows, sort, names)[:limit]
+    return [_connection(row, names, now_ns) for row in rows[order]]
+
+
+def _chosen(
+    maps: Maps, query: Query, names: Mapping[int, str], now_ns: int, *, expired: bool = False
+) -> Iterator[tuple[Table, Indexes, Array]]:
+    """Of each family: the table, the entries that stand for the connections that are meant, and their records."""
     settings = active_settings(maps)
-    found: list[Connection] = []
     for version in VERSIONS:
         table = read_table(maps, version)
-        shown = ~table.is_reply | (table.peer < 0)
+        shown = table.one_each
         if not expired:
             shown &= ~expired_entries(table, settings, now_ns)
-        found.extend(_connection(table, int(index), names, now_ns) for index in np.flatnonzero(shown))
-    return found
+        indexes = np.flatnonzero(shown)
+        rows = records(table, indexes)
+        matching = _matching(rows, query, names)
+        yield table, indexes[matching], rows[matching]
 
 
-def proxy_names(maps: Maps) -> dict[int, str]:
-    """Proxy id -> name."""
-    ids, names = maps["proxy_name"].items()
-    return {int(i): name.decode(errors="replace") for i, name in zip(ids, names["name"].tolist(), strict=True)}
+def _matching(rows: Array, query: Query, names: Mapping[int, str]) -> Mask:
+    matching = np.ones(len(rows), np.bool_)
+    if query.states != _EVERY:
+        matching &= np.isin(rows["kind"], [STATES.index(state) for state in query.states])
+    if query.proxy is not None:
+        ids = [number for number, name in names.items() if name == query.proxy]
+        if query.proxy.startswith("?") and query.proxy[1:].isdecimal():
+            ids.append(int(query.proxy[1:]))
+        matching &= np.isin(rows["proxy"], ids)
+    if query.target is not None:
+        matching &= _within(rows, "target", query.target.ip.packed, query.target.ip.packed, b"\xff" * 16)
+        if query.target.port:
+            matching &= rows["target_port_be"] == query.target.port
+    if query.client is not None:
+        network = query.client
+        matching &= _within(
+            rows, "client", network.network_address.packed, network.broadcast_address.packed, network.netmask.packed
+        )
+    if query.client_port is not None:
+        matching &= rows["client_port_be"] == query.client_port
+    return matching
 
 
-def active_settings(maps: Maps) -> Any:
-    """The settings structure that packets read."""
-    active = int(maps["control"].items()[1][0]["active"]) & 1
-    return maps["settings"].items()[1][0]["slot"][active]
+def _within(rows: Array, name: str, first: bytes, last: bytes, netmask: bytes) -> Mask:
+    """Which addresses are from ``first`` to ``last`` of a network."""
+    size = len(first)
+    masked = rows[f"{name}_be"][:, :size] & np.frombuffer(netmask[:size], np.uint8)
+    same = (masked == np.frombuffer(first, np.uint8) & np.frombuffer(netmask[:size], np.uint8)).all(axis=1)
+    return np.asarray(same & (rows["family"] == (4 if len(last) == 4 else 6)))
 
 
-def _connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) -> Connection:
-    entry, key = table.values[index], table.keys[index]
-    peer = table.values[table.peer[index]] if table.peer[index] >= 0 else None
-    reply = bool(entry["c"]["flags"] & C["CONNECTION_REPLY"])
-    forward, reverse = (peer, entry) if reply else (entry, peer)
-    if reply:  # only the target's side is left: it arrives from the target and leaves to the client
-        client, listen = _endpoint(entry, "daddr_be", "dport_be"), _endpoint(entry, "saddr_be", "sport_be")
-        target = _endpoint(key, "saddr_be", "sport_be")
+def _order(rows: Array, sort: str, names: Mapping[int, str]) -> Indexes:
+    """Indexes of the rows in the order that ``sort`` names."""
+    age = rows["created_ns"].astype(np.int64)  # oldest first
+    if sort in ("client", "target"):
+        columns = [rows[f"{sort}_be"][:, place] for place in reversed(range(16))]
+        return np.lexsort((age, rows[f"{sort}_port_be"], *columns, rows["family"]))
+    if sort in ("bytes", "packets"):
+        first = -(rows[f"{sort}_forward"] + rows[f"{sort}_reverse"]).astype(np.int64)
+    elif sort == "proxy":
+        first = _ranks(rows["proxy"], names)
     else:
-        client, listen = _endpoint(key, "saddr_be", "sport_be"), _endpoint(key, "daddr_be", "dport_be")
-        target = _endpoint(entry, "daddr_be", "dport_be")
-    common = entry["c"]
-    last_ns = max(int(each["c"]["last_ns"]) for each in (entry, peer) if each is not None)
+        first = {"age": age, "idle": rows["time_ns"], "state": rows["kind"]}[sort].astype(np.int64)
+    return np.lexsort((age, first))
+
+
+def _ranks(ids: Array, names: Mapping[int, str]) -> Array:
+    """The place of each id's name among all names in order."""
+    known, inverse = np.unique(ids, return_inverse=True)
+    order = sorted(range(len(known)), key=lambda place: proxy_name(names, int(known[place])))
+    ranks = np.empty(len(known), np.int64)
+    ranks[order] = np.arange(len(known))
+    return np.asarray(ranks[inverse])
+
+
+def _connection(row: Any, names: Mapping[int, str], now_ns: int) -> Connection:
     return Connection(
-        proxy=names.get(int(common["proxy"]), f"?{int(common['proxy'])}"),
-        protocol=PROTOCOLS.get(int(key["protocol"]), Protocol.TCP),
-        client=client,
-        listen=listen,
-        target=target,
-        state=state_name(int(key["protocol"]), int(common["own"]), int(common["peer"])),
-        packets_forward=_count(forward, "packets"),
-        bytes_forward=_count(forward, "bytes"),
-        packets_reverse=_count(reverse, "packets"),
-        bytes_reverse=_count(reverse, "bytes"),
-        age_sec=max(0, now_ns - int(common["created_ns"])) / _NS,
-        idle_sec=max(0, now_ns - last_ns) / _NS,
-        target_id=int(common["target"]),
-        proxy_id=int(common["proxy"]),
+        proxy=proxy_name(names, int(row["proxy"])),
+        protocol=PROTOCOLS.get(int(row["protocol"]), Protocol.TCP),
+        client=endpoint(row, "client"),
+        listen=endpoint(row, "listen"),
+        target=endpoint(row, "target"),
+        state=STATES[int(row["kind"])],
+        packets_forward=int(row["packets_forward"]),
+        bytes_forward=int(row["bytes_forward"]),
+        packets_reverse=int(row["packets_reverse"]),
+        bytes_reverse=int(row["bytes_reverse"]),
+        age_sec=max(0, now_ns - int(row["created_ns"])) / _NS,
+        idle_sec=max(0, now_ns - int(row["time_ns"])) / _NS,
+        target_id=int(row["target"]),
+        proxy_id=int(row["proxy"]),
     )
-
-
-def _endpoint(row: Any, address: str, port: str) -> Endpoint:
-    return Endpoint(unpack_address(bytes(row[address])), int(row[port]))
-
-
-def _count(row: Any, counter: str) -> int:
-    return 0 if row is None else int(row["c"][counter])
-
-
-def state_name(protocol: int, own: int, peer: int) -> str:
-    """``own`` and ``peer``: the HEARD bits of either direction. TCP: ``syn`` until the handshake is complete,
-    ``established``, ``closing`` after a FIN from one side, ``closed`` after both or a RST. UDP: ``unreplied``,
-    ``established``."""
-    answered = bool(own & peer & C["HEARD_ANY"])
-    if protocol != Protocol.TCP.number:
-        return "established" if answered else "unreplied"
-    if (own | peer) & C["HEARD_RST"] or own & peer & C["HEARD_FIN"]:
-        return "closed"
-    if (own | peer) & C["HEARD_FIN"]:
-        return "closing"
-    return "established" if answered and (own | peer) & C["HEARD_PLAIN"] else "syn"
 
 
 # -- counting ------------------------------------------------------------------------------------------------
@@ -210,25 +224,45 @@ def state_name(protocol: int, own: int, peer: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live connections: in all, by proxy id, by target id."""
+    """Live connections: in all, by proxy id, by target id. ``held``: entries of each family's table, those of
+    connections that are over or expired and only linger included."""
 
     total: int
     proxies: Mapping[int, int]
     targets: Mapping[int, int]
+    held: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """Connections that the fuller table has in it."""
+        return max((count + 1) // 2 for count in self.held.values()) if self.held else 0
 
 
-def count(maps: Maps, *, now_ns: int | None = None) -> Counts:
+def count(maps: Maps, query: Query = Query(), *, now_ns: int | None = None) -> Counts:  # frozen
     """How many live connections there are, without making a row of each."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    settings = active_settings(maps)
     proxies: Counter[int] = Counter()
     targets: Counter[int] = Counter()
-    for version in VERSIONS:
-        table = read_table(maps, version)
-        shown = (~table.is_reply | (table.peer < 0)) & ~expired_entries(table, settings, now_ns)
-        proxies.update(table.values["c"]["proxy"][shown].tolist())
-        targets.update(table.values["c"]["target"][shown].tolist())
-    return Counts(proxies.total(), proxies, targets)
+    held: dict[int, int] = {}
+    if query.is_plain:
+        settings = active_settings(maps)
+        for version in VERSIONS:
+            table = read_table(maps, version)
+            held[version] = len(table.keys)
+            shown = table.one_each & ~expired_entries(table, settings, now_ns) & ~closed_entries(table)
+            _add(proxies, table.values["c"]["proxy"][shown])
+            _add(targets, table.values["c"]["target"][shown])
+    else:
+        for table, _, rows in _chosen(maps, query, proxy_names(maps), now_ns):
+            held[table.version] = len(table.keys)
+            _add(proxies, rows["proxy"])
+            _add(targets, rows["target"])
+    return Counts(proxies.total(), proxies, targets, held)
+
+
+def _add(counter: Counter[int], numbers: Array) -> None:
+    for number, times in zip(*np.unique(numbers, return_counts=True), strict=True):
+        counter[int(number)] += int(times)
 
 
 def busy(maps: Maps) -> Busy:
@@ -253,50 +287,59 @@ def busy(maps: Maps) -> Busy:
 # -- ending --------------------------------------------------------------------------------------------------
 
 
-def expired_entries(table: Table, settings: Any, now_ns: int) -> npt.NDArray[np.bool_]:
-    """Which entries count as absent: idle beyond the limit of their state, and the other direction as well. The
-    programs judge the same way."""
-    common = table.values["c"]
-    heard, both = common["own"] | common["peer"], common["own"] & common["peer"]
-    closing = (heard & C["HEARD_RST"] != 0) | (both & C["HEARD_FIN"] != 0)
-    unanswered = (both & C["HEARD_ANY"] == 0) | (heard & C["HEARD_PLAIN"] == 0)
-    limit_sec = common["idle_sec"].astype(np.int64)
-    limit_sec = np.where(unanswered, np.minimum(limit_sec, int(settings["unanswered_sec"])), limit_sec)
-    limit_sec = np.where(closing, int(settings["closing_sec"]), limit_sec)
-    last_ns = common["last_ns"].astype(np.int64)
-    latest = np.where(table.peer >= 0, np.maximum(last_ns, last_ns[table.peer]), last_ns)
-    idle_ns = now_ns - latest
-    return np.asarray((idle_ns >= _NS) & (idle_ns >= limit_sec * _NS))
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Connections that were deleted: how many, and as ``layout.connection_event`` those whose end is to be told."""
+
+    count: int
+    told: Array
 
 
-def flush(maps: Maps, chosen: Callable[[Connection], bool]) -> int:
-    """Delete both directions of every connection that ``chosen`` accepts, expired ones included; how many that was.
-    Their next packet is treated as a stranger's."""
-    now_ns, names, flushed = time.monotonic_ns(), proxy_names(maps), 0
-    for version in VERSIONS:
-        table = read_table(maps, version)
-        shown = np.flatnonzero(~table.is_reply | (table.peer < 0))
-        picked = [int(index) for index in shown if chosen(_connection(table, int(index), names, now_ns))]
-        _delete(maps, table, picked)
-        flushed += len(picked)
-    return flushed
+def flush(maps: Maps, query: Query = Query(states=_EVERY), *, now_ns: int | None = None) -> Ended:
+    """Delete both directions of every connection that is meant, expired ones included. Their next packet is treated as
+    a stranger's."""
+    now_ns = time.monotonic_ns() if now_ns is None else now_ns
+    told, flushed = [], 0
+    for table, indexes, rows in _chosen(maps, query, proxy_names(maps), now_ns, expired=True):
+        _delete(maps, table, indexes.tolist())
+        kinds = endings(table.values["c"][indexes])
+        # One that had ended before was not ended by this.
+        ended = np.isin(kinds, (C["EVENT_FIN"], C["EVENT_RST"]))
+        told.append(_told(table, indexes, rows, np.where(ended, kinds, C["EVENT_FLUSHED"]), now_ns))
+        flushed += len(indexes)
+    return Ended(flushed, np.concatenate(told))
 
 
-def sweep(maps: Maps, *, now_ns: int | None = None) -> list[Connection]:
-    """Delete the expired connections and return them as they were.
+def sweep(maps: Maps, *, now_ns: int | None = None) -> Ended:
+    """Delete the expired connections.
 
     One that is taken up again between the reading and the deleting loses its entries; its next packet makes new
     ones, by the same choice. The programs treat an expired entry as absent anyway.
     """
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    names, settings, swept = proxy_names(maps), active_settings(maps), []
+    settings, told, swept = active_settings(maps), [np.zeros(0, layout.connection_event)], 0
     for version in VERSIONS:
         table = read_table(maps, version)
         gone = expired_entries(table, settings, now_ns)
-        shown = np.flatnonzero(gone & (~table.is_reply | (table.peer < 0)))
-        swept += [_connection(table, int(index), names, now_ns) for index in shown]
+        indexes = np.flatnonzero(gone & table.one_each)
         _delete(maps, table, np.flatnonzero(gone).tolist(), with_peers=False)
-    return swept
+        flagged = indexes[table.values["c"]["flags"][indexes] & C["CONNECTION_TOLD"] != 0]
+        if len(flagged):
+            rows = records(table, flagged)
+            told.append(_told(table, flagged, rows, endings(table.values["c"][flagged]), now_ns))
+        swept += len(indexes)
+    return Ended(swept, np.concatenate(told))
+
+
+def _told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int) -> Array:
+    """The events of the connections among these whose end was not told yet. One that ended by itself did so with its
+    last packet."""
+    flagged = table.values["c"]["flags"][indexes] & C["CONNECTION_TOLD"] != 0
+    events: Array = rows[flagged]
+    events["kind"] = kinds[flagged]
+    at_once = ~np.isin(events["kind"], (C["EVENT_FIN"], C["EVENT_RST"]))
+    events["time_ns"][at_once] = now_ns
+    return events
 
 
 def _delete(maps: Maps, table: Table, indexes: Iterable[int], *, with_peers: bool = True) -> None:

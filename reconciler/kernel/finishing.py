@@ -13,6 +13,7 @@ from reconciler.kernel import connections, groups, layout, store
 from reconciler.kernel.codec import pack_share, pack_source, pack_sysctl_key
 from reconciler.kernel.connections import Busy
 from reconciler.kernel.context import Context
+from reconciler.kernel.counters import retire_proxies, retire_targets
 from reconciler.kernel.writes import erase, write
 from reconciler.state.operations import (
     ClosePort,
@@ -107,15 +108,16 @@ class _Finish:
     def targets(self, operations: Run) -> None:
         idle = [each.id for each in operations if each.id not in self.busy.targets]
         keys = np.asarray(idle, layout.u32)
+        retire_targets(self.maps, keys)
         erase(self.maps["target_stats"], keys)  # the next target of that id counts from zero
         erase(self.maps["target"], keys)
 
     def names(self, operations: Run) -> None:
         _, targets = self.maps["target"].items()
         needed = self.busy.proxies.union(targets["proxy"][targets["family"] != 0].tolist())
-        erase(
-            self.maps["proxy_name"], np.asarray([each.id for each in operations if each.id not in needed], layout.u32)
-        )
+        keys = np.asarray([each.id for each in operations if each.id not in needed], layout.u32)
+        retire_proxies(self.maps, keys)
+        erase(self.maps["proxy_name"], keys)
 
     def ports(self, operations: Run) -> None:
         keys = np.asarray([each.port for each in operations], layout.u32)

@@ -90,6 +90,28 @@ fragment_key6 = np.dtype(
     [("saddr_be", u8, (16,)), ("daddr_be", u8, (16,)), ("id", u32), ("protocol", u8), ("zero", u8, (3,))]
 )
 fragment = np.dtype([("sport_be", be16), ("dport_be", be16), ("protocol", u8), ("zero", u8, (3,))])
+connection_event = np.dtype(
+    [
+        ("created_ns", u64),
+        ("time_ns", u64),
+        ("packets_forward", u64),
+        ("bytes_forward", u64),
+        ("packets_reverse", u64),
+        ("bytes_reverse", u64),
+        ("proxy", u32),
+        ("target", u32),
+        ("client_be", u8, (16,)),
+        ("listen_be", u8, (16,)),
+        ("target_be", u8, (16,)),
+        ("client_port_be", be16),
+        ("listen_port_be", be16),
+        ("target_port_be", be16),
+        ("kind", u8),
+        ("family", u8),
+        ("protocol", u8),
+        ("zero", u8, (7,)),
+    ]
+)
 hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
 scratch = np.dtype(
     [
@@ -144,6 +166,14 @@ CONSTANTS: Final[dict[str, int]] = {
     "CONNECTION_REPLY": 1,
     "CONNECTION_FULLNAT": 2,
     "CONNECTION_RESET": 4,
+    "CONNECTION_TOLD": 8,
+    "EVENT_OPENED": 0,
+    "EVENT_FIN": 1,
+    "EVENT_RST": 2,
+    "EVENT_IDLE": 3,
+    "EVENT_UNANSWERED": 4,
+    "EVENT_FLUSHED": 5,
+    "EVENT_EVICTED": 6,
     "HEARD_ANY": 1,
     "HEARD_SYN": 2,
     "HEARD_FIN": 4,
@@ -173,6 +203,7 @@ OUTCOMES: Final = (
     "drop_error",
     "drop_loopback",
     "reset",
+    "event_lost",
 )
 OUTCOME_COUNT: Final = 16
 
@@ -187,6 +218,7 @@ class MapType(IntEnum):
     LRU_HASH = 9
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
+    RINGBUF = 27
 
 
 F_NO_PREALLOC: Final = 1
@@ -242,6 +274,8 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("hint6", 23, MapType.ARRAY, u32, connection_key6, 2, per_connection=True),
         MapSpec("fragment4", 24, MapType.LRU_HASH, fragment_key4, fragment, 16384),
         MapSpec("fragment6", 25, MapType.LRU_HASH, fragment_key6, fragment, 16384),
+        MapSpec("event_ring", 26, MapType.ARRAY_OF_MAPS, u32, u32, 1),
+        MapSpec("retired_stats", 27, MapType.ARRAY, u32, target_stats, MAX_PROXIES),
     )
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import errno
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -349,7 +350,7 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     """Make one map of the layout, not pinned, and return its descriptor."""
     inner = 0
     if spec.type is MapType.ARRAY_OF_MAPS:
-        inner = bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
+        inner = inner_template(spec)
     try:
         fd = bpf.map_create(
             spec.type,
@@ -370,6 +371,13 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
         value[: head.nbytes] = head.view(np.uint8)
         bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
     return fd
+
+
+def inner_template(spec: MapSpec) -> int:
+    """A descriptor of a map like those that this map of maps holds; sizes may differ."""
+    if spec.name == "event_ring":
+        return bpf.map_create(MapType.RINGBUF, "events", 0, 0, mmap.PAGESIZE)
+    return bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
 
 
 def check(spec: MapSpec, info: bpf.MapInfo) -> None:

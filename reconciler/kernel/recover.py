@@ -13,6 +13,7 @@ import numpy as np
 
 from reconciler.kernel import groups, layout, snapshot
 from reconciler.kernel.codec import C
+from reconciler.kernel.counters import retire_proxies, retire_targets
 from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.snapshot import LISTENERS, ROUTES, Snapshot
 
@@ -63,7 +64,10 @@ def apply(maps: Maps, repair: Repair) -> None:
         return
     if repair.map == "target" and repair.put is not None:  # the next one of that id counts from zero
         keys = repair.put[0]
+        retire_targets(maps, keys)
         maps["target_stats"].put_many(keys, maps["target_stats"].values_array(len(keys)))
+    if repair.map == "proxy_name":
+        retire_proxies(maps, repair.delete)
     if repair.put is not None:
         maps[repair.map].put_many(*repair.put)
     if len(repair.delete):

@@ -8,7 +8,7 @@ import numpy as np
 
 from reconciler.kernel import codec
 from reconciler.kernel.codec import C
-from reconciler.kernel.connections import VERSIONS, proxy_names, read_table
+from reconciler.kernel.conntable import VERSIONS, proxy_names, read_table
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Protocol
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reconciler.kernel import codec
-from reconciler.kernel.connections import count, proxy_names
+from reconciler.kernel.connections import count
+from reconciler.kernel.conntable import proxy_names
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Share
 

@@ -1,15 +1,22 @@
-"""What happened, for whoever follows: a bounded memory of events, numbered, that any thread may add to or wait on."""
+"""What happened, for whoever follows: a bounded memory of events, numbered, that any thread may add to or wait on.
+
+Events that come by the thousand (connections) are added in batches and made into :class:`Event` values only when
+somebody reads them. They have a memory of their own, so that they don't push the others out.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 MEMORY: Final = 4096
-"""So many events are remembered; who reads too slowly is told how many were lost."""
+"""So many events are remembered, not counting those of batches."""
+BATCHED_MEMORY: Final = 200_000
+"""So many events of batches are remembered at most; who reads too slowly is told how many were lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +30,90 @@ class Event:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
+class Batch(Protocol):
+    """Many events at once."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, start: int, stop: int) -> Sequence[tuple[int, str, dict[str, Any]]]:
+        """Time (ns since the epoch), kind and fields of some of them."""
+        ...
+
+
 class Events:
     """Thread-safe. Adding never waits for a reader."""
 
-    def __init__(self, memory: int = MEMORY) -> None:
+    def __init__(self, memory: int = MEMORY, batched_memory: int = BATCHED_MEMORY) -> None:
         self._kept: deque[Event] = deque(maxlen=memory)
+        self._batches: deque[tuple[int, Batch]] = deque()  # with the number of its first event
+        self._batched, self._most_batched = 0, batched_memory
         self._last = 0
         self._added = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
 
     def publish(self, kind: str, /, **fields: Any) -> None:
         """Add an event that happens now."""
         with self._added:
             self._last += 1
             self._kept.append(Event(self._last, time.time_ns(), kind, fields))
-            self._added.notify_all()
+            self._tell()
+
+    def publish_batch(self, batch: Batch) -> None:
+        """Add many at once, in their order."""
+        if not len(batch):
+            return
+        with self._added:
+            self._batches.append((self._last + 1, batch))
+            self._last += len(batch)
+            self._batched += len(batch)
+            while len(self._batches) > 1 and self._batched > self._most_batched:
+                self._batched -= len(self._batches.popleft()[1])
+            self._tell()
+
+    def _tell(self) -> None:
+        self._added.notify_all()
+        for listener in self._listeners:
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called after each addition, from whatever thread adds; it must return at once."""
+        with self._added:
+            self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Stop calling it."""
+        with self._added:
+            self._listeners.remove(listener)
 
     @property
     def last(self) -> int:
         """Number of the latest event, 0 before the first."""
         return self._last
 
-    def after(self, number: int, timeout_sec: float = 0.0) -> tuple[tuple[Event, ...], int]:
-        """The remembered events that came after event ``number``, waiting up to ``timeout_sec`` for one; and how many
-        of them are forgotten already."""
+    def of_kind(self, kind: str, after: int) -> list[Event]:
+        """The remembered events of this kind, not of batches, that came after event number ``after``."""
+        with self._added:
+            return [event for event in self._kept if event.number > after and event.kind == kind]
+
+    def after(self, number: int, timeout_sec: float = 0.0, limit: int | None = None) -> tuple[tuple[Event, ...], int]:
+        """The remembered events that came after event ``number``, the first ``limit`` of them, waiting up to
+        ``timeout_sec`` for one; and how many before the last of them are forgotten already."""
         with self._added:
             if self._last <= number and timeout_sec > 0:
                 self._added.wait_for(lambda: self._last > number, timeout_sec)
-            found = tuple(event for event in self._kept if event.number > number)
-        lost = max(0, self._last - number - len(found)) if self._last > number else 0
-        return found, lost
+            kept = [event for event in self._kept if event.number > number]
+            batches = [(first, batch) for first, batch in self._batches if first + len(batch) - 1 > number]
+            last = self._last
+        if not kept and not batches:
+            return (), max(0, last - number)
+        kept = kept[:limit]
+        for first, batch in batches:
+            start = max(0, number + 1 - first)
+            stop = len(batch) if limit is None else min(len(batch), start + limit)
+            rows = batch.rows(start, stop)
+            kept += [Event(first + start + place, *row) for place, row in enumerate(rows)]
+            if limit is not None and sum(event.number < first for event in kept) >= limit:
+                break
+        found = tuple(sorted(kept, key=lambda event: event.number))[:limit]
+        until = last if limit is None or len(found) < limit else found[-1].number
+        return found, until - number - len(found)

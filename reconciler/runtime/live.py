@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,11 +21,13 @@ from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.kernel import bpf, bpffs, connections, counters, host, layout, links, store, sysctls
+from reconciler.kernel.connections import Ended, Query
+from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms, program_info
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.observe import observe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
@@ -76,6 +78,8 @@ class Live:
     def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
         check_privileges()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
+        self.ended: Callable[[Array], None] = lambda _: None
+        """Told of connections that a sweep or a flush ended, if their ends are to be told."""
         self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
 
     def _use(self, directory: Path) -> None:
@@ -141,7 +145,7 @@ class Live:
         found: set[int] = set()
         listens: set[bytes] = set()
         targets: set[bytes] = set()
-        for version in connections.VERSIONS:
+        for version in VERSIONS:
             keys, values = self.maps[f"connection{version}"].items()
             common = values["c"]
             found.update(np.unique(common["out_ifindex"]).tolist())
@@ -303,16 +307,28 @@ class Live:
 
     # -- connections and counters --------------------------------------------------------------------------
 
-    def connections(self, proxy: str | None, target: Endpoint | None) -> tuple[answers.Connection, ...]:
-        """Live connections, oldest first."""
+    def maps_directory(self) -> Path:
+        """Where the maps are pinned, if they are."""
+        return self.maps.directory
+
+    def connections(self, query: Query, sort: str = "age", limit: int | None = None) -> tuple[answers.Connection, ...]:
+        """The live connections that are meant."""
         if not self._reopened():
             return ()
-        found = (each for each in connections.connections(self.maps) if _matches(each, proxy, target))
-        return tuple(answers.Connection(**each.to_json()) for each in sorted(found, key=lambda each: -each.age_sec))
+        found = connections.connections(self.maps, query, sort=sort, limit=limit)
+        return tuple(answers.Connection(**each.to_json()) for each in found)
 
-    def connections_per_target(self) -> Mapping[int, int]:
-        """Live connections by target id."""
-        return connections.count(self.maps).targets if self._open() else {}
+    def use(self) -> tuple[Mapping[int, int], answers.TableUse]:
+        """Live connections by target id, and how full the tables are."""
+        if not self._open():
+            return {}, answers.TableUse()
+        counts = connections.count(self.maps)
+        heads = (self.maps[name].get(0) for name in layout.HINTS.values())
+        size = layout.hint_head.itemsize
+        full = any(
+            head is not None and np.frombuffer(head.tobytes()[:size], layout.hint_head)[0]["full"] > 0 for head in heads
+        )
+        return counts.targets, answers.TableUse(counts.entries, self.maps.max_connections, full)
 
     def reset(self, targets: Collection[tuple[str, Endpoint]]) -> int:
         """Have the TCP connections to these targets of these proxies answered with RST; how many."""
@@ -322,17 +338,13 @@ class Live:
         """Every target there is, retired ones included."""
         return live_targets(self.maps) if self._reopened() else []
 
-    def connection_count(self, proxy: str | None, target: Endpoint | None) -> int:
+    def connection_count(self, query: Query) -> int:
         """How many :meth:`connections` would give."""
-        if not self._reopened():
-            return 0
-        if proxy is None and target is None:
-            return connections.count(self.maps).total
-        return sum(_matches(each, proxy, target) for each in connections.connections(self.maps))
+        return connections.count(self.maps, query).total if self._reopened() else 0
 
-    def flush(self, proxy: str | None, target: Endpoint | None) -> int:
+    def flush(self, query: Query) -> int:
         """Forget connections; how many."""
-        return connections.flush(self.maps, lambda each: _matches(each, proxy, target)) if self._reopened() else 0
+        return self._ended(connections.flush(self.maps, query)) if self._reopened() else 0
 
     def stats(self) -> answers.Stats:
         """Counters; all zero where nothing is loaded."""
@@ -342,7 +354,12 @@ class Live:
 
     def sweep(self) -> int:
         """Delete expired connections; how many."""
-        return len(connections.sweep(self.maps)) if self._reopened() else 0
+        return self._ended(connections.sweep(self.maps)) if self._reopened() else 0
+
+    def _ended(self, ended: Ended) -> int:
+        if len(ended.told):
+            self.ended(ended.told)
+        return ended.count
 
     def forget_ways(self) -> None:
         """Make every way out that a connection remembers invalid: routes or neighbours have changed."""
@@ -354,15 +371,6 @@ class Live:
     def _reopened(self) -> bool:
         self.close()
         return self._open()
-
-
-def _matches(connection: connections.Connection, proxy: str | None, target: Endpoint | None) -> bool:
-    """``target`` without a port: any port."""
-    if proxy is not None and connection.proxy != proxy:
-        return False
-    if target is None:
-        return True
-    return connection.target.ip == target.ip and target.port in (0, connection.target.port)
 
 
 def refused_xdp(error: BaseException) -> str | None:

@@ -37,14 +37,17 @@ def parse_target(text: str) -> dict[str, Any]:
     return target
 
 
-def document(interfaces: Sequence[str], port: int, targets: Sequence[str], protocol: str) -> str:
+def document(
+    interfaces: Sequence[str], port: int, targets: Sequence[str], protocol: str, *, stats: bool = False
+) -> str:
     """The configuration file's text, JSON. Raises ValueError for a target that is none."""
     proxy = {
         "name": NAME,
         "listen": {"interfaces": list(interfaces), "port": port, "protocol": protocol},
         "default_target": [parse_target(target) for target in targets],
     }
-    return json.dumps({"apiVersion": "revproxy/v1", "proxies": [proxy]}, indent=2) + "\n"
+    settings = {"settings": {"stats_enabled": True}} if stats else {}
+    return json.dumps({"apiVersion": "revproxy/v1", **settings, "proxies": [proxy]}, indent=2) + "\n"
 
 
 def write(directory: Path, text: str) -> None:

@@ -134,7 +134,10 @@ def desired(
     state = KernelState(
         program=ProgramState(tag, config.settings.max_connections),
         settings=DataPlaneSettings(
-            fast_path=config.settings.fast_path, source_port_first=ports.first, source_port_last=ports.last
+            fast_path=config.settings.fast_path,
+            stats_enabled=config.settings.stats_enabled,
+            source_port_first=ports.first,
+            source_port_last=ports.last,
         ),
         proxies=proxies,
         listeners=listeners,

@@ -178,8 +178,11 @@ class DataPlane:
         unanswered_sec: int = 30,
         closing_sec: int = 10,
         ports: tuple[int, int] = (10000, 32767),
+        stats: bool = False,
     ) -> None:
-        slot = (layout.CONSTANTS["SETTING_FAST_PATH"] if fast_path else 0, unanswered_sec, closing_sec, *ports)
+        flags = layout.CONSTANTS["SETTING_FAST_PATH"] if fast_path else 0
+        flags |= layout.CONSTANTS["SETTING_STATS_EVENTS"] if stats else 0
+        slot = (flags, unanswered_sec, closing_sec, *ports)
         self.put("settings", 0, pack(layout.settings_slots, slot=[slot, slot]))
 
     def switch(self, active: int, generation: int = 0) -> None:

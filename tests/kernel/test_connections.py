@@ -10,7 +10,8 @@ import pytest
 
 from reconciler.kernel import connections, layout
 from reconciler.kernel.codec import pack_settings, pack_target
-from reconciler.kernel.connections import state_name
+from reconciler.kernel.connections import Query
+from reconciler.kernel.conntable import STATES, states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import DataPlaneSettings
@@ -99,9 +100,10 @@ def test_unknown_proxy(maps: Maps) -> None:
     ],
 )
 def test_state_names(protocol: int, own: int, peer: int, name: str) -> None:
-    assert state_name(protocol, own, peer) == name
-    if name != "syn" and name != "unreplied":
-        assert state_name(protocol, peer, own) == name
+    both = [(own, peer)] if name in ("syn", "unreplied") else [(own, peer), (peer, own)]
+    for one, other in both:
+        (found,) = states(*(np.asarray([each], np.uint8) for each in (protocol, one, other)))
+        assert STATES[found] == name
 
 
 @pytest.mark.parametrize(
@@ -119,13 +121,13 @@ def test_state_names(protocol: int, own: int, peer: int, name: str) -> None:
 def test_expiry(maps: Maps, heard: tuple[int, int], idle_sec: int, limit_sec: int) -> None:
     put(maps, heard=heard, idle_sec=idle_sec, times_ns=(0, NOW))
     before, at = NOW + limit_sec * SECOND - 1, NOW + limit_sec * SECOND
-    assert len(connections.connections(maps, now_ns=before)) == 1
-    assert connections.sweep(maps, now_ns=before) == []
-    assert connections.connections(maps, now_ns=at) == []
-    assert len(connections.connections(maps, now_ns=at, expired=True)) == 1
+    every = Query(states=frozenset(STATES))
+    assert len(connections.connections(maps, every, now_ns=before)) == 1
+    assert connections.count(maps, every, now_ns=before).total == 1
+    assert connections.sweep(maps, now_ns=before).count == 0
+    assert connections.connections(maps, every, now_ns=at) == []
     assert connections.count(maps, now_ns=at).total == 0
-    (swept,) = connections.sweep(maps, now_ns=at)
-    assert swept.target == endpoint(TARGET)
+    assert connections.sweep(maps, now_ns=at).count == 1
     assert len(maps["connection4"].items()[0]) == 0
 
 
@@ -133,7 +135,7 @@ def test_one_busy_direction_keeps_both(maps: Maps) -> None:
     keys, values = connection_entry(4, CLIENT, LISTEN, TARGET, times_ns=(0, NOW))
     values[1]["c"]["last_ns"] = NOW - 5000 * SECOND
     maps["connection4"].put_many(keys, values)
-    assert connections.sweep(maps, now_ns=NOW + SECOND) == []
+    assert connections.sweep(maps, now_ns=NOW + SECOND).count == 0
     assert len(maps["connection4"].items()[0]) == 2
     assert connections.connections(maps, now_ns=NOW + SECOND)[0].idle_sec == 1.0
 
@@ -152,7 +154,7 @@ def test_counting_and_flushing(maps: Maps) -> None:
     assert counts.total == 41
     assert counts.proxies == {1: 30, 2: 11}
     assert counts.targets == {10: 30, 11: 10, 12: 1}
-    assert connections.flush(maps, lambda each: each.proxy == "dns") == 11
+    assert connections.flush(maps, Query(proxy="dns"), now_ns=NOW).count == 11
     assert connections.count(maps, now_ns=NOW).proxies == {1: 30}
     assert len(maps["connection4"].items()[0]) == 60
     assert len(maps["connection6"].items()[0]) == 0

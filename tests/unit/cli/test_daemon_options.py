@@ -43,7 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
         (["-i", "eth0", "-p", "80", "-t", "backend:80"], "-t"),
         (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--protocol", "icmp"], "--protocol"),
         (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--config-dir", "/x"], "exclude"),
-        (["--stats"], "not supported"),
+        (["--stats"], "stats_enabled"),
         (["--log-format", "xml"], "--log-format"),
         (["extra"], "extra"),
     ],

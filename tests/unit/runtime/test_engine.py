@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.answers import Sync
+from reconciler.answers import Sync, TableUse
 from reconciler.config.model import Config
 from reconciler.engine import Engine, HeldError
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError
@@ -103,8 +103,8 @@ class FakeLive:
     def connections(self, *filters: object) -> tuple[object, ...]:
         return filters
 
-    def connections_per_target(self) -> dict[int, int]:
-        return dict.fromkeys(self.state.allocation.targets.values(), 5)
+    def use(self) -> tuple[dict[int, int], TableUse]:
+        return dict.fromkeys(self.state.allocation.targets.values(), 5), TableUse(5, 100)
 
     def free(self, operations: tuple[Operation, ...]) -> None:
         raise AssertionError(operations)

@@ -1,0 +1,130 @@
+"""``connections`` and ``connections flush``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from reconciler import answers
+from reconciler.cli import output
+from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.complete import proxy_names, target_addresses
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STATES = ("syn", "unreplied", "established", "closing", "closed")
+_SORTS = ("age", "idle", "bytes", "packets", "client", "target", "proxy", "state")
+_FILTERS = (
+    click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy."),
+    click.option("--target", metavar="IP[:PORT]", shell_complete=target_addresses, help="Only to this target."),
+    click.option("--client", metavar="IP[:PORT]|NETWORK", help="Only from this client or network."),
+    click.option("--state", type=click.Choice(_STATES), help="Only in this state."),
+)
+
+
+def _filters(command: F) -> F:
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+def _given(**filters: str | None) -> dict[str, str]:
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@_filters
+@click.option("--sort", type=click.Choice(_SORTS), help="By what; the largest first of numbers.  [default: age]")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most so many, the first of that order.")
+@click.option("--count", is_flag=True, help="Only how many there are.")
+@common_options
+@click.pass_context
+def connections(
+    context: click.Context,
+    proxy: str | None,
+    target: str | None,
+    client: str | None,
+    state: str | None,
+    sort: str | None,
+    limit: int | None,
+    count: bool,
+) -> None:
+    """List live connections, or forget some with `connections flush`.
+
+    Those that are over (closed) linger for some seconds; they are listed with --state closed.
+    """
+    filters = _given(proxy=proxy, target=target, client=client, state=state)
+    if context.invoked_subcommand:
+        if filters or sort or limit is not None or count:
+            raise click.UsageError("options go behind 'flush'", context)
+        return
+    session = context.ensure_object(Session)
+    if count:
+        number = session.client().connection_count(**filters)
+        if session.output != "table":
+            output.data(session, {"count": number})
+        else:
+            click.echo(number)
+        return
+    how: dict[str, Any] = {**filters, **_given(sort=sort)}
+    if limit is not None:
+        how["limit"] = limit
+    found = session.client().connections(**how)
+    if session.output != "table":
+        output.data(session, found)
+    elif found:
+        _print(session, found)
+    else:
+        session.note("no live connections")
+
+
+def _print(session: Session, found: tuple[answers.Connection, ...]) -> None:
+    columns = ("PROXY", "PROTO", "CLIENT", "LISTEN", "TARGET", "STATE", "PACKETS", "BYTES", "AGE", "IDLE")
+    rows = [
+        (
+            each.proxy,
+            each.protocol,
+            each.client,
+            each.listen,
+            each.target,
+            each.state,
+            f"{each.packets_forward}/{each.packets_reverse}",
+            f"{output.size(each.bytes_forward)}/{output.size(each.bytes_reverse)}",
+            output.duration(each.age_sec),
+            output.duration(each.idle_sec),
+        )
+        for each in found
+    ]
+    output.table(session, columns, rows, right=("PACKETS", "BYTES", "AGE", "IDLE"))
+
+
+@connections.command(context_settings=CONTEXT)
+@_filters
+@click.option("--all", "everything", is_flag=True, help="Every connection.")
+@common_options
+@click.pass_context
+def flush(
+    context: click.Context,
+    proxy: str | None,
+    target: str | None,
+    client: str | None,
+    state: str | None,
+    everything: bool,
+) -> None:
+    """Forget connections: their next packets are decided anew.
+
+    Name a proxy, a target, a client, a state, or --all.
+    """
+    filters = _given(proxy=proxy, target=target, client=client, state=state)
+    if not (filters or everything):
+        raise click.UsageError("name --proxy, --target, --client, --state or --all", context)
+    if everything and filters:
+        raise click.UsageError("--all goes with no other filter", context)
+    session = context.ensure_object(Session)
+    flushed = session.client().flush_connections(**filters)
+    if session.output != "table":
+        output.data(session, answers.Flushed(flushed))
+    else:
+        click.echo(f"{flushed} connections flushed")

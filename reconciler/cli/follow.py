@@ -1,0 +1,48 @@
+"""``events``: what happens, as it happens."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from reconciler import answers
+from reconciler.cli import output
+from reconciler.cli.app import CONTEXT, Session, common_options
+
+INTERRUPTED = 130
+_COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_down": "red", "events_lost": "red"}
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("-f", "--follow", is_flag=True, help="Those to come, until interrupted.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this kind (repeatable).")
+@click.option("--proxy", metavar="NAME", help="Only of this proxy.")
+@common_options
+@click.pass_context
+def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: str | None) -> None:
+    """Show what happened lately, or with --follow what happens from now on.
+
+    Kinds: connection_opened and connection_closed (with `stats_enabled: true`), config_applied, drift_repaired,
+    target_up, target_down, events_lost. A running revproxyd remembers and tells them. With --output json every event
+    is an object on a line.
+    """
+    session = context.ensure_object(Session)
+    try:
+        for event in session.client().events(follow=follow, kinds=kinds, proxy=proxy):
+            if session.output == "json":
+                output.line(event.to_json())
+            elif session.output == "yaml":
+                output.data(session, [event.to_json()])
+            else:
+                click.echo(_text(session, event))
+    except KeyboardInterrupt:
+        context.exit(INTERRUPTED)
+
+
+def _text(session: Session, event: answers.Event) -> str:
+    fields = (
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in event.fields.items()
+    )
+    kind = output.style(session, event.kind, fg=_COLOURS.get(event.kind), bold=True)
+    return " ".join((event.time, kind, *fields))

@@ -1,0 +1,88 @@
+"""Connections opened and closed, as the kernel tells of them, in the words of events."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from reconciler.kernel.codec import PROTOCOLS, C
+from reconciler.kernel.conntable import proxy_name
+from reconciler.kernel.maps import Array
+
+OPENED: Final = "connection_opened"
+CLOSED: Final = "connection_closed"
+REASONS: Final = {
+    C["EVENT_FIN"]: "fin",
+    C["EVENT_RST"]: "rst",
+    C["EVENT_IDLE"]: "idle",
+    C["EVENT_UNANSWERED"]: "unanswered",
+    C["EVENT_FLUSHED"]: "flushed",
+    C["EVENT_EVICTED"]: "evicted",
+}
+_COUNTERS: Final = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
+
+
+class ConnectionBatch:
+    """A :class:`reconciler.runtime.events.Batch` of records ``layout.connection_event``. ``names``: of proxies, by id;
+    it may grow meanwhile."""
+
+    def __init__(self, events: Array, names: Mapping[int, str]) -> None:
+        self._events, self._names = events, names
+        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def rows(self, start: int, stop: int) -> Sequence[tuple[int, str, dict[str, Any]]]:
+        """Times, kinds and fields. ``duration_sec`` is from the first packet to the last, or to when the connection was
+        given up; bytes count from the IP header on."""
+        events = self._events[start:stop]
+        versions = events["family"].tolist()
+        texts = {name: _endpoints(events, name, versions) for name in ("client", "listen", "target")}
+        columns = {
+            name: events[name].tolist() for name in ("kind", "proxy", "protocol", "time_ns", "created_ns", *_COUNTERS)
+        }
+        found = []
+        for place, kind in enumerate(columns["kind"]):
+            row: dict[str, Any] = {
+                "proxy": proxy_name(self._names, columns["proxy"][place]),
+                "protocol": str(PROTOCOLS.get(columns["protocol"][place], "tcp")),
+                **{name: values[place] for name, values in texts.items()},
+            }
+            at = columns["time_ns"][place]
+            if kind != C["EVENT_OPENED"]:
+                row["reason"] = REASONS.get(kind, str(kind))
+                row["duration_sec"] = round(max(0, at - columns["created_ns"][place]) / 1e9, 3)
+                row.update((name, columns[name][place]) for name in _COUNTERS)
+            found.append((at + self._epoch_ns, OPENED if kind == C["EVENT_OPENED"] else CLOSED, row))
+        return found
+
+
+def _endpoints(events: Array, name: str, versions: list[int]) -> list[str]:
+    """``IP:PORT`` of each."""
+    addresses = events[f"{name}_be"].tobytes()
+    texts = []
+    for place, (version, port) in enumerate(zip(versions, events[f"{name}_port_be"].tolist(), strict=True)):
+        raw = addresses[place * 16 : place * 16 + (4 if version == 4 else 16)]
+        if version == 4:
+            texts.append(f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}:{port}")
+        else:
+            texts.append(f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{port}")
+    return texts
+
+
+def marks(events: Array) -> list[int]:
+    """A number for each connection, by its addresses, ports and birth."""
+    found = events["created_ns"].astype(np.uint64)
+    ports = events["client_port_be"].astype(np.uint64) << np.uint64(16) | events["listen_port_be"].astype(np.uint64)
+    columns = [ports, events["protocol"].astype(np.uint64)]
+    for name in ("client", "listen"):
+        columns += list(np.ascontiguousarray(events[f"{name}_be"]).view(np.uint64).reshape(len(events), 2).T)
+    for column in columns:
+        found = (found ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        found ^= found >> np.uint64(29)
+    return [int(mark) for mark in found.tolist()]
