@@ -16,8 +16,9 @@ ways = pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "direct"]
 
 
 def history(instance: Instance) -> list[dict[str, object]]:
-    """What was committed."""
-    return [json.loads(line) for line in (instance.state_dir / "history.jsonl").read_text().splitlines()]
+    """What was committed; not what was refused."""
+    lines = (instance.state_dir / "history.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["result"] == "applied"]
 
 
 def file_of(lab: Lab) -> str:

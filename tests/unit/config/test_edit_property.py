@@ -148,7 +148,7 @@ def node_lines(text: str, suffix: str, way: Way) -> tuple[int, int]:
     return text.count("\n", 0, at), text.count("\n", 0, node.end) + 1
 
 
-@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_an_edit_says_what_was_meant_and_touches_nothing_else(case: tuple[str, str, Wanted]) -> None:
     suffix, text, (wanted, meant, way) = case
