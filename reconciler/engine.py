@@ -412,6 +412,12 @@ class Engine:
             raise
         return True
 
+    def adopt(self) -> None:
+        """Go on checking the targets of what is applied, and change nothing. Raises :class:`RevproxyError`."""
+        view = self.revisions.applied_view()
+        if view is not None:
+            self.steering.follow(view.config, view.observed)
+
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """No new connections to a target, in one proxy or in all, until :meth:`undrain`."""
         wanted = report.drain(target, proxy)

@@ -106,10 +106,12 @@ class _ProxyBuilder:
         self.failed = False
         self.endpoints: dict[tuple[str, int], Endpoint] = {}
         self.default_weight: int = schema.default("target", "weight")
+        self.protocol = Protocol.TCP
         self.check_marks: list[tuple[int, tuple[str | int, ...]]] = []
 
     def build(self, tree: Mapping) -> Proxy | None:
         listen = self._listen(tree["listen"])
+        self.protocol = listen.protocol
         default_target = self._targets(tree["default_target"], "default_target")
         routes = self._routes(tree.get("source_routes", ()))
         own = self._health_check(tree)
@@ -184,6 +186,9 @@ class _ProxyBuilder:
         wrong = healthcheck.wrong_key(said)
         if wrong:
             self._fail(said.key_at(wrong[0]), wrong[1], *path, "health_check", wrong[0])
+        if self.protocol is Protocol.UDP and said.get("on_unhealthy") == healthcheck.OnUnhealthy.RESET:
+            text = "'on_unhealthy: reset' goes with TCP: UDP knows no reset"
+            self._fail(said.key_at("on_unhealthy"), text, *path, "health_check", "on_unhealthy")
         self.check_marks.append((tree.value_at("health_check"), path))
         return healthcheck.build(said)
 
@@ -210,8 +215,6 @@ class _ProxyBuilder:
             chosen = said or own
             if chosen is None or chosen.type is healthcheck.CheckType.NONE:
                 continue
-            if chosen.on_unhealthy is healthcheck.OnUnhealthy.RESET and listen.protocol is Protocol.UDP:
-                self._fail(at, "'on_unhealthy: reset' goes with TCP: UDP knows no reset", *where, "health_check")
             port = chosen.port or endpoint.port or (listen.ports[0] if len(listen.ports) == 1 else None)
             if port is None:
                 text = f"a health check of the target {endpoint}, which has no port of its own, needs a 'port'"

@@ -45,9 +45,13 @@ class Loop:
         if self.suspended:
             return None
         again_sec = self._expire()
+        if "health" in reasons:
+            again_sec = _sooner(again_sec, self._steer())
         if held_sec := self.hold.remaining_sec:
             return _sooner(again_sec, held_sec)
         if self._engine.revisions.control.suspended:
+            if self._first:
+                self._adopt()
             self._told("Suspended")
         else:
             again_sec = _sooner(again_sec, self._reconcile(reasons))
@@ -62,14 +66,28 @@ class Loop:
             return _EXPIRE_RETRY_SEC
         return None
 
+    def _steer(self) -> float | None:
+        """Health holds for what is applied, whatever the files say and whether or not they are followed."""
+        try:
+            self._engine.steer()
+        except RevproxyError as error:
+            _log.error("shares_not_changed", error=str(error), retry_sec=_FIRST_RETRY_SEC)
+            return _FIRST_RETRY_SEC
+        return None
+
+    def _adopt(self) -> None:
+        """What is applied was so before this process, which is not to follow the files: its targets are checked."""
+        try:
+            self._engine.adopt()
+        except RevproxyError as error:
+            _log.error("checks_not_adopted", error=str(error))
+
     def _reconcile(self, reasons: frozenset[str]) -> float | None:
         first, self._first = self._first, False
         view: View | None = None
         try:
             if first:  # also when the files turn out to be broken
                 self._engine.recover(self._engine.observe())
-            elif "health" in reasons:  # likewise
-                self._engine.steer()
             view = self._engine.view()
             waiting = self._engine.revisions.waiting(view)
             if waiting:

@@ -43,6 +43,12 @@ def checks_of(config: Config) -> dict[Target, HealthCheck]:
     return {(proxy.name, endpoint): check for proxy in config.proxies for endpoint, check in proxy.checks}
 
 
+def _health_of(quarters: int) -> Health:
+    if quarters == QUARTERS:
+        return Health.HEALTHY
+    return Health.RECOVERING if quarters else Health.UNHEALTHY
+
+
 class Steering:
     """Of one engine. ``checker``: None where no daemon runs; then targets' health is left as the kernel has it."""
 
@@ -72,13 +78,14 @@ class Steering:
         return self.checker.conditions() if self.checker else {}
 
     def health_names(self, observed: Observed) -> dict[Target, Health]:
-        """For people: what is known of each target's health, from before this process if need be."""
-        found = {
-            key: Health.RECOVERING if each.quarters else Health.UNHEALTHY
-            for key, each in observed.state.shares.items()
-            if each.quarters != QUARTERS
-        }
-        return found | {key: each.health for key, each in self.conditions().items()}
+        """For people: each target's health as packets feel it, from before this process if need be. What a check has
+        found is told once the kernel follows it."""
+        live = {key: each.quarters for key, each in observed.state.shares.items()}
+        found = {key: _health_of(quarters) for key, quarters in live.items() if quarters != QUARTERS}
+        for key, each in self.conditions().items():
+            quarters = live.get(key, QUARTERS)
+            found[key] = each.health if each.quarters == quarters else _health_of(quarters)
+        return found
 
     # -- following -----------------------------------------------------------------------------------------------
 

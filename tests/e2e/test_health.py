@@ -212,3 +212,21 @@ def test_connections_to_a_dead_target_are_reset(way: str, mode: str) -> None:
         for connection in opened:
             connection.close()
         assert lab.checksum_errors() == {}
+
+
+def test_suspending_does_not_suspend_health(lab: Lab, instance: Instance) -> None:
+    healthy = Healthy(lab)
+    instance.write(checked(lab))
+    instance.start_daemon()
+    instance.ctl("suspend")
+    healthy.stop(0)
+    wait_for(lambda: events(instance, "shares_changed"), "the table to follow", timeout_sec=20)
+    assert lab.backends[0].name not in shares(lab, 30)
+
+    # Nor does a start while it is suspended.
+    instance.stop_daemon()
+    instance.start_daemon(ready=False)
+    healthy.stop(1)
+    wait_for(lambda: events(instance, "shares_changed"), "the table to follow", timeout_sec=20)
+    assert set(shares(lab, 30)) == {lab.backends[2].name}
+    instance.ctl("resume")

@@ -279,7 +279,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             (": web\n", ": web\n    health_check: {type: tcp, on_unhealthy: reset}\n"),
             (LISTEN_PORT, "port: 80\n      protocol: udp\n"),
         ),
-        ("5:19: 'on_unhealthy: reset' goes with TCP: UDP knows no reset",),
+        ("5:31: 'on_unhealthy: reset' goes with TCP: UDP knows no reset",),
     ),
     # -- health checks
     "health check without a type": (
