@@ -29,6 +29,7 @@
 #define MAP_HINT6 23
 #define MAP_FRAGMENT4 24
 #define MAP_FRAGMENT6 25
+#define MAP_HARDWARE 30
 #define MAP_XDP_CALLS 100
 #define MAP_TC_CALLS 101
 

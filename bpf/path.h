@@ -368,7 +368,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 
 	if (!F(parse)(ctx, hook, &p))
 		return F(unusual)(ctx, hook);
-	if (hook == HOOK_XDP && p.partial)
+	if (hook == HOOK_XDP && (p.partial || is_to_another_host(ctx)))
 		return XDP_PASS;
 	if (hook != HOOK_XDP && p.fragment)
 		F(remember_fragment)(&p);

@@ -283,6 +283,9 @@ struct fragment { /* what only the first one says */
 #define DEVICE_XDP_REDIRECT 1u  /* takes frames redirected by XDP */
 #define DEVICE_DROP_LOOPBACK 2u /* what comes in from or to 127.0.0.0/8 is dropped: the stack would take it */
 
+/* hardware[]: see hardware.h. */
+#define HARDWARE_PLACES 4096
+
 /* outcome[reason], per CPU. Names are in layout.py. */
 #define OUTCOME_COUNT 16
 enum outcome {

@@ -213,6 +213,7 @@ MAX_PROXIES: Final = 16384
 MAX_TARGETS: Final = 65536
 MAX_GROUPS: Final = 16384
 MAX_DEVICES: Final = 4096
+HARDWARE_PLACES: Final = 4096
 
 MAPS: Final[dict[str, MapSpec]] = {
     spec.name: spec
@@ -242,6 +243,7 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("hint6", 23, MapType.ARRAY, u32, connection_key6, 2, per_connection=True),
         MapSpec("fragment4", 24, MapType.LRU_HASH, fragment_key4, fragment, 16384),
         MapSpec("fragment6", 25, MapType.LRU_HASH, fragment_key6, fragment, 16384),
+        MapSpec("hardware", 30, MapType.ARRAY, u32, u64, HARDWARE_PLACES),
     )
 }
 
@@ -287,6 +289,7 @@ def assertions() -> Iterator[str]:
     for spec in MAPS.values():
         yield f'_Static_assert(MAP_{spec.name.upper()} == {spec.number}, "map {spec.name}");'
     yield f'_Static_assert(HINT_PLACES == {HINT_PLACES}, "hint places");'
+    yield f'_Static_assert(HARDWARE_PLACES == {HARDWARE_PLACES}, "hardware places");'
     for name, number in CALLS_NUMBER.items():
         yield f'_Static_assert(MAP_{name.upper()} == {number}, "map {name}");'
 
