@@ -42,7 +42,15 @@ route_key6 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (16,)
 route = np.dtype([("dest", u32), ("flags", u32)])
 route_slots = _slots(route)
 target = np.dtype(
-    [("addr_be", u8, (16,)), ("source_be", u8, (16,)), ("port_be", be16), ("family", u8), ("flags", u8), ("proxy", u32)]
+    [
+        ("addr_be", u8, (16,)),
+        ("source_be", u8, (2, 16)),
+        ("port_be", be16),
+        ("family", u8),
+        ("flags", u8),
+        ("proxy", u32),
+        ("source", u32),
+    ]
 )
 target_stats = np.dtype(
     [
