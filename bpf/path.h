@@ -93,7 +93,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
 		struct target *target;
-		u32 source = 0;
+		u32 source = 0, place;
 
 		/* fullnat has other ports to try at the same target. */
 		scratch->target = id;
@@ -102,10 +102,11 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		target = lookup_index(MAP(TARGET), scratch->target);
 		if (!target || target->family != FAMILY || (target->flags & TARGET_DRAINED))
 			continue;
+		place = *(volatile u32 *)&target->source & 1;
 		for (int word = 0; word < ADDRESS_WORDS; word++) {
-			fresh->saddr_be[word] = fullnat ? target->source_be[word] : p->key.saddr_be[word];
+			fresh->saddr_be[word] = fullnat ? target->source_be[place][word] : p->key.saddr_be[word];
 			fresh->daddr_be[word] = target->addr_be[word];
-			source |= target->source_be[word];
+			source |= target->source_be[place][word];
 		}
 		fresh->dport_be = target->port_be ?: p->key.dport_be;
 		fresh->sport_be = p->key.sport_be;
@@ -376,7 +377,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 
 	if (!F(parse)(ctx, hook, &p))
 		return F(unusual)(ctx, hook);
-	if (hook == HOOK_XDP && p.partial)
+	if (hook == HOOK_XDP && (p.partial || is_to_another_host(ctx)))
 		return XDP_PASS;
 	if (hook != HOOK_XDP && p.fragment)
 		F(remember_fragment)(&p);

@@ -26,6 +26,7 @@
 #include "counters.h"
 #include "checksum.h"
 #include "context.h"
+#include "hardware.h"
 
 #define FAMILY 4
 #include "family.h"
@@ -93,6 +94,7 @@ int tc_ingress(struct __sk_buff *ctx)
 	/* A frame of a VLAN is its interface's: its tag has been taken off before we see it here. */
 	if (ctx->vlan_present || ctx->pkt_type != 0 /* PACKET_HOST */)
 		return TC_ACT_UNSPEC;
+	note_hardware(ctx);
 	return ingress(ctx, HOOK_TC_INGRESS);
 }
 

@@ -125,11 +125,13 @@ struct route_slots {
 
 struct target {
 	__be32 addr_be[4];   /* IPv4: the first word */
-	__be32 source_be[4]; /* this host's address towards it, for fullnat; zero: none */
+	__be32 source_be[2][4]; /* this host's address towards it, for fullnat; zero: none. The other place is for the
+				   next one, so that no packet sees half of each. */
 	__be16 port_be;    /* 0: keep the port the client used */
 	u8 family;         /* 4 or 6; 0: free */
 	u8 flags;
 	u32 proxy;         /* the proxy it belongs to */
+	u32 source;        /* which of the two holds */
 };
 
 struct target_stats { /* per CPU */
@@ -314,6 +316,9 @@ struct fragment { /* what only the first one says */
 /* device[ifindex]: what a way out can do, what is to be watched for. */
 #define DEVICE_XDP_REDIRECT 1u  /* takes frames redirected by XDP */
 #define DEVICE_DROP_LOOPBACK 2u /* what comes in from or to 127.0.0.0/8 is dropped: the stack would take it */
+
+/* hardware[]: see hardware.h. */
+#define HARDWARE_PLACES 4096
 
 /* outcome[reason], per CPU. Names are in layout.py. */
 #define OUTCOME_COUNT 16

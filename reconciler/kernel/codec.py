@@ -149,13 +149,28 @@ def unpack_share(flags: int) -> Share:
 
 
 def pack_source(source: IPAddress | None) -> Array:
-    """The field ``source_be`` of a target; zero for None."""
+    """One place of the field ``source_be`` of a target; zero for None."""
     return np.frombuffer((source.packed if source else b"").ljust(16, b"\0"), np.uint8)
+
+
+def change_sources(values: Array, sources: Sequence[IPAddress | None]) -> tuple[Array, Array]:
+    """What to write, one after the other, to give targets other addresses: first into the place that does not hold,
+    then the word that says which one does. A packet at the same time sees the old one or the new one."""
+    filled = values.copy()
+    for row, source in zip(filled, sources, strict=True):
+        row["source_be"][1 - (int(row["source"]) & 1)] = pack_source(source)
+    exchanged = filled.copy()
+    exchanged["source"] ^= 1
+    # An entry of which no packet wants an address any more is as it was before it had one.
+    without = np.asarray([source is None for source in sources])
+    exchanged["source_be"][without], exchanged["source"][without] = 0, 0
+    return filled, exchanged
 
 
 def unpack_source(value: Any) -> IPAddress | None:
     """This host's address towards a target; None if it has none."""
-    source = bytes(value["source_be"][: 4 if int(value["family"]) == 4 else 16])
+    place = int(value["source"]) & 1
+    source = bytes(value["source_be"][place][: 4 if int(value["family"]) == 4 else 16])
     return unpack_address(source) if any(source) else None
 
 

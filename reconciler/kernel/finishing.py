@@ -10,7 +10,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import connections, groups, layout, store
-from reconciler.kernel.codec import pack_share, pack_source, pack_sysctl_key
+from reconciler.kernel.codec import change_sources, pack_share, pack_sysctl_key
 from reconciler.kernel.connections import Busy
 from reconciler.kernel.context import Context
 from reconciler.kernel.counters import retire_proxies, retire_targets
@@ -83,8 +83,8 @@ class _Finish:
     def sources(self, operations: Run) -> None:
         keys = np.asarray([each.id for each in operations], layout.u32)
         _, values = self.maps["target"].get_many(keys)
-        values["source_be"] = [pack_source(each.after) for each in operations]
-        write(self.maps["target"], keys, values)
+        for each in change_sources(values, [each.after for each in operations]):
+            write(self.maps["target"], keys, each)
 
     def shares(self, operations: Run) -> None:
         keys = np.asarray([each.id for each in operations], layout.u32)

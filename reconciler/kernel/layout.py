@@ -42,7 +42,15 @@ route_key6 = np.dtype([("prefixlen", u32), ("proxy", u32), ("addr_be", u8, (16,)
 route = np.dtype([("dest", u32), ("flags", u32)])
 route_slots = _slots(route)
 target = np.dtype(
-    [("addr_be", u8, (16,)), ("source_be", u8, (16,)), ("port_be", be16), ("family", u8), ("flags", u8), ("proxy", u32)]
+    [
+        ("addr_be", u8, (16,)),
+        ("source_be", u8, (2, 16)),
+        ("port_be", be16),
+        ("family", u8),
+        ("flags", u8),
+        ("proxy", u32),
+        ("source", u32),
+    ]
 )
 target_stats = np.dtype(
     [
@@ -245,6 +253,7 @@ MAX_PROXIES: Final = 16384
 MAX_TARGETS: Final = 65536
 MAX_GROUPS: Final = 16384
 MAX_DEVICES: Final = 4096
+HARDWARE_PLACES: Final = 4096
 
 MAPS: Final[dict[str, MapSpec]] = {
     spec.name: spec
@@ -276,6 +285,7 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("fragment6", 25, MapType.LRU_HASH, fragment_key6, fragment, 16384),
         MapSpec("event_ring", 26, MapType.ARRAY_OF_MAPS, u32, u32, 1),
         MapSpec("retired_stats", 27, MapType.ARRAY, u32, target_stats, MAX_PROXIES),
+        MapSpec("hardware", 30, MapType.ARRAY, u32, u64, HARDWARE_PLACES),
     )
 }
 
@@ -321,6 +331,7 @@ def assertions() -> Iterator[str]:
     for spec in MAPS.values():
         yield f'_Static_assert(MAP_{spec.name.upper()} == {spec.number}, "map {spec.name}");'
     yield f'_Static_assert(HINT_PLACES == {HINT_PLACES}, "hint places");'
+    yield f'_Static_assert(HARDWARE_PLACES == {HARDWARE_PLACES}, "hardware places");'
     for name, number in CALLS_NUMBER.items():
         yield f'_Static_assert(MAP_{name.upper()} == {number}, "map {name}");'
 

@@ -228,7 +228,7 @@ class _Resolver:
         """Of every target's entry that has one."""
         targets, used = self.taken.targets, self.taken.used_targets
         found: dict[tuple[str, Endpoint], IPAddress] = {}
-        for number in np.flatnonzero(targets["source_be"].any(axis=1)).tolist():
+        for number in np.flatnonzero(targets["source_be"].any(axis=(1, 2))).tolist():
             source = codec.unpack_source(targets[number])
             if number in self.endpoints and source is not None and (used[number] or not used_only):
                 owner, endpoint = self.endpoints[number]

@@ -84,8 +84,8 @@ class Stage:
     def _sources(self, operations: Run) -> None:
         keys = np.asarray([each.id for each in operations], layout.u32)
         _, values = self.maps["target"].get_many(keys)
-        values["source_be"] = [codec.pack_source(each.after) for each in operations]
-        self._put("target", keys, values)
+        for each in codec.change_sources(values, [each.after for each in operations]):
+            self._put("target", keys, each)
 
     def _shares(self, operations: Run) -> None:
         keys = np.asarray([each.id for each in operations], layout.u32)

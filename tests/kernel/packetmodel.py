@@ -89,6 +89,7 @@ class Model:
         self.active = 0
         self.connections: dict[Key, Entry] = {}
         self.fragments: dict[tuple[bytes, bytes, bytes, int], tuple[int, int, int]] = {}
+        self.addressed: set[str] = set()  # interfaces at which TC has seen a frame for this host
         self.outcomes: Counter[str] = Counter()
         self.stats: dict[int, Counter[str]] = {}
         self._listeners = [
@@ -112,8 +113,11 @@ class Model:
             return DROP, frame
         if hook != EGRESS and frame[0] & 1:
             return PASS, frame
-        if hook == INGRESS and frame[:6] != self.surroundings.macs[interface]:
+        own = frame[:6] == self.surroundings.macs[interface]
+        if not own and (hook == INGRESS or (hook == XDP and interface in self.addressed)):
             return PASS, frame
+        if hook == INGRESS:
+            self.addressed.add(interface)
         packet = reading.read_packet(frame)
         if packet is None or (hook == XDP and packet.fragment):
             return PASS, frame

@@ -172,6 +172,7 @@ class Runner:
             flags = C["DEVICE_XDP_REDIRECT"] if interface in setting.xdp else 0
             flags |= C["DEVICE_DROP_LOOPBACK"] if interface in setting.drop_loopback else 0
             self.plane.put("device", index, flags.to_bytes(4, "little"))
+            self.plane.put("hardware", index, bytes(8))
         self._switch(0)
         self.base_outcomes, self.base_stats = self._outcomes(), self._stats(setting)
         return Model(setting, self.surroundings)

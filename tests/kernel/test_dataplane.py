@@ -540,6 +540,26 @@ def test_longer_than_the_way_out_takes_is_left_to_the_stack(plane: DataPlane, ve
         plane.namespace.command("ip link set srv mtu 1500")
 
 
+def test_frames_to_another_host_are_nobodys(plane: DataPlane) -> None:
+    """A promiscuous interface takes them too. XDP knows from TC which address is this host's, and which no more is."""
+    flow = new_flow(4, 6)
+    request = frame(flow)
+    others = b"\x02\0\0\0\0\x77" + request[6:]
+    index = plane.ifindex("cli")
+    plane.put("hardware", index, bytes(8))
+    assert plane.tc(others) == (TC_UNSPEC, others)
+    assert plane.tc(request)[0] == TC_REDIRECT
+    try:
+        assert plane.xdp(request)[0] == XDP_REDIRECT
+        assert plane.xdp(others) == (XDP_PASS, others)
+        plane.put("hardware", index, bytes.fromhex("020000000077") + bytes(2))
+        assert plane.xdp(request) == (XDP_PASS, request), "its address has changed meanwhile"
+        assert plane.tc(request)[0] == TC_REDIRECT
+        assert plane.xdp(request)[0] == XDP_REDIRECT
+    finally:
+        plane.put("hardware", index, bytes(8))
+
+
 @families
 def test_xdp_leaves_what_it_can_not_redirect_to_tc(plane: DataPlane, version: int) -> None:
     plane.put("device", plane.ifindex("srv"), bytes(4))

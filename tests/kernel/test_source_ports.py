@@ -1,16 +1,19 @@
-"""Source ports of full NAT: found while there are any, other ones at another time, refused when there is none."""
+"""Source ports and addresses of full NAT: ports are found while there are any, other ones at another time, refused when
+there is none; an address changes as a whole."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
-from itertools import count
+from ipaddress import ip_address
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
 
 from reconciler.kernel import bpf, layout
+from reconciler.kernel.codec import change_sources, unpack_source
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
 from tests.kernel.dataplane import TC_SHOT, XDP_DROP, DataPlane, dest
@@ -99,3 +102,29 @@ def _empty(plane: DataPlane) -> None:
         for key in table.items()[0]:
             raw = np.ascontiguousarray(key)
             bpf.map_delete(plane.fds[name], raw.ctypes.data)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_source_address_changes_as_a_whole(plane: DataPlane, first: int, version: int) -> None:
+    """Packets go on with the old one while the new one is written."""
+    plane.settings(ports=(first, first + 999))
+    addresses = [SOURCE[version], *(f"10.0.2.{last}" if version == 4 else f"fd99:9::{last}" for last in (7, 8, 9))]
+    client = count(1)
+
+    def source() -> str:
+        flow = Flow(CLIENT[version].format(next(client)), LISTEN[version], 5000, 80, 6)
+        return sent(plane.xdp(frame(flow))[1], 6).src
+
+    _empty(plane)
+    assert source() == addresses[0]
+    for before, after in pairwise(addresses):
+        values = plane.get("target", version)
+        assert values is not None
+        filled, exchanged = change_sources(values, [ip_address(after)])
+        plane.put("target", version, filled.tobytes())
+        assert source() == before
+        assert str(unpack_source(filled[0])) == before
+        plane.put("target", version, exchanged.tobytes())
+        assert source() == after
+        assert str(unpack_source(exchanged[0])) == after
+    plane.target(version, TARGET[version], 8080, source=SOURCE[version])
