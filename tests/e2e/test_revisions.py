@@ -139,7 +139,7 @@ def test_unconfirmed_it_goes_back_and_stays_back(serving: Instance) -> None:
 def test_confirmed_it_stays_and_applying_again_gives_it_its_time_again(serving: Instance) -> None:
     lab = serving.lab
     serving.write(http(lab, 2, settings=MANUAL))
-    first = serving.json("apply", "--yes", "--confirm-within", "4s", status=0)["unconfirmed"]
+    first = serving.json("apply", "--yes", "--confirm-within", "60s", status=0)["unconfirmed"]
     serving.write(http(lab, 3, settings=MANUAL))
     again = serving.json("apply", "--yes", "--confirm-within", "1h30m", status=0)["unconfirmed"]
     assert again["previous"] == first["previous"] == 1, "one unconfirmed commit at a time"
@@ -180,11 +180,11 @@ def test_a_daemon_that_was_faster_is_no_way_around(lab: Lab, instance: Instance)
     instance.start_daemon()
     instance.write(http(lab, 2))
     wait_for(lambda: answering(lab) == "backend2", "applied by the daemon", timeout_sec=10)
-    assert instance.json("apply", "--yes", "--confirm-within", "2s", status=0)["unconfirmed"]["previous"] == 1
+    assert instance.json("apply", "--yes", "--confirm-within", "12s", status=0)["unconfirmed"]["previous"] == 1
     instance.write(http(lab, 3))
     wait_for(lambda: "confirm" in instance.json("status")["waiting"], "the next edit waits")
     assert answering(lab) == "backend2"
-    wait_for(lambda: answering(lab) == "backend1", "rolled back", timeout_sec=10)
+    wait_for(lambda: answering(lab) == "backend1", "rolled back", timeout_sec=30)
     assert instance.json("status", status=1)["sync"] == "OutOfSync"
     instance.ctl("apply", "--yes")
     assert answering(lab) == "backend3"

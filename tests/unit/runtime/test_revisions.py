@@ -291,6 +291,28 @@ def test_killed_behind_the_switch_it_goes_back_all_the_same(
     assert port(live) == 1
 
 
+def test_a_commit_that_holds_but_is_not_finished_is_still_to_be_confirmed(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = live.execute
+
+    def unfinished(plan: Plan) -> Result:
+        execute(plan)
+        lose_listeners(live)
+        return Result()
+
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    monkeypatch.setattr(live, "execute", unfinished)
+    with pytest.raises(UnfinishedError):
+        engine.apply(confirm_within_sec=30)
+    monkeypatch.setattr(live, "execute", execute)
+    clock[0] += 30
+    Loop(engine).look(FILES)
+    assert port(live) == 1
+
+
 def test_it_is_refused_where_nothing_can_be_written_down(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places, 1)
     places.state_dir.write_text("a file")
@@ -368,6 +390,17 @@ def test_a_plan_is_stale_when_the_kernel_or_the_host_moved_on(engine: Engine, pl
     live.native = False
     stale(engine, replace(saved, tag="another"), live)
     engine.apply()
+    stale(engine, saved, live)
+
+
+def test_a_plan_is_stale_also_where_it_would_do_the_same_again(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    saved = engine.saved_plan()
+    for number in (3, 1):
+        write(places, number)
+        engine.apply()
     stale(engine, saved, live)
 
 
