@@ -74,6 +74,7 @@ class DaemonCommands:
         self.connections, self.connection_count = engine.connections, engine.connection_count
         self.flush, self.stats = engine.flush, engine.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
+        self.test, self.explain = engine.test, engine.explain
 
     def status(self) -> answers.Status:
         """The engine's status, with who answers."""

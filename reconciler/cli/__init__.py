@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.cli import change, doctor, drain, edit, files, interfaces, look, revisions
+from reconciler.cli import change, doctor, drain, edit, files, interfaces, look, probe, revisions
 from reconciler.cli.app import app, main
 
 __all__ = ["app", "main"]
@@ -15,6 +15,8 @@ _COMMANDS = (
     look.status,
     look.connections,
     look.stats,
+    probe.test,
+    probe.explain,
     interfaces.interfaces,
     doctor.doctor,
     drain.drain,

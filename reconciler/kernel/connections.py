@@ -136,7 +136,7 @@ def connections(maps: Maps, *, now_ns: int | None = None, expired: bool = False)
         shown = ~table.is_reply | (table.peer < 0)
         if not expired:
             shown &= ~expired_entries(table, settings, now_ns)
-        found.extend(_connection(table, int(index), names, now_ns) for index in np.flatnonzero(shown))
+        found.extend(connection(table, int(index), names, now_ns) for index in np.flatnonzero(shown))
     return found
 
 
@@ -152,7 +152,8 @@ def active_settings(maps: Maps) -> Any:
     return maps["settings"].items()[1][0]["slot"][active]
 
 
-def _connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) -> Connection:
+def connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) -> Connection:
+    """The connection that an entry of the table belongs to."""
     entry, key = table.values[index], table.keys[index]
     peer = table.values[table.peer[index]] if table.peer[index] >= 0 else None
     reply = bool(entry["c"]["flags"] & C["CONNECTION_REPLY"])
@@ -276,7 +277,7 @@ def flush(maps: Maps, chosen: Callable[[Connection], bool]) -> int:
     for version in VERSIONS:
         table = read_table(maps, version)
         shown = np.flatnonzero(~table.is_reply | (table.peer < 0))
-        picked = [int(index) for index in shown if chosen(_connection(table, int(index), names, now_ns))]
+        picked = [int(index) for index in shown if chosen(connection(table, int(index), names, now_ns))]
         _delete(maps, table, picked)
         flushed += len(picked)
     return flushed
@@ -294,7 +295,7 @@ def sweep(maps: Maps, *, now_ns: int | None = None) -> list[Connection]:
         table = read_table(maps, version)
         gone = expired_entries(table, settings, now_ns)
         shown = np.flatnonzero(gone & (~table.is_reply | (table.peer < 0)))
-        swept += [_connection(table, int(index), names, now_ns) for index in shown]
+        swept += [connection(table, int(index), names, now_ns) for index in shown]
         _delete(maps, table, np.flatnonzero(gone).tolist(), with_peers=False)
     return swept
 
