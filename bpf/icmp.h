@@ -150,7 +150,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	}
 	if (quoted_other) /* not for who sent the quoted packet */
 		return TC_ACT_UNSPEC;
-	active = (ctl->active ^ SLOT_INVERTED) & 1;
+	active = ctl->active & 1;
 	now = bpf_ktime_get_coarse_ns();
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))

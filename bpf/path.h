@@ -386,7 +386,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	if (!ctl || !settings)
 		return verdict_pass(hook);
 	/* Read once: this packet's configuration. */
-	active = (*(volatile u32 *)&ctl->active ^ SLOT_INVERTED) & 1;
+	active = *(volatile u32 *)&ctl->active & 1;
 	now = bpf_ktime_get_coarse_ns();
 
 	e = lookup(MAPF(CONNECTION), &p.key);
@@ -490,7 +490,7 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 		return TC_ACT_UNSPEC;
 	ctl = control();
 	now = bpf_ktime_get_coarse_ns();
-	if (!ctl || !F(is_alive)(e, p.key.protocol, now, (ctl->active ^ SLOT_INVERTED) & 1))
+	if (!ctl || !F(is_alive)(e, p.key.protocol, now, ctl->active & 1))
 		return TC_ACT_UNSPEC;
 	if (F(rewrite)(ctx, HOOK_TC_EGRESS, &p, e, 0))
 		return verdict_drop(HOOK_TC_EGRESS, OUTCOME_DROP_ERROR);
@@ -522,7 +522,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 	p.key.protocol = ports->protocol;
 	p.heard = HEARD_ANY | HEARD_PLAIN;
 	p.l4_offset = 0;
-	active = (ctl->active ^ SLOT_INVERTED) & 1;
+	active = ctl->active & 1;
 	now = bpf_ktime_get_coarse_ns();
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))

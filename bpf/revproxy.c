@@ -4,8 +4,6 @@
  * xdp_ingress  finishes what it can (redirect, drop) and leaves everything else untouched;
  * tc_ingress   does all that XDP left, or everything where there is no XDP;
  * tc_egress    rewrites answers that came through the kernel's stack.
- *
- * SLOT_INVERTED 1 makes programs that read the slot packets do not read: a commit is tried with them first.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -15,10 +13,6 @@
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
-
-#ifndef SLOT_INVERTED
-#define SLOT_INVERTED 0
-#endif
 
 #include "types.h"
 #include "maps.h"

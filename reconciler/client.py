@@ -264,6 +264,21 @@ class Client(Edits):
             trouble = str(error)
         return diagnose(look(self._places, pid, trouble))
 
+    def test(self) -> answers.Tested:
+        """Run the ``tests:`` of the files in the kernel, by the real programs, on what packets see now. Where
+        ``sync`` of the answer is not Synced, that is something else than what the files say."""
+        return self._change(DaemonClient.test, lambda engine: engine.test(), files=True)
+
+    def explain(
+        self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
+    ) -> answers.Explanation:
+        """What the data plane does now with a packet from ``source`` (``IP`` or ``IP:PORT``) to ``to`` (``IP:PORT``):
+        by a run of the real programs. ``interface``: by which it comes in, if that is not clear."""
+        return self._change(
+            lambda daemon: daemon.explain(source, to, protocol=protocol, interface=interface),
+            lambda engine: engine.explain(source, to, protocol=protocol, interface=interface),
+        )
+
     def down(self) -> answers.TakenDown:
         """Detach and remove everything this instance put into the kernel; a running daemon ends."""
         return self._change(DaemonClient.down, lambda engine: engine.down())

@@ -81,6 +81,7 @@ class DaemonCommands:
         self.flush, self.stats = engine.flush, engine.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
         self.exporter: Exporter | None = None
+        self.test, self.explain = engine.test, engine.explain
 
     def status(self) -> answers.Status:
         """The engine's status, with who answers and what only a daemon does."""

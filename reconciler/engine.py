@@ -18,7 +18,7 @@ from reconciler.answers import Attempt
 from reconciler.config import files as config_files
 from reconciler.config.files import parse_sources
 from reconciler.config.model import SyncPolicy
-from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, UnfinishedError
+from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, TestsFailedError, UnfinishedError
 from reconciler.runtime import clock, empty, savedplan
 from reconciler.runtime.commits import Commits
 from reconciler.runtime.conditions import Conditions, Situation
@@ -29,7 +29,7 @@ from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.snapshot import Fingerprints, settle
 from reconciler.runtime.steer import Steering
 from reconciler.runtime.view import HeldError, Origin, View
-from reconciler.state.desired import Memo, desired
+from reconciler.state.desired import Causes, Memo, desired
 from reconciler.state.diff import diff
 from reconciler.state.plan import housekeeping
 
@@ -179,6 +179,7 @@ class Engine:
         it is in ``attempt`` and ``failure``.
         """
         self.revisions.expire()
+        self._commits.forget_tests()  # who asks wants to know
         try:
             view = self.view() if plan is None else self._view_of(plan)
         except ConfigError as error:
@@ -334,12 +335,35 @@ class Engine:
 
     def _standing_failure(self, view: View) -> RevproxyError | None:
         """The error of the last commit, if nothing has changed since and something is still to be done."""
-        if not self.failure or not view.changes:
+        if not self.failure:
             return None
         failed, error = self.failure
+        if not view.changes and not isinstance(error, TestsFailedError):
+            return None
         if failed.origin.stored:  # it was not about these files
             view = replace(view, config=failed.config)
         return error if view.same_situation(failed) else None
+
+    def test(self) -> answers.Tested:
+        """Run the tests of the files on what packets see now. Raises :class:`ConfigError`, and :class:`RevproxyError`
+        where nothing is loaded."""
+        from reconciler.runtime import explaining
+
+        return explaining.test(self.live, self.view())
+
+    def explain(
+        self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
+    ) -> answers.Explanation:
+        """What the data plane does with such a packet now. Raises :class:`RevproxyError` for what is no
+        question."""
+        from reconciler.runtime import explaining
+
+        asked = explaining.question(source, to, protocol, interface)
+        try:
+            causes = Causes(self.load_config())
+        except ConfigError:
+            causes = Causes()  # live state can be explained without the files
+        return explaining.explain(self.live, asked, self.live.observe(), causes)
 
     def commit_in_force(self, observed: Observed) -> str | None:
         """The git commit of what is applied, as the kernel's manifest says."""

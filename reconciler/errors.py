@@ -121,5 +121,21 @@ class NothingToConfirmError(RevproxyError):
     """There is no unconfirmed commit."""
 
 
+class TestsFailedError(ConfigError):
+    """Tests of the files do not hold."""
+
+    __test__ = False  # no test itself, whatever pytest thinks of the name
+
+
+class ProbeError(RevproxyError):
+    """The programs do not do with packets what the configuration says. ``wrong``: the packets, what was expected and
+    what came of them."""
+
+    def __init__(self, wrong: Sequence[str]) -> None:
+        self.wrong = tuple(wrong)
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        super().__init__(f"the probe failed: {wrong[0]}{more}")
+
+
 class DaemonError(RevproxyError):
     """The daemon could not be reached or answered with an error."""

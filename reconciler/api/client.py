@@ -178,6 +178,17 @@ class DaemonClient:
             with suppress(DaemonError):  # it has ended, or will follow the files again when the time is over
                 self._request("POST", "/v1/edit/end", {"token": token})
 
+    def test(self) -> answers.Tested:
+        """The files' tests, run on what packets see now."""
+        return self._get(answers.Tested, "/v1/test")
+
+    def explain(
+        self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
+    ) -> answers.Explanation:
+        """What the data plane does with such a packet now."""
+        query = {"from": source, "to": to, "protocol": protocol, "interface": interface}
+        return self._get(answers.Explanation, "/v1/explain?" + _query(query))
+
     def down(self) -> answers.TakenDown:
         """Take the data plane off and end the daemon."""
         return from_json(answers.TakenDown, self._request("POST", "/v1/down", {}))

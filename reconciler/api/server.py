@@ -83,6 +83,10 @@ class Commands(Protocol):
     def interfaces(self) -> tuple[answers.InterfaceDetail, ...]: ...
     def begin_edit(self, seconds: int) -> answers.EditHold: ...
     def end_edit(self, token: str) -> None: ...
+    def test(self) -> answers.Tested: ...
+    def explain(
+        self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
+    ) -> answers.Explanation: ...
     def down(self) -> answers.TakenDown: ...
 
 
@@ -159,11 +163,12 @@ class Server:
         application = web.Application(client_max_size=MAX_PLAN_BYTES, middlewares=[_errors_as_json])
         commands = self._commands
         application.router.add_get("/v1/instance", self._get_instance)
-        for name in ("status", "diff", "plan", "stats", "history"):
+        for name in ("status", "diff", "plan", "stats", "history", "test"):
             application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
         application.router.add_get("/v1/interfaces", self._answering(lambda: self._commands.interfaces()))
         application.router.add_get("/v1/connections", self._get_connections)
         application.router.add_get("/v1/events", self._get_events)
+        application.router.add_get("/v1/explain", self._get_explain)
         application.router.add_post("/v1/connections/flush", self._post_flush)
         application.router.add_get("/v1/plan/saved", self._answering(commands.saved_plan))
         application.router.add_post("/v1/apply", self._post_apply)
@@ -213,6 +218,14 @@ class Server:
         kinds = frozenset(request.query.getall("kind", ()))
         follow = request.query.get("follow") == "1"
         return await self._streams.answer(request, follow=follow, kinds=kinds, proxy=request.query.get("proxy"))
+
+    async def _get_explain(self, request: web.Request) -> web.Response:
+        _only(request.query, ("from", "to", "protocol", "interface"))
+        source, to = (request.query.get(name, "") for name in ("from", "to"))
+        protocol, interface = request.query.get("protocol", "tcp"), request.query.get("interface")
+        return _json(
+            await self._call(lambda: self._commands.explain(source, to, protocol=protocol, interface=interface))
+        )
 
     async def _post_flush(self, request: web.Request) -> web.Response:
         body = await _body(request, dict.fromkeys(_FILTERS, (str, type(None))))

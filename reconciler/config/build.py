@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from reconciler.config import check, healthcheck, schema
+from reconciler.config import check, healthcheck, packet_tests, schema
 from reconciler.config.document import Document, Mapping, Sequence
 from reconciler.config.explain import path_text
 from reconciler.config.formats import Formats
@@ -74,6 +74,8 @@ def fragment(document: Document) -> Fragment:
             if wrong:
                 at = root["settings"]["metrics"].value_at("listen")
                 document.problem(at, wrong, "settings.metrics.listen")
+    if isinstance(root.get("tests"), Sequence):
+        built.tests = packet_tests.build(document, formats, checker, root["tests"])
     proxies = root.get("proxies")
     for index, tree in enumerate(proxies if isinstance(proxies, Sequence) else ()):
         if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):

@@ -129,7 +129,7 @@ def _identical_sources(one: Proxy, path: str) -> Iterator[Problem]:
             yield problem(route.place, f"{path}.source_routes[{index}].source", text)
 
 
-def _all_targets(one: Proxy) -> Iterator[tuple[WeightedTarget, int | None]]:
+def all_targets(one: Proxy) -> Iterator[tuple[WeightedTarget, int | None]]:
     """Every target with the index of its route; None: the default target."""
     for target in one.default_target:
         yield target, None
@@ -144,7 +144,7 @@ def _target_path(path: str, route: int | None) -> str:
 
 def _own_listener(one: Proxy, path: str) -> Iterator[Problem]:
     ports = {0, *one.listen.ports}
-    for target, route in _all_targets(one):
+    for target, route in all_targets(one):
         if target.endpoint.port in ports and target.endpoint.ip in one.listen.addresses:
             text = f"the target {target.endpoint} is the proxy's own listener: it would forward to itself"
             yield problem(target.place, _target_path(path, route), text)
@@ -155,7 +155,7 @@ def _families(one: Proxy, path: str) -> Found:
     listening = {ip.version for ip in one.listen.addresses}
     errors: list[Problem] = []
     for family in sorted(one.families - listening):
-        unreachable = [found for found in _all_targets(one) if found[0].endpoint.ip.version == family]
+        unreachable = [found for found in all_targets(one) if found[0].endpoint.ip.version == family]
         target, route = unreachable[0]
         text = f"the target {target.endpoint} is IPv{family}, but no listen address of the proxy is"
         if len(unreachable) > 1:
@@ -239,7 +239,7 @@ def _chained(fragments: Sequence[Fragment]) -> Iterator[Problem]:
         if ips.isdisjoint(fragment.target_ips):
             continue
         for one, path in zip(fragment.proxies, fragment.paths, strict=True):
-            for target, route in _all_targets(one):
+            for target, route in all_targets(one):
                 ports = (target.endpoint.port,) if target.endpoint.port else one.listen.ports
                 for port in ports:
                     other = listeners.get((one.listen.protocol, target.endpoint.ip, port))

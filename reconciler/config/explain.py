@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from reconciler.config.formats import Formats
+from reconciler.config.formats import FORMATS, Formats
 from reconciler.config.messages import hint, nearest, show
 from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
 
@@ -23,7 +23,6 @@ Path = tuple[str | int, ...]
 
 # What the format has but this version does not do: name of the definition in the schema -> keys.
 UNSUPPORTED_KEYS: Final = {
-    "": {"tests"},
     "settings": {"takeover"},
 }
 
@@ -69,7 +68,7 @@ class Explainer:
         }
         integer = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _checker, value: is_integer(value))
         format_checker = FormatChecker(formats=())
-        for name in ("ip", "network"):
+        for name in FORMATS:
             format_checker.checks(name)(
                 lambda value, name=name: not isinstance(value, str) or formats.known(name, value)
             )

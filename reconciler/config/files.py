@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from reconciler.config import build, check
+from reconciler.config import build, check, packet_tests
 from reconciler.config.document import parse
 from reconciler.config.model import Config, Fragment, SourceFile
 from reconciler.errors import ConfigError, Problem
@@ -154,6 +154,7 @@ def _config(files: list[SourceFile], problems: list[Problem], cache: Cache | Non
         warnings += fragment.warnings
     found = check.across(fragments)
     problems += found[0]
+    problems += packet_tests.across(fragments)
     warnings += found[1]
     if problems:
         raise ConfigError(problems)
@@ -163,4 +164,5 @@ def _config(files: list[SourceFile], problems: list[Problem], cache: Cache | Non
         proxies=tuple(proxy for fragment in fragments for proxy in fragment.proxies),
         files=tuple(files),
         warnings=tuple(sorted(warnings)),
+        tests=tuple(test for fragment in fragments for test in fragment.tests),
     )

@@ -1,11 +1,15 @@
-"""The schema's formats ``ip`` and ``network``: text -> ipaddress values, each text parsed once."""
+"""The schema's formats ``ip``, ``network``, ``endpoint`` (address and port) and ``endpoint-or-ip``: text -> values,
+each text parsed once."""
 
 from __future__ import annotations
 
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
-from reconciler.state.objects import IPAddress, IPNetwork
+from reconciler.state.objects import Endpoint, IPAddress, IPNetwork
+
+FORMATS: Final = ("ip", "network", "endpoint", "endpoint-or-ip")
 
 
 def _parse_address(text: str) -> IPAddress:
@@ -32,12 +36,29 @@ def _parse_network(text: str) -> tuple[IPNetwork, bool]:
     return network, start != number
 
 
+def _parse_endpoint(text: str) -> Endpoint:
+    """``192.0.2.1:80``, ``[2001:db8::1]:80``; port 0 for an address alone. Raises :class:`ValueError`."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or ":" not in host or not rest.startswith(":"):
+            raise ValueError(f"{text!r} is not [IPv6]:PORT")
+        port = rest[1:]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    else:
+        return Endpoint(_parse_address(text), 0)
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
+        raise ValueError(f"{port!r} is no port")
+    return Endpoint(_parse_address(host), int(port))
+
+
 class Formats:
     """Parses addresses and networks and remembers them, for as long as one file is worked on."""
 
     def __init__(self) -> None:
         self._addresses: dict[str, IPAddress] = {}
         self._networks: dict[str, tuple[IPNetwork, bool]] = {}
+        self._endpoints: dict[str, Endpoint] = {}
 
     def address(self, text: str) -> IPAddress:
         """An address without a zone. Raises :class:`ValueError`."""
@@ -52,11 +73,22 @@ class Formats:
             self._networks[text] = _parse_network(text)
         return self._networks[text]
 
+    def endpoint(self, text: str) -> Endpoint:
+        """An address with a port, 0 where there is none. Raises :class:`ValueError`."""
+        if text not in self._endpoints:
+            self._endpoints[text] = _parse_endpoint(text)
+        return self._endpoints[text]
+
     def known(self, name: str, text: str) -> bool:
         """Whether a text is of the schema's format ``name``. Raises :class:`KeyError` for an unknown one."""
-        parse = {"ip": self.address, "network": self.network}[name]
+        parse = {
+            "ip": self.address,
+            "network": self.network,
+            "endpoint": self.endpoint,
+            "endpoint-or-ip": self.endpoint,
+        }[name]
         try:
-            parse(text)
+            parsed = parse(text)
         except ValueError:
             return False
-        return True
+        return name != "endpoint" or (isinstance(parsed, Endpoint) and parsed.port != 0)

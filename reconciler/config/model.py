@@ -1,4 +1,4 @@
-"""What the files say, as frozen values: Config, Proxy, Listen, WeightedTarget, SourceRoute;
+"""What the files say, as frozen values: Config, Proxy, Listen, WeightedTarget, SourceRoute, PacketTest;
 and a Fragment of a Config, which is what one file holds.
 
 Every object carries its :class:`Place`. Places do not take part in comparisons: two configurations are equal when
@@ -135,6 +135,34 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a packet should meet: one of these. ``target`` with port 0: at whatever port; ``action``: deny or pass."""
+
+    target: Endpoint | None = None
+    proxy: str | None = None
+    action: str | None = None
+
+    def __str__(self) -> str:
+        return self.action or (f"proxy {self.proxy}" if self.proxy else f"target {self.target}")
+
+
+@dataclass(frozen=True, slots=True)
+class PacketTest:
+    """One of ``tests:``. ``interface`` None: the one that listens on ``destination``, or has its address.
+    ``path``: where in the document."""
+
+    source: Endpoint
+    destination: Endpoint
+    protocol: Protocol
+    interface: str | None
+    expect: Expectation
+    path: str = field(default="", compare=False)
+    place: Place = field(default=NOWHERE, compare=False)
+    interface_place: Place = field(default=NOWHERE, compare=False)
+    expect_place: Place = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """One file that was read. ``digest``: first 16 bytes of the SHA-256 of ``content``."""
 
@@ -151,6 +179,7 @@ class Config:
     proxies: tuple[Proxy, ...] = ()
     files: tuple[SourceFile, ...] = ()
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
+    tests: tuple[PacketTest, ...] = ()
 
 
 @dataclass(slots=True)
@@ -165,5 +194,6 @@ class Fragment:
     paths: list[str] = field(default_factory=list)
     names: list[tuple[str, Place, str]] = field(default_factory=list)
     target_ips: set[IPAddress] = field(default_factory=set)
+    tests: list[PacketTest] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)

@@ -129,6 +129,11 @@ def connections(
     return [_connection(row, names, now_ns) for row in rows[order]]
 
 
+def connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) -> Connection:
+    """The connection that an entry of the table belongs to."""
+    return _connection(records(table, np.asarray([index]))[0], names, now_ns)
+
+
 def _chosen(
     maps: Maps, query: Query, names: Mapping[int, str], now_ns: int, *, expired: bool = False
 ) -> Iterator[tuple[Table, Indexes, Array]]:

@@ -33,6 +33,7 @@ _ROUTE_KINDS: Final = {
 # What the kernel answers for: no route, unreachable, prohibit, blackhole, and an address it never routes.
 _NO_WAY: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT)
 
+_SIOCGIFHWADDR: Final = 0x8927
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 3
 
@@ -146,6 +147,18 @@ class _InterfaceRequest(ct.Structure):
     """``struct ifreq`` with a pointer in its union."""
 
     _fields_ = [("name", ct.c_char * 16), ("data", ct.c_void_p), ("rest", ct.c_uint8 * 16)]
+
+
+def hardware_address(interface: str) -> bytes:
+    """The interface's Ethernet address; zero where it has none. Raises :class:`KernelError` if there is no such
+    interface."""
+    request = (ct.c_uint8 * 40)(*interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)
+        except OSError as error:
+            raise KernelError("ask for the address of", interface, error.errno or 0, error.strerror or "") from error
+    return bytes(request[18:24])
 
 
 def driver_name(interface: str) -> str:

@@ -47,12 +47,12 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
         fds = {**map_fds, **loaded}
         for name, functions in layout.CALLS.items():
             for place, function in enumerate(functions):
-                fd = _load(code, function, fds, gateway)
+                fd = load_program(code, function, fds, gateway)
                 key, value = np.asarray([place], "<u4"), np.asarray([fd], "<u4")
                 bpf.map_update(loaded[name], maps.address(key), maps.address(value))
                 os.close(fd)
         for function in ENTRY_POINTS:
-            loaded[function] = _load(code, function, fds, gateway)
+            loaded[function] = load_program(code, function, fds, gateway)
     except BaseException:
         for fd in loaded.values():
             os.close(fd)
@@ -60,7 +60,8 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
     return loaded
 
 
-def _load(code: ObjectCode, function: str, fds: Mapping[str, int], gateway: Gateway) -> int:
+def load_program(code: ObjectCode, function: str, fds: Mapping[str, int], gateway: Gateway) -> int:
+    """Load one program over the maps with these descriptors; its own descriptor, for the caller to close."""
     instructions = code.instructions(function, fds)
     return gateway.call(
         "load", f"program {function}", lambda: bpf.prog_load(program_type(function), function, LICENSE, instructions)

@@ -23,6 +23,7 @@ from reconciler.state.operations import RestoreSysctl
 from reconciler.state.plan import Plan, make_plan
 
 if TYPE_CHECKING:
+    from reconciler.config.model import PacketTest
     from reconciler.engine import Engine
     from reconciler.runtime.view import View
     from reconciler.state.desired import Desired
@@ -52,6 +53,7 @@ class Commits:
         self._in_force: Desired | None = None  # what the kernel was brought to
         self.refused_xdp: frozenset[int] = frozenset()
         self.drift_repaired = 0
+        self._held_tests: tuple[PacketTest, ...] = ()
 
     # -- planning ------------------------------------------------------------------------------------------
 
@@ -92,17 +94,23 @@ class Commits:
         """
         engine = self._engine
         if not view.changes:
+            self._hold_tests(view)
             self._in_force = view.desired
             engine.steering.follow(view.config, view.observed)
             revision, commit = view.observed.revision.number, engine.commit_in_force(view.observed)
             return answers.Applied(revision, commit=commit, warnings=view.warnings)
         planned, started = self.plan(view), time.monotonic()
         try:
-            result = engine.live.execute(planned.plan)
+            from reconciler.runtime.probing import Verification  # here, as Live
+
+            result = engine.live.execute(planned.plan, Verification(engine.live, view, planned.plan))
         except TransactionError as error:
+            if isinstance(error.cause, ConfigError) and error.rolled_back:
+                raise error.cause from error
             if not self._serve_through_tc(error, view):
                 raise
             return self.run(engine.view(view.config, view.origin))
+        self._held_tests = view.config.tests
         if result.pending is not None:
             _log.warning("clean_up_pending", error=str(result.pending))
         after = self._tidied(engine.view(view.config, view.origin))
@@ -117,6 +125,19 @@ class Commits:
         engine.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
+
+    def forget_tests(self) -> None:
+        """The tests of the files have to hold at the next :meth:`run`, whether they did before or not."""
+        self._held_tests = ()
+
+    def _hold_tests(self, view: View) -> None:
+        """Nothing else is to be done: tests that are new to us have to hold too. Raises :class:`ConfigError`."""
+        if view.config.tests != self._held_tests and view.observed.exists and not view.origin.stored:
+            from reconciler.runtime.explaining import active_prober
+            from reconciler.runtime.probing import run_tests
+
+            run_tests(active_prober(self._engine.live, view.observed, view.facts.interfaces), view)
+            self._held_tests = view.config.tests
 
     def _tidied(self, view: View) -> View:
         """After a commit: the view once everything is cleared up. What could not be is left to the next commit or

@@ -29,6 +29,7 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms, program_info
 from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.observe import observe
+from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
 from reconciler.kernel.resets import reset
@@ -85,9 +86,11 @@ class Live:
     def _use(self, directory: Path) -> None:
         self.maps = Maps(directory, self._gateway)
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
+        self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
 
     def close(self) -> None:
         """Give all descriptors back."""
+        self.probe.close()
         self.programs.close()
         self.maps.close()
 
@@ -98,6 +101,17 @@ class Live:
         """Digest of the programs that should run. Compiles nothing."""
         return self.programs.wanted(0).tag
 
+    @property
+    def tag_in_force(self) -> str:
+        """Digest of the programs that run; empty where none do."""
+        current = self.programs.current
+        return current.tag if current else ""
+
+    def use_probe(self, tag: str) -> bool:
+        """Make the probe that of the programs with this digest; False if there are no maps for them to read."""
+        self.probe.tag = tag
+        return self._open()
+
     def observe(self) -> Observed:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
@@ -105,7 +119,8 @@ class Live:
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
         program = self.programs.current if self.maps.exists else None
         found = observe(self.maps, program=program, attachments=attached, read_sysctls=sysctls.read_all)
-        return replace(found, unfinished=found.unfinished or (found.exists and self.programs.unfinished))
+        left = found.exists and (self.programs.unfinished or self.probe.unfinished(self.tag_in_force))
+        return replace(found, unfinished=found.unfinished or left)
 
     def _own(self) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""
@@ -193,10 +208,20 @@ class Live:
 
     # -- changing ------------------------------------------------------------------------------------------
 
-    def execute(self, plan: Plan) -> Result:
-        """Carry a plan out. Raises what :func:`~reconciler.kernel.transaction.execute` does."""
+    def execute(self, plan: Plan, verify: Callable[[int], None] | None = None) -> Result:
+        """Carry a plan out; ``verify`` sees the standby slot before the switch. Raises what
+        :func:`~reconciler.kernel.transaction.execute` does."""
         self._use_provided()
-        return execute(plan, Context(self.maps, self, self.programs))
+        try:
+            result = execute(plan, Context(self.maps, self, self.programs, verify))
+        except BaseException:
+            self.probe.close()
+            raise
+        try:
+            self.probe.keep()
+        except KernelError as error:
+            return Result(result.pending or error)
+        return result
 
     def free(self, operations: Sequence[Operation]) -> None:
         """Carry out what housekeeping found."""
@@ -212,6 +237,7 @@ class Live:
         attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
         attached.update(number for one in interfaces for number in one.xdp.programs.values())
         programs = [Recovered(text) for text in self.programs.recover(frozenset(attached))]
+        programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]
         return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
 
     def _use_provided(self) -> None:
@@ -240,6 +266,7 @@ class Live:
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if not opens(name)))
         there = self.maps.root.exists()
         self.programs.remove()
+        self.probe.remove()
         self.maps.remove()
         there |= self._remove_other_layouts()
         if there:

@@ -101,7 +101,7 @@ def test_every_command_is_there_with_options_it_has() -> None:
     told = {}
     for cells in rows("Commands"):
         for text in cells[0].split(" · "):
-            name = re.split(r" [\[A-Z]", text.strip("`"))[0]
+            name = re.split(r" (?:[\[A-Z]|--)", text.strip("`"))[0]
             told[name] = set(re.findall(r"--[a-z-]+", text))
     assert set(told) == set(_runnable(app))
     for name, options in told.items():

@@ -78,6 +78,14 @@ STATS = answers.Stats(
     proxies={"web": answers.ProxyStats(targets={"10.0.0.1:8080": answers.TargetStats(1)})},
 )
 DRAINING = answers.Draining((answers.DrainingTarget("web", "10.0.0.1:8080", "draining", 3),), 3)
+TESTED = answers.Tested(
+    Sync.OUT_OF_SYNC,
+    7,
+    3,
+    (answers.TestResult("a.yaml", 9, 5, "1.2.3.4:5", "5.6.7.8:80", "tcp", None, "deny", "pass", holds=False),),
+    1,
+)
+EXPLANATION = answers.Explanation("redirect", "web", "default_target", "10.0.0.1:8080", "because", "eth0", "tc_ingress")
 
 
 class FakeCommands:
@@ -147,6 +155,14 @@ class FakeCommands:
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         return self._answer("draining", DRAINING, target=target, proxy=proxy)
 
+    def test(self) -> answers.Tested:
+        return self._answer("test", TESTED)
+
+    def explain(
+        self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
+    ) -> answers.Explanation:
+        return self._answer("explain", EXPLANATION, source=source, to=to, protocol=protocol, interface=interface)
+
     def down(self) -> answers.TakenDown:
         return self._answer("down", answers.TakenDown(("interface eth0",)))
 
@@ -200,6 +216,8 @@ def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands
     assert client.connection_count(target="10.0.0.1:80") == 12
     assert client.flush(proxy="web") == 5
     assert client.stats() == STATS
+    assert client.test() == TESTED
+    assert client.explain("192.0.2.1:5", "[::1]:80", protocol="udp", interface="eth0") == EXPLANATION
     applied = answers.Applied(8, unconfirmed=UNCONFIRMED)
     assert client.apply(allow_empty=True, confirm_within_sec=30.0, plan=SAVED) == applied
     assert client.down() == answers.TakenDown(("interface eth0",))
@@ -208,6 +226,8 @@ def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands
         ("connection_count", {"proxy": None, "target": "10.0.0.1:80"}),
         ("flush", {"proxy": "web", "target": None}),
         ("stats", {}),
+        ("test", {}),
+        ("explain", {"source": "192.0.2.1:5", "to": "[::1]:80", "protocol": "udp", "interface": "eth0"}),
         ("apply", {"allow_empty": True, "confirm_within_sec": 30.0, "plan": SAVED}),
         ("down", {}),
     ]

@@ -269,7 +269,6 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         ("12:17: the target 192.0.2.1 is the proxy's own listener: it would forward to itself",),
     ),
     # -- known to the format, not to this version
-    "tests": ((("proxies:", "tests: []\nproxies:"),), ("3:1: 'tests' is not supported by this version",)),
     "settings": (
         ((": true", ": true, takeover: false"),),
         tuple(f"2:{column}: '{key}' is not supported by this version" for column, key in ((29, "takeover"),)),

@@ -69,7 +69,7 @@ class FakeLive:
     def runtime(self, _observed: Observed) -> RuntimeFacts:
         return RuntimeFacts()
 
-    def execute(self, plan: Plan) -> Result:
+    def execute(self, plan: Plan, _verify: object = None) -> Result:
         self.executed += 1
         if self.errors:
             raise self.errors.pop(0)
