@@ -135,9 +135,9 @@ def test_a_flood_of_syns_keeps_nobody_out_and_disconnects_nobody(lab: Lab, insta
 
         # Those who come during a flood get in.
         newcomers: list[socket.socket] = []
-        with Sending(flood):
+        with Sending(flood, pause_sec=0.05):  # the cable is not what this is about
             for _ in range(20):
-                newcomers.append(closing.enter_context(connect(lab.client, used)))
+                newcomers.append(closing.enter_context(connect(lab.client, used, timeout_sec=30)))
                 talk(newcomers, b"new")
         talk([*connected, *newcomers], b"in the end")
     assert lab.checksum_errors() == {}
@@ -156,8 +156,8 @@ def talk(connected: list[socket.socket], text: bytes) -> None:
 class Sending:
     """A flood from a thread of its own, for as long as the block runs and ``at_least`` packets."""
 
-    def __init__(self, flood: Flood, at_least: int = 0) -> None:
-        self.flood, self.at_least = flood, at_least
+    def __init__(self, flood: Flood, at_least: int = 0, pause_sec: float = 0.0) -> None:
+        self.flood, self.at_least, self.pause_sec = flood, at_least, pause_sec
         self.ending = threading.Event()
         self.failures: list[BaseException] = []
         self.thread = threading.Thread(target=self._run, name="flood")
@@ -167,6 +167,7 @@ class Sending:
             start = self.flood.sent
             while not self.ending.is_set() or self.flood.sent - start < self.at_least:
                 self.flood.send(CHUNK)
+                time.sleep(self.pause_sec)
         except BaseException as error:
             self.failures.append(error)
 
