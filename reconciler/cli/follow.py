@@ -9,6 +9,7 @@ import click
 from reconciler import answers
 from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.complete import proxy_names
 
 INTERRUPTED = 130
 _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_down": "red", "events_lost": "red"}
@@ -17,7 +18,7 @@ _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_d
 @click.command(context_settings=CONTEXT)
 @click.option("-f", "--follow", is_flag=True, help="Those to come, until interrupted.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this kind (repeatable).")
-@click.option("--proxy", metavar="NAME", help="Only of this proxy.")
+@click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy.")
 @common_options
 @click.pass_context
 def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: str | None) -> None:

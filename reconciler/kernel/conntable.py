@@ -93,8 +93,10 @@ def _peers(keys: Array, hashes: Array, order: Indexes, reverse: Array) -> Indexe
     if not len(keys):
         return np.zeros(0, np.int64)
     wanted = _hashes(reverse)
-    places = np.minimum(np.searchsorted(hashes, wanted, sorter=order), len(keys) - 1)
-    found = order[places]
+    in_order = np.argsort(wanted)  # looked up in order, which the processor's caches like much better
+    places = np.searchsorted(hashes[order], wanted[in_order])
+    found = np.empty(len(keys), np.int64)
+    found[in_order] = order[np.minimum(places, len(keys) - 1)]
     same = (_words(keys)[found] == _words(reverse)).all(axis=1)
     return np.where(same, found, -1)
 
