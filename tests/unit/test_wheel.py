@@ -22,14 +22,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-@pytest.mark.parametrize(
-    ("folder", "pattern"), [("bpf", "**/*.[ch]"), ("schema", "*.json"), ("config.d", "*"), ("man", "*")]
-)
+@pytest.mark.parametrize(("folder", "pattern"), [("bpf", "**/*.[ch]"), ("schema", "*.json"), ("config.d", "*")])
 def test_files_read_at_run_time_are_in_the_wheel(wheel: zipfile.ZipFile, folder: str, pattern: str) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(pattern) if path.is_file()}
     packed = {name.removeprefix("reconciler/_data/") for name in wheel.namelist()}
     assert wanted - packed == set()
-    assert wanted or folder in ("config.d", "man")
+    assert wanted
 
 
 def test_every_module_is_in_the_wheel_and_tests_are_not(wheel: zipfile.ZipFile) -> None:
