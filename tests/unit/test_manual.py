@@ -148,3 +148,14 @@ def test_it_renders_without_warnings(pages: dict[str, Path], name: str, command:
     done = subprocess.run([*command, pages[name]], capture_output=True, text=True, env=env, check=False)
     printed = done.stdout if command[0] == "mandoc" else ""
     assert (done.returncode, done.stderr, printed) == (0, "", "")
+
+
+def test_what_the_readme_says_to_type_for_git_is_what_the_manual_says(pages: dict[str, Path]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"<!-- git -->\n```sh\n(.*?)```", readme, re.DOTALL)
+    assert found
+    assert escape_block(found[1]) in pages["revproxyd.8"].read_text()
+
+
+def escape_block(commands: str) -> str:
+    return commands.replace("-", "\\-")

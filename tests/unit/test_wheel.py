@@ -40,3 +40,31 @@ def test_both_programs_are_entry_points(wheel: zipfile.ZipFile) -> None:
     text = wheel.read("revproxy-0.1.0.dist-info/entry_points.txt").decode()
     assert "revproxyctl = reconciler.cli:main" in text
     assert "revproxyd = reconciler.daemon:main" in text
+
+
+def test_it_works_in_a_fresh_environment(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Installed, away from the checkout: both programs start, files are checked, the data plane compiles."""
+    fresh = tmp_path / "venv"
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    subprocess.run([base, "-m", "venv", "--system-site-packages", "--without-pip", fresh], check=True)
+    (site,) = fresh.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", fresh / "bin" / "python", "--quiet", "install", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(wheel.filename)], check=True)
+    # What it depends on is this environment's; after its own, so that the package itself is the wheel's.
+    dependencies = [path for path in sys.path if path.endswith("-packages")]
+    (site / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
+
+    def run(*words: str | Path) -> str:
+        done = subprocess.run([*map(str, words)], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    python, programs = fresh / "bin" / "python", fresh / "bin"
+    where = run(
+        python, "-c", "import reconciler.resources as r; print(r.__file__); print(r.directory('config.d'))"
+    ).split()
+    assert all(path.startswith(str(fresh)) for path in where), where
+    assert "valid: " in run(programs / "revproxyctl", "validate", where[1])
+    assert "--config-dir" in run(programs / "revproxyd", "--help")
+    compiling = "from reconciler import resources; from reconciler.kernel.compiler import compile_programs"
+    run(python, "-c", f"{compiling}; compile_programs(resources.bpf_dir())")
