@@ -108,11 +108,11 @@ def test_every_key_is_there_with_description_and_default(pages: dict[str, Path])
     keys = [item for each in (SCHEMA, *SCHEMA["$defs"].values()) for item in schema_keys(each)]
     assert len(keys) > 20
     for key, value in keys:
-        described = value["description"].removesuffix(" Required.")
+        described = value["description"].removesuffix(" Required.").replace("`", "")
         found = re.search(rf"\.TP {re.escape(key)}: [^.]*?" + r".*?" + re.escape(" ".join(described.split())), shown)
         assert found, key
         if value.get("default") not in (None, {}, []) and not isinstance(value["default"], dict):
-            assert json.dumps(value["default"]).strip('"') in found[0], key
+            assert json.dumps(value["default"]).replace('"', "") in found[0], key
 
 
 def test_kinds_of_mappings_stand_at_all_their_paths(pages: dict[str, Path]) -> None:
