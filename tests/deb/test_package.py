@@ -203,15 +203,17 @@ def test_a_second_instance(machine: Machine) -> None:
 
 def test_configuration_out_of_git(machine: Machine, lab: Lab) -> None:
     one, two, _ = lab.backends
-    git = "git -c user.name=x -c user.email=x@example.net -C /root/origin"
-    machine.run(f"git init --quiet --initial-branch=main /root/origin; cp {CONFIG} /root/origin/; {git} add .")
-    machine.run(f"{git} commit --quiet --message one; chmod 755 /root")
+    machine.write(CONFIG, web(f"{two.ip4}:8080"))
+    wait_for(lambda: servers(lab) == {two.name}, "the file is live", timeout_sec=30)
+    git = "git -c user.name=x -c user.email=x@example.net -C /srv/origin"
+    machine.run(f"git init --quiet --initial-branch=main /srv/origin; cp {CONFIG} /srv/origin/; {git} add .")
+    machine.run(f"{git} commit --quiet --message one")
     # As the README says, but for the repository, whose owner is another user here.
     machine.run("git config --system safe.directory '*'")
-    machine.run(block("git").replace("https://git.example/edge.git", "/root/origin"))
+    machine.run(block("git").replace("https://git.example/edge.git", "/srv/origin"))
     commit = machine.out(f"{git} rev-parse HEAD")
     assert servers(lab) == {two.name}
-    machine.write("/root/origin/web.yaml", web(f"{one.ip4}:8080"))
+    machine.write("/srv/origin/web.yaml", web(f"{one.ip4}:8080"))
     machine.run(f"{git} commit --quiet --all --message two")
     machine.run("systemctl start revproxy-gitpull.service")
     wait_for(lambda: servers(lab) == {one.name}, "the commit is live", timeout_sec=30)
@@ -219,7 +221,7 @@ def test_configuration_out_of_git(machine: Machine, lab: Lab) -> None:
     now = machine.out("revproxyctl status --output json | grep '\"commit\"'")
     assert machine.out(f"{git} rev-parse HEAD") in now
     assert commit not in now
-    machine.run("systemctl disable --now revproxy-gitpull.timer")
+    machine.run("systemctl disable --now revproxy-gitpull.timer; rm -r /srv/origin")
 
 
 def test_upgrade_under_traffic(machine: Machine, lab: Lab, next_deb: Path) -> None:
@@ -246,7 +248,7 @@ def test_remove_takes_the_data_plane_off_and_keeps_the_configuration(machine: Ma
     assert machine.out("tc qdisc show | grep -c clsact || true") == "0"
     assert machine.out("find /sys/fs/bpf -path '*revproxy/*'") == ""
     assert machine.out("cat /etc/revproxy/config.d/web.yaml")
-    assert not machine.run("pgrep -f revproxyd", status=None).stdout
+    assert not machine.run("pgrep -f '[/]usr/sbin/revproxyd'", status=None).stdout
 
 
 def test_purge_leaves_nothing(machine: Machine, before: set[str]) -> None:
