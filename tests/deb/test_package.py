@@ -221,7 +221,7 @@ def test_configuration_out_of_git(machine: Machine, lab: Lab) -> None:
     now = machine.out("revproxyctl status --output json | grep '\"commit\"'")
     assert machine.out(f"{git} rev-parse HEAD") in now
     assert commit not in now
-    machine.run("systemctl disable --now revproxy-gitpull.timer; rm -r /srv/origin")
+    machine.run("systemctl disable --now revproxy-gitpull.timer; rm -r /srv/origin /etc/gitconfig")
 
 
 def test_upgrade_under_traffic(machine: Machine, lab: Lab, next_deb: Path) -> None:
@@ -252,8 +252,7 @@ def test_remove_takes_the_data_plane_off_and_keeps_the_configuration(machine: Ma
 
 
 def test_purge_leaves_nothing(machine: Machine, before: set[str]) -> None:
-    machine.run("apt-get purge --yes revproxy; systemctl daemon-reload; git config --system --unset-all safe.directory")
-    machine.run("rm -f /etc/gitconfig")
+    machine.run("apt-get purge --yes revproxy; systemctl daemon-reload")
     after = set(machine.out(_SNAPSHOT).splitlines())
     assert {each for each in after - before if "__pycache__" not in each} == set()
     assert not {each for each in after if "revproxy" in each}
