@@ -23,7 +23,8 @@ from tests.e2e.instance import web
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "/etc/revproxy/config.d/web.yaml"
 # What dpkg, apt, man-db and systemd themselves keep about every package and unit there ever was.
-_OTHERS = "/var/lib/dpkg /var/log /var/cache/apt /var/cache/man /var/cache/debconf /var/lib/systemd /var/tmp /tmp /root"
+_OTHERS = "/var/lib/dpkg /var/lib/apt /var/log /var/cache/apt /var/cache/man /var/cache/debconf"
+_OTHERS += " /var/lib/systemd /var/tmp /tmp /root"
 _SNAPSHOT = (
     "find / -xdev " + " ".join(f"-path '{each}' -prune -o" for each in (*_OTHERS.split(), "/etc/*-")) + " -print"
 )
