@@ -94,7 +94,7 @@ def test_the_debian_package_depends_on_what_the_python_package_does() -> None:
     depends = control.partition("\nDepends:\n")[2].partition("\nRecommends:")[0]
     told = {
         match[1]: match[2]
-        for match in re.finditer(r"^ (python3-[\w.]+)(?: \(>= (?:\d+:)?([\d.]+)\))?,", depends, re.MULTILINE)
+        for match in re.finditer(r"^ (python3-[\w.-]+)(?: \(>= (?:\d+:)?([\d.]+)\))?,", depends, re.MULTILINE)
     }
     needed = {}
     for requirement in PROJECT["dependencies"]:
