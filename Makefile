@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab lab-down test unit lint format bench wheel lock clean
+.PHONY: help setup demo lab lab-down test unit lint format bench man wheel deb test-deb lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,17 @@ format: setup ## put the Python files into shape
 bench: setup ## measure (root)
 	@$(PYTHON) -m tests.bench
 
+man: setup ## write the manual pages to build/man
+	@$(PYTHON) packaging/manpages.py build/man
+
 wheel: setup ## build dist/revproxy-*.whl
 	@$(PYTHON) -m hatchling build --target wheel
+
+deb: ## build dist/revproxy_*.deb (as root it installs what that needs)
+	@packaging/deb.sh
+
+test-deb: setup ## install, use, upgrade, purge the package in a Debian 12 tree under systemd (root; minutes)
+	@packaging/test-deb.sh
 
 lock: ## write packaging/requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@packaging/lock.sh

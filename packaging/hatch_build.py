@@ -11,7 +11,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 REQUIRED = ("bpf", "schema")
-OPTIONAL = ("config.d", "man")
+OPTIONAL = ("config.d",)
 
 
 class DataHook(BuildHookInterface):  # type: ignore[type-arg]  # its argument's type is not exported

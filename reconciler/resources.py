@@ -1,4 +1,4 @@
-"""Where the files that are no Python stand: schema, data plane source, example configuration, manual pages.
+"""Where the files that are no Python stand: schema, data plane source, example configuration.
 
 In a checkout they are folders next to the package; in an installed wheel they are in the package's ``_data``.
 """
@@ -12,7 +12,7 @@ _PACKAGE: Final = Path(__file__).resolve().parent
 
 
 def directory(name: str) -> Path:
-    """The folder ``name``: "schema", "bpf", "config.d" or "man". Raises :class:`FileNotFoundError`, with the places
+    """The folder ``name``: "schema", "bpf" or "config.d". Raises :class:`FileNotFoundError`, with the places
     looked at, if the installation lacks it."""
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / name)
     for place in places:
