@@ -13,7 +13,7 @@ from netlab import UDP_PORT, Lab
 from tests.bench import lab_contestants as contestants
 from tests.bench.lab_contestants import Contestant
 from tests.bench.lab_tools import Tools
-from tests.bench.lab_traffic import FAR_CPU, PROXY_CPU, PacketPath
+from tests.bench.lab_traffic import FAR_CPU, FIRST, PROXY_CPU, PacketPath
 
 Figures = dict[str, float]
 
@@ -81,9 +81,9 @@ CELLS = {
             tuple(kind for kind in _ALL if kind.udp and kind.all_new),
             5,
         ),
-        Cell("requests", "requests on kept connections", {"requests/s": "k", "p50": "us", "p99": "us"}, _ALL, 5, needs=_WRK),
-        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, 5, needs=_WRK),
-        Cell("latency", "one request at a time", {"p50": "us", "p99": "us"}, _ALL, 5, needs=_WRK),
+        Cell("requests", "requests on kept connections", {"requests/s": "k", "p50": "us", "p99": "us"}, _ALL, 4, needs=_WRK),
+        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, 4, needs=_WRK),
+        Cell("latency", "one request at a time", {"p50": "us", "p99": "us"}, _ALL, 3, needs=_WRK),
         Cell(
             "bulk",
             "bulk, offloads on",
@@ -109,9 +109,9 @@ def start_servers(lab: Lab, tools: Tools) -> None:
     if tools.has("nginx"):
         body = _WEB_SERVER % contestants.WEB_PORT
         command = contestants.nginx_command(lab, tools, "http", body, 1)
-        lab.spawn(backends, "taskset", "-c", str(PROXY_CPU), *command, env=tools.environment)
+        lab.spawn(backends, "taskset", "-c", str(PROXY_CPU), *FIRST, *command, env=tools.environment)
     bulk = Path(__file__).with_name("lab_bulk.py")
-    lab.spawn(backends, sys.executable, bulk, "serve", str(contestants.BULK_PORT)).wait_output("ready")
+    lab.spawn(backends, *FIRST, sys.executable, bulk, "serve", str(contestants.BULK_PORT)).wait_output("ready")
 
 
 @contextlib.contextmanager
@@ -167,10 +167,10 @@ def _requests(cell: Cell, who: Contestant, tools: Tools) -> tuple[Figures, int]:
     command = [tools.paths["wrk"], "-t1", f"-c{connections}", f"-d{WRK_SEC}s", "-s", script]
     if cell.name == "connections":
         command += ["-H", "Connection: close"]
-    words = ["taskset", "-c", str(FAR_CPU), *map(str, command), f"http://{address}:{port}/"]
+    words = ["taskset", "-c", str(FAR_CPU), *FIRST, *map(str, command), f"http://{address}:{port}/"]
     output = lab.client.run(*words, env=tools.environment).stdout
     said = json.loads(next(line for line in output.splitlines() if line.startswith("JSON")).removeprefix("JSON"))
-    assert said["errors"] == 0 and said["requests"] > 0, f"{who.name}: {said}"
+    assert said["requests"] > 0 and said["errors"] <= said["requests"] // 1000, f"{who.name}: {said}"
     rate = said["requests"] * 1e6 / said["us"]
     name = next(iter(cell.figures))
     # At least a request and its answer; with a connection, those of its beginning and end as well.
@@ -181,7 +181,7 @@ def _requests(cell: Cell, who: Contestant, tools: Tools) -> tuple[Figures, int]:
 def _bulk(who: Contestant) -> tuple[Figures, int]:
     address, port = who.address(contestants.LISTEN_BULK, contestants.BULK_PORT)
     program = Path(__file__).with_name("lab_bulk.py")
-    output = who.lab.client.run(sys.executable, program, "measure", address, str(port), str(BULK_SEC)).stdout
+    output = who.lab.client.run(*FIRST, sys.executable, program, "measure", address, str(port), str(BULK_SEC)).stdout
     said = json.loads(output)
     # A segment has up to 64 KiB.
     return {"throughput": said["bytes"] * 8 / said["seconds"]}, int(said["total"] / 65536)

@@ -17,7 +17,7 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Maps
 from tests.bench import lab_programs
 from tests.bench.lab_tools import Tools
-from tests.bench.lab_traffic import CLIENT_NET, attach_xdp
+from tests.bench.lab_traffic import CLIENT_NET, FIRST, attach_xdp
 from tests.e2e.instance import Instance
 
 CONGESTION_CONTROL = "reno"
@@ -175,7 +175,7 @@ class _UserSpace(Contestant):
         self._stack_forwards_nothing(done, packets)
 
     def _spawn(self, listening: Callable[[], bool], *argv: str | Path) -> None:
-        self._process = self.lab.spawn(self.lab.proxy, *argv, env=self.tools.environment)
+        self._process = self.lab.spawn(self.lab.proxy, *FIRST, *argv, env=self.tools.environment)
         wait_for(lambda: self._process.status is not None or listening(), f"{self.name} listening")
         assert self._process.status is None, f"{self.name} ended: {self._process.output()}"
 
@@ -203,7 +203,7 @@ class Haproxy(_UserSpace):
         defaults = "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n"
         path = self.lab.directory / "haproxy.cfg"
         threads = len(os.sched_getaffinity(0))
-        path.write_text(f"global\n  maxconn 10000\n  nbthread {threads}\n{defaults}" + "".join(sections))
+        path.write_text(f"global\n  maxconn 2000\n  nbthread {threads}\n{defaults}" + "".join(sections))
         self._spawn(self._listens, self.tools.paths["haproxy"], "-db", "-f", path)
 
 
@@ -230,7 +230,7 @@ def nginx_command(lab: Lab, tools: Tools, name: str, body: str, workers: int) ->
     module = f"load_module {tools.paths['ngx_stream_module.so']};\n" if name == "stream" else ""
     path.write_text(
         f"{module}daemon off;\nuser root;\npid {path}.pid;\nerror_log stderr warn;\nworker_processes {workers};\n"
-        f"events {{ worker_connections 16384; }}\nworker_rlimit_nofile 40000;\n{body}"
+        f"events {{ worker_connections 4096; }}\nworker_rlimit_nofile 10000;\n{body}"
     )
     return [tools.paths["nginx"], "-e", "stderr", "-p", lab.directory, "-c", path]
 

@@ -75,6 +75,7 @@ def rows(done: Sequence[Rounds]) -> list[dict[str, object]]:
                 row["skipped"] = rounds.skipped.get(kind.name, "")
                 row |= {f"to_{other}": ratio(rounds, figure, kind.name, other) for other in AGAINST}
                 row |= {"cache_line_ns": rounds.cache_line_ns, "rounds_repeated": rounds.far}
+                row["failed"] = [each for each in rounds.failed if each.startswith(f"{kind.name}:")]
                 found.append(row)
     for goal, reached in _reached(done):
         found.append({"goal": asdict(goal), "ratio": reached, "met": None if reached is None else goal.met(reached)})
@@ -122,3 +123,4 @@ def _cell(rounds: Rounds) -> Iterator[str]:
         ]
         ratios = (ratio(rounds, first, kind.name, other) for other in AGAINST)
         yield f"  {kind.title:24}{''.join(medians)}" + "".join(f"{each:15.2f}" if each else " " * 15 for each in ratios)
+    yield from (f"  FAILED, left out: {each}" for each in rounds.failed)

@@ -26,6 +26,9 @@ T = TypeVar("T")
 FAR_CPU, PROXY_CPU = 0, 1
 """The generator's and the receiver's, and the proxy's."""
 
+FIRST = ("chrt", "--fifo", "1")
+"""Before a command line: whatever else runs on this machine does not take turns with it."""
+
 WINDOW = 192  # of the 256 frames that a veth's ring holds
 LIVE_FRAMES, BATCH = 2, 64
 SETTLE_SEC = 0.005  # nothing has arrived for so long: nothing more will
@@ -108,11 +111,10 @@ def busy_ns(pids: Sequence[int]) -> int:
     return total
 
 
-def _bind(pid: int, cpus: set[int], policy: int) -> None:
-    """All threads of a process; SCHED_FIFO keeps what else runs on this machine from taking turns with them."""
+def _bind(pid: int, cpus: set[int]) -> None:
+    """All threads of a process."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), cpus)
-        os.sched_setscheduler(int(task.name), policy, os.sched_param(int(policy == os.SCHED_FIFO)))
 
 
 def attach_xdp(namespace: Namespace, interface: str, fd: int) -> None:
@@ -219,11 +221,12 @@ class PacketPath:
         attach_xdp(backends, "eth0", self.receiver)
         for namespace, interface, cpu in self._links():
             for pid in poll_in_threads(namespace, interface, True):
-                _bind(pid, {cpu}, os.SCHED_FIFO)
+                _bind(pid, {cpu})
+                os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))  # see FIRST
                 if namespace is self.lab.proxy:
                     self._threads.append(pid)
         for pid in self.pids:
-            _bind(pid, {PROXY_CPU}, os.SCHED_FIFO)
+            _bind(pid, {PROXY_CPU})
         return self
 
     def _links(self) -> list[tuple[Namespace, str, int]]:
@@ -240,7 +243,7 @@ class PacketPath:
             poll_in_threads(namespace, interface, False)
         cpus = set(range(os.cpu_count() or 1))
         for pid in self.pids:
-            _bind(pid, cpus, os.SCHED_OTHER)
+            _bind(pid, cpus)
         for fd in (self.generator, self.receiver):
             os.close(fd)
         self.state.close()
