@@ -1,7 +1,7 @@
 """A bulk sender and its receiver, each a program of its own.
 
-    lab_bulk.py serve PORT              send to everybody who connects, as long as they take it
-    lab_bulk.py measure IP PORT SECONDS print how many bytes came in how many seconds, as JSON
+lab_bulk.py serve PORT              send to everybody who connects, as long as they take it
+lab_bulk.py measure IP PORT SECONDS print how many bytes came in how many seconds, as JSON
 """
 
 from __future__ import annotations

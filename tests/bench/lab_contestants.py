@@ -25,7 +25,7 @@ CONGESTION_CONTROL = "reno"
 
 LISTEN_UDP, LISTEN_WEB, LISTEN_BULK = 7, 80, 81
 WEB_PORT, BULK_PORT = 8080, 8081
-TABLE = 400_000
+TABLE = 262_144  # connections, as many as conntrack has by default
 _OUTCOMES = layout.OUTCOMES
 
 

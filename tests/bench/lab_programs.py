@@ -117,9 +117,7 @@ class Code:
             code, registers = parts[index][0], parts[index][1]
             place = sum(map(len, parts[:index])) // 8
             immediate = int.from_bytes(parts[index][4:], "little", signed=True)
-            parts[index] = instruction(
-                code, registers & 15, registers >> 4, self._labels[label] - place - 1, immediate
-            )
+            parts[index] = instruction(code, registers & 15, registers >> 4, self._labels[label] - place - 1, immediate)
         return bpf.prog_load(kind, name, "Dual BSD/GPL", b"".join(parts))
 
 

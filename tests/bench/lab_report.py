@@ -108,7 +108,9 @@ def _cell(rounds: Rounds) -> Iterator[str]:
     line = f"{statistics.median(rounds.cache_line_ns):.0f} ns" if rounds.cache_line_ns else "not measured"
     again = f", {rounds.far} repeated" if rounds.far else ""
     yield f"{cell.title}: medians of {len(rounds.figures)} rounds{again}; a cache line to the other CPU {line}"
-    figures = [f"{figure} ({unit})" if unit not in ("M", "k") else f"{unit} {figure}" for figure, unit in cell.figures.items()]
+    figures = [
+        f"{figure} ({unit})" if unit not in ("M", "k") else f"{unit} {figure}" for figure, unit in cell.figures.items()
+    ]
     heads = "".join(f"{figure:>18}" for figure in figures)
     yield f"  {'':24}{heads}" + "".join(f"{'of ' + other:>15}" for other in AGAINST)
     first = next(iter(cell.figures))

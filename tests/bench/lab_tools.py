@@ -56,9 +56,10 @@ def find() -> Tools:
 def _present() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in PACKAGES:
-        for root in (Path("/"), UNPACKED):
-            places = [root / place / name for place in _PLACES]
-            found |= {name: place for place in places[:1] + places if name not in found and place.is_file()}
+        places = (root / place / name for root in (Path("/"), UNPACKED) for place in _PLACES)
+        there = next((place for place in places if place.is_file()), None)
+        if there:
+            found[name] = there
     return found
 
 

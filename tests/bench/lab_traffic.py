@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import statistics
 import subprocess
 import threading
 import time
@@ -26,7 +25,8 @@ T = TypeVar("T")
 FAR_CPU, PROXY_CPU = 0, 1
 """The generator's and the receiver's, and the proxy's."""
 
-FIRST = ("chrt", "--fifo", "1")
+GENERATOR_PRIORITY = 1
+FIRST = ("chrt", "--fifo", str(GENERATOR_PRIORITY + 1))
 """Before a command line: whatever else runs on this machine does not take turns with it."""
 
 WINDOW = 192  # of the 256 frames that a veth's ring holds
@@ -37,13 +37,24 @@ XDP_FLAGS_NATIVE = 4
 CLIENT_NET = "10.92.0.0"  # clients' addresses: the last two octets vary
 
 
+def ahead(pid: int, priority: int) -> None:
+    """Before all other processes, whatever else runs on this machine; 0: the calling thread."""
+    os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(priority))
+
+
+def on_cpu_here(cpu: int, function: Callable[..., T], *arguments: object) -> T:
+    """Bind the calling thread to this CPU, ahead of others, and call."""
+    os.sched_setaffinity(0, {cpu})
+    ahead(0, GENERATOR_PRIORITY)
+    return function(*arguments)
+
+
 def on_cpu(cpu: int, function: Callable[..., T], *arguments: object) -> T:
-    """Call in a thread that is bound to this CPU."""
+    """The same in a thread of its own."""
     answers: list[T] = []
 
     def body() -> None:
-        os.sched_setaffinity(0, {cpu})
-        answers.append(function(*arguments))
+        answers.append(on_cpu_here(cpu, function, *arguments))
 
     thread = threading.Thread(target=body)
     thread.start()
@@ -73,13 +84,16 @@ class Words:
 
 
 def cache_line_ns() -> float:
-    """What it costs to hand a cache line from one CPU to the other, the median of a few tries."""
+    """What it costs to hand a cache line from one CPU to the other: the least of a few tries, since in some of them the
+    other side may come too late."""
     state = Words("bench_pingpong", 64)
     fds = [programs.ping_pong(state.fd, turn) for turn in (0, 1)]
     tries = []
     try:
         for _ in range(5):
-            other = threading.Thread(target=on_cpu, args=(PROXY_CPU, bpf.prog_test_run, fds[1], bytes(64), None, 60_000))
+            other = threading.Thread(
+                target=on_cpu, args=(PROXY_CPU, bpf.prog_test_run, fds[1], bytes(64), None, 300_000)
+            )
             other.start()
             tries.append(on_cpu(FAR_CPU, _handovers, state, fds[0]))
             other.join()
@@ -87,7 +101,7 @@ def cache_line_ns() -> float:
         for fd in fds:
             os.close(fd)
         state.close()
-    return statistics.median(tries)
+    return min(tries)
 
 
 def _handovers(state: Words, fd: int) -> float:
@@ -222,7 +236,7 @@ class PacketPath:
         for namespace, interface, cpu in self._links():
             for pid in poll_in_threads(namespace, interface, True):
                 _bind(pid, {cpu})
-                os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))  # see FIRST
+                ahead(pid, GENERATOR_PRIORITY + 1)  # so that what is received makes room for what is sent
                 if namespace is self.lab.proxy:
                     self._threads.append(pid)
         for pid in self.pids:
@@ -250,8 +264,8 @@ class PacketPath:
         self.received.close()
 
     def send(self, count: int, flows: int = 0, first: int = 0, echo: bool = False) -> Sent:
-        """Send ``count`` packets of ``flows`` flows (a power of two; 0: each its own) from number ``first`` on, and wait
-        until all have arrived or no more do."""
+        """Send ``count`` packets of ``flows`` flows (a power of two; 0: each its own) from number ``first`` on, and
+        wait until all have arrived or no more do."""
         mask = flows - 1 if flows else (1 << 32) - 1
         numbers = np.array([0, count, 0, WINDOW, mask, first], "<u8")
         self.received.write(np.array([0, 0, int(echo)], "<u8").tobytes())
@@ -289,9 +303,3 @@ class PacketPath:
                 return now
             last = now
             time.sleep(SETTLE_SEC)
-
-
-def on_cpu_here(cpu: int, function: Callable[..., T], *arguments: object) -> T:
-    """Bind the calling thread to this CPU and call."""
-    os.sched_setaffinity(0, {cpu})
-    return function(*arguments)
