@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,15 +25,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="of lab: only this one (repeatable)")
     options = parser.parse_args()
-    figures = {}
+    figures: dict[str, list[dict[str, object]]] = {}
     for name in options.names or BENCHES:
+        cpus = os.sched_getaffinity(0)  # which a benchmark may narrow
         text, figures[name] = BENCHES[name](options.cell or ())
+        os.sched_setaffinity(0, cpus)
         print(f"== {name}\n{text}\n", flush=True)
     text = json.dumps(figures, indent=2)
     if options.json:
         options.json.write_text(text + "\n")
     else:
         print(text)
+    if any(row.get("failed") for rows in figures.values() for row in rows):
+        sys.exit("some measurements did not hold: see FAILED above")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ lab_bulk.py measure IP PORT SECONDS print how many bytes came in how many second
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import threading
@@ -51,10 +50,8 @@ def measure(ip: str, port: int, seconds: float) -> dict[str, float]:
 def main() -> None:
     what, *words = sys.argv[1:]
     if what == "serve":
-        os.sched_setaffinity(0, {1})
         serve(int(words[0]))
     else:
-        os.sched_setaffinity(0, {0})
         print(json.dumps(measure(words[0], int(words[1]), float(words[2]))))
 
 

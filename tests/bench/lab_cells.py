@@ -112,15 +112,20 @@ CELLS = {
 }
 
 
+def _on(cpu: int) -> tuple[str, ...]:
+    """Before a command line: on this CPU, ahead of others."""
+    return ("taskset", "-c", str(cpu), *FIRST)
+
+
 def start_servers(lab: Lab, tools: Tools) -> None:
     """What the clients talk to, at the backends, on the second CPU."""
     backends = lab.backends[0].namespace
     if tools.has("nginx"):
         body = _WEB_SERVER % contestants.WEB_PORT
         command = contestants.nginx_command(lab, tools, "http", body, 1)
-        lab.spawn(backends, "taskset", "-c", str(PROXY_CPU), *FIRST, *command, env=tools.environment)
+        lab.spawn(backends, *_on(PROXY_CPU), *command, env=tools.environment)
     bulk = Path(__file__).with_name("lab_bulk.py")
-    lab.spawn(backends, *FIRST, sys.executable, bulk, "serve", str(contestants.BULK_PORT)).wait_output("ready")
+    lab.spawn(backends, *_on(PROXY_CPU), sys.executable, bulk, "serve", str(contestants.BULK_PORT)).wait_output("ready")
 
 
 @contextlib.contextmanager
@@ -176,7 +181,7 @@ def _requests(cell: Cell, who: Contestant, tools: Tools) -> tuple[Figures, int]:
     command = [tools.paths["wrk"], "-t1", f"-c{connections}", f"-d{WRK_SEC}s", "-s", script]
     if cell.name == "connections":
         command += ["-H", "Connection: close"]
-    words = ["taskset", "-c", str(FAR_CPU), *FIRST, *map(str, command), f"http://{address}:{port}/"]
+    words = [*_on(FAR_CPU), *map(str, command), f"http://{address}:{port}/"]
     output = lab.client.run(*words, env=tools.environment).stdout
     said = json.loads(next(line for line in output.splitlines() if line.startswith("JSON")).removeprefix("JSON"))
     assert said["requests"] > 0, f"{who.name}: {said}"
@@ -191,7 +196,9 @@ def _requests(cell: Cell, who: Contestant, tools: Tools) -> tuple[Figures, int]:
 def _bulk(who: Contestant) -> tuple[Figures, int]:
     address, port = who.address(contestants.LISTEN_BULK, contestants.BULK_PORT)
     program = Path(__file__).with_name("lab_bulk.py")
-    output = who.lab.client.run(*FIRST, sys.executable, program, "measure", address, str(port), str(BULK_SEC)).stdout
+    output = who.lab.client.run(
+        *_on(FAR_CPU), sys.executable, program, "measure", address, str(port), str(BULK_SEC)
+    ).stdout
     said = json.loads(output)
     # A segment has up to 64 KiB.
     return {"throughput": said["bytes"] * 8 / said["seconds"]}, int(said["total"] / 65536)
