@@ -23,7 +23,7 @@ from tests.bench.lab_traffic import cache_line_ns
 FAR, FAR_NS = 1.5, 100
 """The CPUs are far apart: so many times the nearest that was seen, or so many nanoseconds."""
 
-REPEATS = 3
+REPEATS = 2
 """At most so many rounds of a cell are measured again for that; what remains is taken as it is, and told."""
 
 
@@ -94,6 +94,7 @@ class Course:
                     continue
                 rounds.figures.append(figures)
                 rounds.cache_line_ns.append(line)
+        print("\n".join(lab_report.cell_lines(rounds)), file=sys.stderr, flush=True)
         return rounds
 
 

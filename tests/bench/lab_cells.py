@@ -91,7 +91,7 @@ CELLS = {
             4,
             needs=_WRK,
         ),
-        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, 4, needs=_WRK),
+        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, 3, needs=_WRK),
         Cell("latency", "one request at a time", {"p50": "us", "p99": "us"}, _ALL, 3, needs=_WRK),
         Cell(
             "bulk",
@@ -105,7 +105,7 @@ CELLS = {
                 contestants.NginxStream,
                 contestants.Haproxy,
             ),
-            7,
+            5,
             offload=True,
         ),
     )
@@ -165,7 +165,7 @@ def _packets(cell: Cell, who: Contestant, path: PacketPath, number: int) -> tupl
     lost = sent.sent - sent.delivered
     assert sent.sent == count, f"{who.name}: {sent.sent} of {count} packets sent"
     # A process loses some when its socket's buffer is full; what is in the kernel has no such excuse.
-    assert lost <= count * (0.05 if who.pids else 0.001), f"{who.name}: {lost} of {count} packets lost"
+    assert lost <= count * (0.2 if who.pids else 0.001), f"{who.name}: {lost} of {count} packets lost"
     from_proxy = isinstance(who, contestants.NginxStream | contestants.RevproxyFullnat)
     assert (sent.from_proxy if from_proxy else sent.from_clients) == sent.delivered, f"{who.name}: {sent}"
     name = next(iter(cell.figures))

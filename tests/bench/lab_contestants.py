@@ -27,6 +27,7 @@ LISTEN_UDP, LISTEN_WEB, LISTEN_BULK = 7, 80, 81
 WEB_PORT, BULK_PORT = 8080, 8081
 TABLE = 262_144  # connections, as many as conntrack has by default
 _OUTCOMES = layout.OUTCOMES
+_ALL_PORTS = "source_ports: {first: 1024, last: 65535}"  # as the others have
 
 
 def build_lab(offload: bool) -> Lab:
@@ -289,12 +290,14 @@ class RevproxyFullnat(RevproxyXdp):
     """Full NAT in native XDP. It has fewer ports than the test of new flows has flows."""
 
     name, title, mode, all_new = "fullnat", "revproxy (XDP, fullnat)", "fullnat", False
+    settings = f"{RevproxyXdp.settings}, {_ALL_PORTS}"
 
 
 class RevproxyFullnatTc(RevproxyTc):
     """Full NAT in TC."""
 
     name, title, mode, all_new = "fullnat-tc", "revproxy (TC, fullnat)", "fullnat", False
+    settings = f"{RevproxyTc.settings}, {_ALL_PORTS}"
 
 
 def can_run(kind: type[Contestant], tools: Tools) -> bool:

@@ -93,7 +93,7 @@ def table(done: Sequence[Rounds], missing: str) -> str:
     """For a person."""
     lines = [missing] if missing else []
     for rounds in done:
-        lines += ["", *_cell(rounds)]
+        lines += ["", *cell_lines(rounds)]
     lines += ["", f"{'goal':66} {'reached':>7}"]
     for goal, reached in _reached(done):
         bound = "at most" if goal.at_most else "at least"
@@ -103,7 +103,8 @@ def table(done: Sequence[Rounds], missing: str) -> str:
     return "\n".join(lines)
 
 
-def _cell(rounds: Rounds) -> Iterator[str]:
+def cell_lines(rounds: Rounds) -> Iterator[str]:
+    """One cell's table."""
     cell = rounds.cell
     line = f"{statistics.median(rounds.cache_line_ns):.0f} ns" if rounds.cache_line_ns else "not measured"
     again = f", {rounds.far} repeated" if rounds.far else ""
