@@ -36,8 +36,8 @@ format: setup ## put the Python files into shape
 	@$(PYTHON) -m ruff check --fix --select I .
 	@$(PYTHON) -m ruff format .
 
-bench: setup ## measure (root)
-	@$(PYTHON) -m tests.bench
+bench: setup ## measure (root; ARGS="lab --cell pps --json FILE" for a part)
+	@$(PYTHON) -m tests.bench $(ARGS)
 
 man: setup ## write the manual pages to build/man
 	@$(PYTHON) packaging/manpages.py build/man

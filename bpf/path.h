@@ -55,6 +55,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 
 	F(reverse_key)(fresh, p->key.protocol, key);
 	other = lookup(MAPF(CONNECTION), key);
+	scratch->answered = other != 0;
 	if (!other)
 		return true;
 	/* The same connection once more, or one that is closing? */
@@ -144,12 +145,12 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		fresh->hint = before->c.flags & CONNECTION_REPLY ? 0 : before->hint;
 	} else {
-		fresh->hint = F(note_hint)(&p->key, scratch->hash);
+		fresh->hint = F(note_hint)(&p->key, scratch);
 	}
 	/* A connection that is over and whose answers would look the same goes as a whole: a client's entry left of it
 	 * would be paired with our reply's. */
 	F(reverse_key)(fresh, p->key.protocol, reply_key);
-	old = lookup(MAPF(CONNECTION), reply_key);
+	old = scratch->answered ? lookup(MAPF(CONNECTION), reply_key) : 0;
 	if (old) {
 		F(reverse_key)(old, p->key.protocol, reply_key);
 		F(tell_other)(old, reply_key, p->key.protocol, F(ending)(&old->c), scratch->now);

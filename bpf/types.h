@@ -282,6 +282,10 @@ struct scratch {
 	struct connection6 reply;
 	struct connection_key6 key; /* of whatever is looked up */
 	u64 fib[8]; /* struct bpf_fib_lookup */
+	u32 hand4; /* this CPU's: which hint to take next */
+	u32 hand6;
+	u32 answered; /* the answers' key of the target just looked at has an entry */
+	u32 zero;
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */

@@ -136,6 +136,10 @@ scratch = np.dtype(
         ("reply", connection6),
         ("key", connection_key6),
         ("fib", u64, (8,)),
+        ("hand4", u32),
+        ("hand6", u32),
+        ("answered", u32),
+        ("zero", u32),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])

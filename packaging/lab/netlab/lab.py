@@ -292,10 +292,12 @@ def remove_lab(name: str) -> list[str]:
 
 
 def _pids(namespace: str) -> list[int]:
-    words = subprocess.run(
-        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True
-    ).stdout.split()
-    return [int(word) for word in words]
+    done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    if done.returncode:
+        if not Namespace(namespace).path.exists():
+            return []  # another process has just taken the same dead lab down
+        done.check_returncode()
+    return [int(word) for word in done.stdout.split()]
 
 
 def _wait_empty(namespace: str) -> None:
