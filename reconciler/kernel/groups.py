@@ -10,6 +10,7 @@ batches.
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Sequence
@@ -131,10 +132,12 @@ def _new_table(members: Table, recipe: int = 0) -> int:
 
 def _recipe(map_id: int) -> int | None:
     """Of the inner map that the outer one names by its id; None for the empty one, and for one that has gone
-    meanwhile."""
+    meanwhile. Raises :class:`KernelError` where it can't be read: a group that is used must not pass for a free one."""
     try:
         content = _read_inner(map_id)
-    except KernelError:
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
         return None
     size = len(content) - 1 - _TRAILER
     if size < 0 or int(content[0]) != size or int(content[-1]) != zlib.crc32(content[:-1].tobytes()):
