@@ -381,7 +381,9 @@ class Client(Edits):
     def _direct(self) -> Engine:
         if self._engine is None:
             from reconciler.engine import Engine  # only now: it needs root, bcc and a kernel
+            from reconciler.runtime import logs
 
+            logs.quiet()
             self._engine = Engine(self._places)
         return self._engine
 

@@ -58,11 +58,13 @@ def _set(name: str, value: str, gateway: Gateway) -> None:
 
 
 def _changed_along(name: str) -> list[str]:
-    """What the kernel changes when this one changes: IPv6 forwarding for all is every interface's and the default
-    (``addrconf_fixup_forwarding`` in net/ipv6/addrconf.c)."""
+    """What the kernel changes when this one changes: IPv6 forwarding for all is every interface's and the default, and
+    when it is taken away, forced forwarding goes as well (``addrconf_fixup_forwarding`` in net/ipv6/addrconf.c).
+    That of all comes first: setting it sets the others."""
     if name != ALL_FORWARDING6:
         return []
-    files = sorted(_ROOT.glob("net/ipv6/conf/*/forwarding"))
+    every = (*_ROOT.glob("net/ipv6/conf/*/forwarding"), *_ROOT.glob("net/ipv6/conf/*/force_forwarding"))
+    files = sorted(every, key=lambda file: (file.parent.name != "all", file))
     return [found for file in files if (found := str(file.relative_to(_ROOT))) != name]
 
 

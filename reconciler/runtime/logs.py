@@ -38,3 +38,13 @@ def set_up(form: str, level: str, stream: TextIO = sys.stderr) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[_Forward()], force=True)
+
+
+def quiet() -> None:
+    """For a program that uses this package and has not said what is to become of its log: warnings on stderr, and
+    nothing on stdout, which is the program's."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )

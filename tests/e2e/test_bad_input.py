@@ -43,7 +43,11 @@ CASES: dict[str, tuple[Maker, tuple[str, ...]]] = {
         proxy(more="    sorce_routes: []\n"),
         (r":6:5: unknown key 'sorce_routes'.*'source_routes'",),
     ),
-    "key of a later version": ("apiVersion: revproxy/v1\ntests: []\n", (r":2:1: .*not supported",)),
+    "test of a proxy that is not there": (
+        "apiVersion: revproxy/v1\ntests:\n"
+        "  - {from: 192.0.2.1, to: 10.90.1.1:80, protocol: tcp, interface: eth0, expect: {proxy: wbe}}\n",
+        (r":3:\d+: .*wbe.*'web'",),
+    ),
     "name of another file's proxy": (proxy("web"), (r":3:11: .*'web' already, at .*web\.yaml:3:\d+",)),
     "listener of another file's proxy": (proxy(port="[81, 80]"), (r":4:\d+: .*'web'.*80.*web\.yaml:4:\d+",)),
     "weights that sum to 0": (

@@ -173,6 +173,8 @@ def test_what_is_printed_is_the_same_in_every_format(served: Instance) -> None:
         for each in (as_json, as_yaml):
             if isinstance(each, dict):
                 each.pop("attempt", None)  # the time of the last attempt, which may be one in between
+                for condition in each.get("conditions", ()):  # without a daemon nobody knows since when
+                    del condition["last_transition"]
         assert as_json == as_yaml
         assert "\x1b" not in texts["table"]
         assert not texts["table"].startswith(("{", "[")), words
@@ -371,7 +373,8 @@ def test_counters_are_exact_each_packet_once_and_each_direction_apart(served: In
         of_echo = stats["proxies"]["echo"]
         assert of_echo[counter] == sum(each[counter] for each in of_echo["targets"].values())
     connections[0].close()
-    wait_for(lambda: instance.json("connections", "--target", str(one.ip4))[0]["state"] == "closed", "closed")
+    wait_for(lambda: instance.json("connections", "--target", str(one.ip4)) == [], "it is over")
+    assert instance.json("connections", "--target", str(one.ip4), "--state", "closed")[0]["state"] == "closed"
     connections[1].close()
 
 

@@ -110,17 +110,17 @@ def test_what_is_denied_and_what_is_nobodys(lab: Lab, instance: Instance, daemon
         assert (result.returncode, words in result.stderr) == (1, True), result.stderr
 
 
-def tests(lab: Lab, target: object) -> str:
+def and_tests(lab: Lab, target: object) -> str:
     return f'tests:\n  - {{from: {lab.client4}, to: "{lab.proxy4}:80", expect: {{target: "{target}:{HTTP_PORT}"}}}}\n'
 
 
 @daemons
 def test_a_wrong_test_holds_the_change_back(lab: Lab, instance: Instance, daemon: bool) -> None:
     one, two, _ = lab.backends
-    start(instance, web(f"{one.ip4}:{HTTP_PORT}") + tests(lab, one.ip4), daemon)
+    start(instance, web(f"{one.ip4}:{HTTP_PORT}") + and_tests(lab, one.ip4), daemon)
     assert "1 of 1 tests hold" in instance.ctl("test")
     both = f"source_routes:\n  - {{source: 1.2.3.4/32, target: {{ip: {one.ip4}, port: {HTTP_PORT}}}}}"
-    changed = web(f"{two.ip4}:{HTTP_PORT}", extra=both) + tests(lab, one.ip4)
+    changed = web(f"{two.ip4}:{HTTP_PORT}", extra=both) + and_tests(lab, one.ip4)
     line = next(number for number, text in enumerate(changed.splitlines(), 1) if text.startswith("  - {from"))
     with Requests(lab) as requests:
         before = held(instance), attached(lab)
@@ -141,7 +141,7 @@ def test_a_wrong_test_holds_the_change_back(lab: Lab, instance: Instance, daemon
         tested = instance.run("test")
         assert tested.returncode == 0
         assert "OutOfSync" in tested.stderr
-        instance.write(web(f"{two.ip4}:{HTTP_PORT}", extra=both) + tests(lab, two.ip4))
+        instance.write(web(f"{two.ip4}:{HTTP_PORT}", extra=both) + and_tests(lab, two.ip4))
         if daemon:
             instance.wait_synced()
         else:
@@ -153,7 +153,7 @@ def test_a_wrong_test_holds_the_change_back(lab: Lab, instance: Instance, daemon
 
 def test_the_same_from_python(lab: Lab, instance: Instance) -> None:
     one = lab.backends[0]
-    start(instance, web(f"{one.ip4}:{HTTP_PORT}") + tests(lab, one.ip4), daemon=True)
+    start(instance, web(f"{one.ip4}:{HTTP_PORT}") + and_tests(lab, one.ip4), daemon=True)
     client = python(instance)
     assert [each.holds for each in client.test().tests] == [True]
     said = client.explain(str(lab.client4), f"{lab.proxy4}:80")

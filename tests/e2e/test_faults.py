@@ -90,7 +90,17 @@ ROUND_TRIPS = {
 
 pytestmark = pytest.mark.timeout(600)
 T = TypeVar("T")
-LEAVE_OUT = ("connection4", "connection6", "target_stats", "outcome", "scratch", "control", "revision")
+LEAVE_OUT = (
+    "connection4",
+    "connection6",
+    "target_stats",
+    "outcome",
+    "scratch",
+    "control",
+    "revision",
+    "hardware",
+    "retired_stats",
+)
 
 
 @cache

@@ -20,9 +20,11 @@ MOVING = (
     "connection6",
     "fragment4",
     "fragment6",
+    "hardware",
     "hint4",
     "hint6",
     "outcome",
+    "retired_stats",
     "scratch",
     "target_stats",
 )

@@ -274,8 +274,8 @@ def test_killed_behind_the_switch_it_goes_back_all_the_same(
 
     execute = live.execute
 
-    def killed(plan: Plan) -> Result:
-        execute(plan)
+    def killed(plan: Plan, verify: object = None) -> Result:
+        execute(plan, verify)
         raise KilledError
 
     write(places, 1)
@@ -296,8 +296,8 @@ def test_a_commit_that_holds_but_is_not_finished_is_still_to_be_confirmed(
 ) -> None:
     execute = live.execute
 
-    def unfinished(plan: Plan) -> Result:
-        execute(plan)
+    def unfinished(plan: Plan, verify: object = None) -> Result:
+        execute(plan, verify)
         lose_listeners(live)
         return Result()
 
@@ -541,8 +541,8 @@ def test_a_commit_that_holds_is_not_said_to_have_failed(
 ) -> None:
     execute = live.execute
 
-    def unfinished(plan: Plan) -> Result:
-        execute(plan)
+    def unfinished(plan: Plan, verify: object = None) -> Result:
+        execute(plan, verify)
         lose_listeners(live)
         return Result(pending=KernelError("detach", "eth1", errno.EBUSY))
 
