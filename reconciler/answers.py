@@ -301,7 +301,7 @@ class InterfaceDetail:
     """One interface. ``asked``: settings.xdp_mode; ``wanted``: what that comes to here, None where nothing of ours
     is to be; ``mode``: how our XDP program runs now (native, generic, off); ``attached``: our TC programs are in
     force. ``xdp_native``: the driver has native XDP; ``listens``: the proxies that listen here. ``ifindex`` 0: it
-    does not exist."""
+    does not exist. ``taken_over``: somebody else's XDP program whose place ours has, kept to be put back."""
 
     name: str
     ifindex: int = 0
@@ -317,6 +317,7 @@ class InterfaceDetail:
     listens: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     note: str = ""
+    taken_over: Program | None = None
 
 
 class Level(StrEnum):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler import answers
 from reconciler.errors import KernelError, RevproxyError
+from reconciler.report import taken_over_note
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config
@@ -53,7 +54,7 @@ def detail(
 ) -> answers.InterfaceDetail:
     """One interface as an answer."""
     mode = status.xdp_mode.value
-    attached = status.complete_tc
+    attached, taken = status.complete_tc, status.taken_over
     return answers.InterfaceDetail(
         name=facts.name,
         ifindex=facts.ifindex,
@@ -69,6 +70,7 @@ def detail(
         listens=listens,
         conflicts=tuple(conflicts(status, asked)),
         note=_note(facts, status, asked, wanted),
+        taken_over=answers.Program(taken.id, taken.name, taken.tag) if taken else None,
     )
 
 
@@ -76,6 +78,8 @@ def _note(facts: Interface, status: InterfaceStatus, asked: str, wanted: Attachm
     """Why it is not as one would expect."""
     if wanted is None:
         return "ours, but no longer asked for" if status.attachment else ""
+    if status.attachment == wanted and wanted.taken_over:
+        return taken_over_note(wanted)
     if status.attachment != wanted:
         return "to be put right" if status.attachment else "to be attached"
     if asked != "auto" or wanted.xdp.value != "off" or facts.kind == "loopback":

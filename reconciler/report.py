@@ -140,7 +140,8 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex() if len(value) == 16 else f"{len(value)} bytes"
     if isinstance(value, Attachment):
-        return f"{value.name}(xdp {value.xdp.value}, tc {'on' if value.tc else 'off'})"
+        taken = f", instead of {value.taken_over}" if value.taken_over else ""
+        return f"{value.name}(xdp {value.xdp.value}, tc {'on' if value.tc else 'off'}{taken})"
     if isinstance(value, tuple):
         return "(" + ", ".join(_text(each) for each in value) + ")"
     if hasattr(value, "ip") and hasattr(value, "ifindex"):
@@ -155,7 +156,7 @@ def interfaces(observed: Observed, desired: Desired | None) -> tuple[answers.Int
     found: dict[str, answers.InterfaceStatus] = {}
     wanted = desired.state.attachments if desired else {}
     for ifindex, there in observed.state.attachments.items():
-        note = "" if desired is None or wanted.get(ifindex) == there else "to be put right"
+        note = taken_over_note(there) if desired is None or wanted.get(ifindex) == there else "to be put right"
         found[there.name] = answers.InterfaceStatus(there.name, there.xdp.value, there.tc, note)
     for ifindex, attachment in wanted.items():
         if ifindex not in observed.state.attachments:
@@ -165,6 +166,12 @@ def interfaces(observed: Observed, desired: Desired | None) -> tuple[answers.Int
     for name in desired.waiting if desired else ():
         found[name] = answers.InterfaceStatus(name, XdpMode.OFF.value, False, "waiting for it to appear")
     return tuple(found[name] for name in sorted(found))
+
+
+def taken_over_note(attachment: Attachment) -> str:
+    """Whose place our XDP program has; empty where it was free."""
+    taken = attachment.taken_over
+    return f"taken over from {taken}, which `down` puts back" if taken else ""
 
 
 def drain(target: str, proxy: str | None) -> Drain:

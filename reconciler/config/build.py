@@ -48,6 +48,7 @@ def _settings(tree: Mapping, place: Place) -> Settings:
         xdp_mode=XdpChoice(value("xdp_mode")),
         source_ports=SourcePorts(first, last),
         sync=SyncPolicy(value("sync")),
+        takeover=value("takeover"),
         stats_enabled=value("stats_enabled"),
         metrics=Metrics(*(metrics.get(key, schema.default("metrics", key)) for key in ("enabled", "listen"))),
         place=place,

@@ -22,9 +22,7 @@ from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
 Path = tuple[str | int, ...]
 
 # What the format has but this version does not do: name of the definition in the schema -> keys.
-UNSUPPORTED_KEYS: Final = {
-    "settings": {"takeover"},
-}
+UNSUPPORTED_KEYS: Final[dict[str, frozenset[str]]] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,7 @@ class Settings:
     place: Place = field(default=NOWHERE, compare=False)
     stats_enabled: bool = False
     metrics: Metrics = Metrics()
+    takeover: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bcc import lib
@@ -15,6 +15,7 @@ from bcc import lib
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf
 from reconciler.state.facts import ProgramInfo
+from reconciler.state.objects import TakenOver
 
 _LINK_TYPE_XDP: Final = 6
 TCX_INGRESS: Final = 46
@@ -42,7 +43,7 @@ class OwnPrograms:
     ``instance`` names it in every filter (the directory of its pins, say): a filter of that name is ours even if
     its program is not known any more. ``former``: ids of earlier loads of our programs that may still be attached
     and are to be exchanged. The programs are None where nothing is loaded: then things can be observed and
-    detached, not attached.
+    detached, not attached. ``taken_over``: XDP programs of others that are kept to be put back, by interface number.
     """
 
     instance: str
@@ -50,6 +51,7 @@ class OwnPrograms:
     tc_ingress: LoadedProgram | None = None
     tc_egress: LoadedProgram | None = None
     former: frozenset[int] = frozenset()
+    taken_over: Mapping[int, TakenOver] = field(default_factory=dict)
 
     @property
     def current(self) -> frozenset[int]:

@@ -15,6 +15,7 @@ from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from reconciler.errors import ForeignProgramError, KernelError
 from reconciler.kernel import tc, xdp
+from reconciler.kernel.foreign import Kept, put_back, take_over
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms, maps_of
 from reconciler.kernel.messages import LinkMessage
@@ -22,7 +23,7 @@ from reconciler.kernel.netlink import Answer, Request, asking
 from reconciler.kernel.tc import Direction, Filter, TcStatus
 from reconciler.kernel.xdp import XdpStatus
 from reconciler.state.facts import XdpProgram
-from reconciler.state.objects import Attachment, XdpMode
+from reconciler.state.objects import Attachment, TakenOver, XdpMode
 
 _SKIP_STATISTICS: Final = 8
 _FLAG_UP, _FLAG_LOOPBACK = 0x1, 0x8
@@ -86,6 +87,11 @@ class InterfaceStatus:
         return self.tc.ahead(Direction.EGRESS, self.own)
 
     @property
+    def taken_over(self) -> TakenOver | None:
+        """Whose XDP program ours has the place of. Once somebody else's has it, nothing is to be put back."""
+        return self.own.taken_over.get(self.ifindex) if self.foreign_xdp is None else None
+
+    @property
     def complete_tc(self) -> bool:
         """Both directions run the programs loaded now."""
         return _runs(self.tc_ingress, self.own.tc_ingress) and _runs(self.tc_egress, self.own.tc_egress)
@@ -93,10 +99,10 @@ class InterfaceStatus:
     @property
     def attachment(self) -> Attachment | None:
         """What of ours is in force. Neither XDP nor TC in it: only remains or programs of an earlier load.
-        None: nothing of ours is here."""
-        if not (self.xdp.own(self.own) or self.tc_ingress or self.tc_egress):
+        None: nothing of ours is here, and nothing is to be put back."""
+        if not (self.xdp.own(self.own) or self.tc_ingress or self.tc_egress or self.taken_over):
             return None
-        return Attachment(self.ifindex, self.name, self.xdp_mode, self.complete_tc)
+        return Attachment(self.ifindex, self.name, self.xdp_mode, self.complete_tc, self.taken_over)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,21 @@ def observe_interface(ifindex: int, own: OwnPrograms) -> InterfaceStatus:
     return _interface_status(link, tc.query(ifindex, link.name), own)
 
 
+def stale(seen: ObservedAttachments, own: OwnPrograms) -> dict[int, str]:
+    """Programs of others that are kept for no reason any more, by interface number, and why, in words: the interface is
+    gone, or somebody else's program is there by now."""
+    found: dict[int, str] = {}
+    for ifindex, taken in own.taken_over.items():
+        status = seen.interfaces.get(ifindex)
+        if status is None:
+            found[ifindex] = f"interface {ifindex} is gone: {taken} is not put back"
+        elif status.foreign_xdp and status.foreign_xdp.taken_over() == taken:
+            found[ifindex] = f"interface {status.name}: {taken} has its place"
+        elif status.foreign_xdp:
+            found[ifindex] = f"interface {status.name}: {taken} is not put back, {status.foreign_xdp} has its place"
+    return found
+
+
 def unpinned(own: OwnPrograms) -> frozenset[int]:
     """Ids of XDP programs that are ours although no pin says so any more: they work with the maps of a filter that
     bears the instance's name, on the same interface."""
@@ -189,44 +210,64 @@ def _runs(found: Filter | None, program: LoadedProgram | None) -> bool:
 # -- changing --------------------------------------------------------------------------------------------------
 
 
-def attach(wanted: Attachment, own: OwnPrograms, gateway: Gateway) -> None:
+def attach(wanted: Attachment, own: OwnPrograms, gateway: Gateway, kept: Kept | None = None) -> None:
     """Bring an interface to ``wanted``, from whatever of ours is there, without a moment in which packets that
     are ours meet none of our programs.
 
-    Programs of an earlier load are exchanged in place. Raises :class:`ForeignProgramError` if somebody else's
-    program has the place, :class:`KernelError` if the kernel refuses or the interface is gone. What was done
-    before the error stays: attach what was there before, or detach, to take it back.
+    Programs of an earlier load are exchanged in place. Somebody else's XDP program is exchanged if ``wanted`` names
+    it, and put back if ``wanted`` names none; ``kept``: where it is kept meanwhile, None: nothing may be taken over.
+    Raises :class:`ForeignProgramError` if another has the place, :class:`KernelError` if the kernel refuses or the
+    interface is gone. What was done before the error stays: attach what was there before, or detach, to take it back.
     """
     found = observe_interface(wanted.ifindex, own)
-    if wanted.xdp is not XdpMode.OFF and found.foreign_xdp:
-        raise ForeignProgramError(f"attach xdp {wanted.name}: {found.foreign_xdp} is attached there")
+    _check_place(found, wanted, kept)
     if wanted.tc:
         tc.attach(found.tc, Direction.INGRESS, _loaded(own.tc_ingress, wanted), own, gateway)
         again = found.tc if found.tc_ingress else tc.query(wanted.ifindex, wanted.name, "clsact")
         tc.attach(again, Direction.EGRESS, _loaded(own.tc_egress, wanted), own, gateway)
-    _attach_xdp(found, wanted, own, gateway)
+    _attach_xdp(found, wanted, own, gateway, kept)
     if not wanted.tc:
         tc.detach(found.tc, own, gateway)
 
 
-def detach(attachment: Attachment, own: OwnPrograms, gateway: Gateway) -> None:
-    """Take everything of ours off an interface; XDP first, since TC is complete without it. Nothing to do where
-    nothing of ours is, or where the interface is gone."""
+def detach(attachment: Attachment, own: OwnPrograms, gateway: Gateway, kept: Kept | None = None) -> None:
+    """Take everything of ours off an interface, and put back what is ``kept`` for it; XDP first, since TC is complete
+    without it. Nothing to do where nothing of ours is, or where the interface is gone."""
     try:
         found = observe_interface(attachment.ifindex, own)
     except KernelError as error:
         if error.errno == errno.ENODEV:
             return
         raise
-    _detach_xdp(found.xdp, own, gateway)
+    _leave_xdp(found, own, gateway, kept)
     tc.detach(found.tc, own, gateway)
 
 
-def _attach_xdp(found: InterfaceStatus, wanted: Attachment, own: OwnPrograms, gateway: Gateway) -> None:
+def _check_place(found: InterfaceStatus, wanted: Attachment, kept: Kept | None) -> None:
     if wanted.xdp is XdpMode.OFF:
-        _detach_xdp(found.xdp, own, gateway)
+        return
+    foreign, taken = found.foreign_xdp, found.taken_over
+    if foreign and (kept is None or wanted.taken_over != foreign.taken_over()):
+        raise ForeignProgramError(f"attach xdp {wanted.name}: {foreign} is attached there")
+    if foreign and foreign.link:
+        raise ForeignProgramError(f"attach xdp {wanted.name}: {foreign} can't be taken over")
+    if taken and wanted.taken_over is None:
+        raise ForeignProgramError(f"attach xdp {wanted.name}: {taken} is to be put back there")
+
+
+def _attach_xdp(
+    found: InterfaceStatus, wanted: Attachment, own: OwnPrograms, gateway: Gateway, kept: Kept | None
+) -> None:
+    if wanted.xdp is XdpMode.OFF:
+        if wanted.taken_over is None:
+            _leave_xdp(found, own, gateway, kept)
+        else:
+            _detach_xdp(found.xdp, own, gateway)
         return
     program = _loaded(own.xdp, wanted)
+    if found.foreign_xdp and kept is not None:
+        take_over(found.xdp, found.foreign_xdp, wanted.xdp, program, kept)
+        return
     present = found.xdp.own(own)
     if present and present[0] is not wanted.xdp:  # the kernel has no exchange between native and generic
         _detach_xdp(found.xdp, own, gateway)
@@ -236,6 +277,16 @@ def _attach_xdp(found: InterfaceStatus, wanted: Attachment, own: OwnPrograms, ga
     elif present[1] != program.info.id:
         with own.descriptor(present[1]) as expected_fd:
             xdp.attach(found.xdp, wanted.xdp, program, expected_fd, gateway)
+
+
+def _leave_xdp(found: InterfaceStatus, own: OwnPrograms, gateway: Gateway, kept: Kept | None) -> None:
+    """Detach ours, or put back the program whose place it has."""
+    if kept is None or found.ifindex not in own.taken_over:
+        _detach_xdp(found.xdp, own, gateway)
+    elif found.taken_over:
+        put_back(found.xdp, found.taken_over, own, kept)
+    elif found.foreign_xdp and found.foreign_xdp.taken_over() == own.taken_over[found.ifindex]:
+        kept.forget(found.ifindex)  # it was kept, but not exchanged
 
 
 def _detach_xdp(found: XdpStatus, own: OwnPrograms, gateway: Gateway) -> None:

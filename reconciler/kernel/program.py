@@ -20,6 +20,7 @@ import numpy as np
 
 from reconciler.kernel import bpf, layout, maps
 from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
+from reconciler.kernel.foreign import Kept
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms
 from reconciler.state.objects import ProgramState
@@ -78,6 +79,11 @@ class Programs:
 
     # -- what is there ---------------------------------------------------------------------------------------
 
+    @property
+    def kept(self) -> Kept:
+        """Other people's XDP programs that gave way to ours."""
+        return Kept(self.maps.root.parent, self.gateway)
+
     def wanted(self, max_connections: int) -> ProgramState:
         """The state that today's sources make. Compiles nothing."""
         return ProgramState(source_tag(self.source, {}), max_connections)
@@ -108,6 +114,7 @@ class Programs:
             programs.get("tc_ingress"),
             programs.get("tc_egress"),
             frozenset(former),
+            self.kept.programs(),
         )
 
     # -- changing it: stage, undo, finish --------------------------------------------------------------------

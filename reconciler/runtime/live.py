@@ -116,11 +116,15 @@ class Live:
     def observe(self) -> Observed:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
-        attached = links.observe_attachments(self._own()).attachments
+        own = self._own()
+        seen = links.observe_attachments(own)
+        attached = seen.attachments
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
         program = self.programs.current if self.maps.exists else None
         found = observe(self.maps, program=program, attachments=attached, read_sysctls=sysctls.read_all)
-        left = found.exists and (self.programs.unfinished or self.probe.unfinished(self.tag_in_force))
+        left = found.exists and (
+            self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
+        )
         return replace(found, unfinished=found.unfinished or left)
 
     def _own(self) -> OwnPrograms:
@@ -130,10 +134,11 @@ class Live:
 
     def facts(self, config: Config) -> HostFacts:
         """What the host is like, as far as this configuration asks."""
-        own = self._own().ids
+        own = self._own()
         targets = target_addresses(config)
-        first = host.host_facts(targets, (), own)
-        return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)))
+        first = host.host_facts(targets, (), own.ids)
+        taken = {ifindex: each for ifindex, each in own.taken_over.items() if ifindex not in first.foreign_xdp}
+        return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)), taken_over=taken)
 
     def runtime(self, observed: Observed) -> RuntimeFacts:
         """What live connections need."""
@@ -234,11 +239,14 @@ class Live:
         was."""
         if not self._open():
             return []
-        interfaces = links.observe_attachments(self._own()).interfaces.values()
+        own = self._own()
+        seen = links.observe_attachments(own)
+        interfaces = seen.interfaces.values()
         attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
         attached.update(number for one in interfaces for number in one.xdp.programs.values())
         programs = [Recovered(text) for text in self.programs.recover(frozenset(attached))]
         programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]
+        programs += [Recovered(text) for text in self._let_go(own, seen)]
         return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
 
     def _use_provided(self) -> None:
@@ -261,9 +269,13 @@ class Live:
         own = self._own_of_all_layouts()
         # What only our programs make harmless goes before them.
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if opens(name)))
-        for attachment in links.observe_attachments(own).attachments.values():
-            links.detach(attachment, own, self._gateway)
+        seen = links.observe_attachments(own)
+        for attachment in seen.attachments.values():
+            links.detach(attachment, own, self._gateway, self.programs.kept)
             removed.append(f"detached from {attachment.name}")
+            if attachment.taken_over:
+                removed.append(f"put {attachment.taken_over} back on {attachment.name}")
+        removed += self._let_go(own, seen)
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if not opens(name)))
         there = self.maps.root.exists()
         self.programs.remove()
@@ -286,10 +298,25 @@ class Live:
 
     def _other_layouts(self) -> list[Path]:
         """Pins of versions whose maps look otherwise."""
-        parent = self.maps.root.parent
+        parent, kept = self.maps.root.parent, self.programs.kept.directory
         return (
-            [path for path in parent.iterdir() if path != self.maps.root and path.is_dir()] if parent.is_dir() else []
+            [path for path in parent.iterdir() if path not in (self.maps.root, kept) and path.is_dir()]
+            if parent.is_dir()
+            else []
         )
+
+    def _let_go(self, own: OwnPrograms, seen: links.ObservedAttachments) -> Iterator[str]:
+        """Unpin programs of others that are not to be put back any more; why, in words."""
+        for ifindex, why in links.stale(seen, own).items():
+            self.programs.kept.forget(ifindex)
+            yield why
+        if self.programs.kept.interrupted:
+            self.programs.kept.recover()
+            yield "foreign programs: what was left of a takeover removed"
+
+    def _left_over(self, own: OwnPrograms, seen: links.ObservedAttachments) -> bool:
+        """Whether there is anything for :meth:`_let_go`."""
+        return bool(links.stale(seen, own)) or self.programs.kept.interrupted
 
     def _own_of_all_layouts(self) -> OwnPrograms:
         own, others = self._own(), set()
@@ -315,11 +342,11 @@ class Live:
 
     def attach(self, wanted: Attachment) -> None:
         """Bring an interface to ``wanted``."""
-        links.attach(wanted, self._own(), self._gateway)
+        links.attach(wanted, self._own(), self._gateway, self.programs.kept)
 
     def detach(self, attachment: Attachment) -> None:
         """Take everything of ours off an interface."""
-        links.detach(attachment, self._own(), self._gateway)
+        links.detach(attachment, self._own(), self._gateway, self.programs.kept)
 
     def attachments(self) -> Mapping[int, Attachment]:
         """What of ours is attached now."""

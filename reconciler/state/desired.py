@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from reconciler.errors import ConfigError, ForeignProgramError, Problem
-from reconciler.state import local, share
+from reconciler.errors import ConfigError, Problem
+from reconciler.state import local, share, xdp
 from reconciler.state.facts import HostFacts, Interface, RouteKind, RuntimeFacts
 from reconciler.state.objects import (
     DENY,
@@ -113,7 +113,7 @@ def desired(
 
     ``tag`` is the digest of the programs that should run. Raises ConfigError if, on this host, two proxies would
     share a listener or a target is its own proxy's listener, and ForeignProgramError if an XDP program of somebody
-    else is where the files insist on ours.
+    else is where the files insist on ours and it does not give way.
     """
     runtime, memo = runtime or RuntimeFacts(), memo or Memo()
     warnings: list[str] = []
@@ -315,31 +315,9 @@ def _attachments(
     ways = {host.route_to.get(ip) for ip in target_addresses(config)} | set(runtime.busy_interfaces)
     wanted.update(way for way in ways if way is not None and way in by_index and by_index[way].kind != "loopback")
     return {
-        ifindex: Attachment(
-            ifindex, by_index[ifindex].name, _xdp_mode(config, host, runtime, by_index[ifindex], warnings)
-        )
+        ifindex: xdp.attachment(config.settings, host, runtime, by_index[ifindex], warnings)
         for ifindex in sorted(wanted)
     }
-
-
-def _xdp_mode(
-    config: Config, host: HostFacts, runtime: RuntimeFacts, interface: Interface, warnings: list[str]
-) -> XdpMode:
-    choice = str(config.settings.xdp_mode)
-    if choice == "off" or interface.kind == "loopback":
-        return XdpMode.OFF
-    foreign = host.foreign_xdp.get(interface.ifindex)
-    if foreign is not None:
-        if choice != "auto":
-            raise ForeignProgramError(f"{interface.name} carries {foreign}; xdp_mode {choice} needs its place")
-        warnings.append(f"{interface.name} carries {foreign}: served through TC")
-        return XdpMode.OFF
-    if choice != "auto":
-        return XdpMode(choice)
-    if interface.ifindex in runtime.refused_xdp:
-        warnings.append(f"{interface.name} refused a native XDP program: served through TC")
-        return XdpMode.OFF
-    return XdpMode.NATIVE if interface.xdp_native and interface.kind != "veth" else XdpMode.OFF
 
 
 def _devices(host: HostFacts, attachments: Mapping[int, Attachment]) -> frozenset[int]:

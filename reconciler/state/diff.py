@@ -269,7 +269,10 @@ def _interfaces(delta: Delta, desired: Desired) -> Iterator[Change]:
 
 
 def _attachment(attachment: Attachment | None) -> Json | None:
-    return {"xdp": str(attachment.xdp), "tc": attachment.tc} if attachment else None
+    if attachment is None:
+        return None
+    taken = {"taken_over": str(attachment.taken_over)} if attachment.taken_over else {}
+    return {"xdp": str(attachment.xdp), "tc": attachment.tc, **taken}
 
 
 def _proxies(delta: Delta, desired: Desired, observed: Observed) -> Iterator[Change]:

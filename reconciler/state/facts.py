@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
 
-from reconciler.state.objects import Endpoint, IPAddress
+from reconciler.state.objects import Endpoint, IPAddress, TakenOver
 from reconciler.state.share import Drain
 
 InterfaceAddress = IPv4Interface | IPv6Interface
@@ -39,6 +39,10 @@ class XdpProgram:
 
     def __str__(self) -> str:
         return f"{self.mode} {self.program}" + (", held by a bpf_link" if self.link else "")
+
+    def taken_over(self) -> TakenOver:
+        """What is remembered of it once ours has its place."""
+        return TakenOver(self.mode, self.program.id, self.program.name, self.program.tag)
 
 
 class RouteKind(StrEnum):
@@ -93,7 +97,8 @@ class HostFacts:
 
     ``route_to``: the interface by which packets to each asked-for target leave; None: the target is on this
     host, or there is no way; ``routes`` tells which. ``sysctls``: live values of those asked for; one that does
-    not exist on this host is not in it. ``foreign_xdp``: interfaces that carry somebody else's XDP program.
+    not exist on this host is not in it. ``foreign_xdp``: interfaces that carry somebody else's XDP program;
+    ``taken_over``: those whose place ours has taken from such a one, and nobody else's has since.
     """
 
     interfaces: Mapping[str, Interface] = field(default_factory=dict)
@@ -101,6 +106,7 @@ class HostFacts:
     sysctls: Mapping[str, str] = field(default_factory=dict)
     foreign_xdp: Mapping[int, XdpProgram] = field(default_factory=dict)
     routes: Mapping[IPAddress, Route] = field(default_factory=dict)
+    taken_over: Mapping[int, TakenOver] = field(default_factory=dict)
 
     def by_index(self, ifindex: int) -> Interface | None:
         """The interface with that number, if there is one."""

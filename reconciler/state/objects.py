@@ -177,13 +177,29 @@ class DataPlaneSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Somebody else's XDP program whose place ours has, or is to have: it is put back, in its own ``mode`` (native or
+    generic), once ours goes. ``id``, ``name`` and ``tag`` as the kernel tells them."""
+
+    mode: str
+    id: int
+    name: str = ""
+    tag: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mode} program {self.id} ({self.name or 'unnamed'}, tag {self.tag or 'unknown'})"
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
-    """Our programs on one interface. TC is on every interface we serve; XDP where it pays."""
+    """Our programs on one interface. TC is on every interface we serve; XDP where it pays. ``taken_over``: the foreign
+    program that is kept to be put back when our XDP program goes."""
 
     ifindex: int
     name: str
     xdp: XdpMode
     tc: bool = True
+    taken_over: TakenOver | None = None
 
 
 @dataclass(frozen=True, slots=True)
