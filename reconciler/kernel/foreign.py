@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from reconciler.errors import KernelError
 from reconciler.kernel import bpf, xdp
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms, open_program, program_info
@@ -25,6 +26,7 @@ DIRECTORY: Final = "foreign"
 """Where the pins are, below the instance's directory. Not within that of a layout: they outlive an upgrade."""
 
 _NEXT: Final = "_next"
+_PUT_BACK: Final = "put back"  # not "attach": an interface that refuses it has not refused ours
 _MODES: Final = frozenset((XdpMode.NATIVE.value, XdpMode.GENERIC.value))
 
 
@@ -63,9 +65,13 @@ class Kept:
             self.gateway.call("make directory", str(self.directory), lambda: make(parents=True))
         if fresh.exists():  # of a process that was killed here
             self.gateway.call("unpin", subject, fresh.unlink)
-        with open_program(taken.id) as descriptor:
-            self.gateway.call("pin", subject, lambda: bpf.obj_pin(descriptor, str(fresh)))
-        self.gateway.call("rename", subject, lambda: fresh.rename(path))
+        try:
+            with open_program(taken.id) as descriptor:
+                self.gateway.call("pin", subject, lambda: bpf.obj_pin(descriptor, str(fresh)))
+            self.gateway.call("rename", subject, lambda: fresh.rename(path))
+        except KernelError:
+            self.recover()
+            raise
         self._forget(ifindex, but=path)
 
     @contextmanager
@@ -139,14 +145,14 @@ def put_back(status: XdpStatus, taken: TakenOver, own: OwnPrograms, kept: Kept) 
     mode, present = XdpMode(taken.mode), status.own(own)
     with kept.opened(status.ifindex, taken) as theirs:
         if present is None:
-            xdp.attach(status, mode, theirs, None, kept.gateway)
+            xdp.attach(status, mode, theirs, None, kept.gateway, _PUT_BACK)
         else:
             with own.descriptor(present[1]) as ours:
                 if present[0] is mode:
-                    xdp.attach(status, mode, theirs, ours, kept.gateway)
+                    xdp.attach(status, mode, theirs, ours, kept.gateway, _PUT_BACK)
                 else:
                     xdp.detach(status, present[0], ours, kept.gateway)
-                    xdp.attach(_emptied(status), mode, theirs, None, kept.gateway)
+                    xdp.attach(_emptied(status), mode, theirs, None, kept.gateway, _PUT_BACK)
     kept.forget(status.ifindex)
 
 

@@ -64,11 +64,19 @@ def parse(values: Answer) -> dict[str, int]:
     return programs
 
 
-def attach(status: XdpStatus, mode: XdpMode, program: LoadedProgram, expected_fd: int | None, gateway: Gateway) -> None:
+def attach(
+    status: XdpStatus,
+    mode: XdpMode,
+    program: LoadedProgram,
+    expected_fd: int | None,
+    gateway: Gateway,
+    operation: str = "attach",
+) -> None:
     """Attach ``program``, or exchange the one of ``expected_fd`` for it without a gap.
 
-    ``expected_fd`` None: nothing may be there. Raises :class:`ForeignProgramError` if something else is, and
-    :class:`KernelError` with the driver's own words if it can't (MTU, features, queues).
+    ``expected_fd`` None: nothing may be there. ``operation``: what errors call it. Raises
+    :class:`ForeignProgramError` if something else is there, and :class:`KernelError` with the driver's own words if it
+    can't (MTU, features, queues).
     """
 
     expected = frozenset((program_info(expected_fd).id,)) if expected_fd is not None else frozenset()
@@ -76,7 +84,9 @@ def attach(status: XdpStatus, mode: XdpMode, program: LoadedProgram, expected_fd
     if foreign:
         raise ForeignProgramError(f"attach xdp {status.name}: {foreign} is attached there")
     flags = _MODE_FLAGS[mode] | (_UPDATE_IF_NOEXIST if expected_fd is None else _REPLACE)
-    gateway.call(f"attach xdp {mode.value}", status.name, lambda: _set(status.ifindex, program.fd, flags, expected_fd))
+    gateway.call(
+        f"{operation} xdp {mode.value}", status.name, lambda: _set(status.ifindex, program.fd, flags, expected_fd)
+    )
 
 
 def detach(status: XdpStatus, mode: XdpMode, expected_fd: int, gateway: Gateway) -> None:

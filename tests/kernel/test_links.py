@@ -6,11 +6,14 @@ import errno
 import socket
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import pytest
+from bcc import lib
 
 from reconciler.errors import ForeignProgramError, KernelError
 from reconciler.kernel import links, tc, xdp
+from reconciler.kernel.foreign import Kept
 from reconciler.kernel.gateway import FaultGateway
 from reconciler.kernel.identity import OwnPrograms
 from reconciler.state.objects import Attachment, XdpMode
@@ -148,6 +151,17 @@ def test_tc_serves_beside_a_foreign_xdp_program() -> None:
     assert observed(own) == {ifindex: wanted(XdpMode.OFF)}
     links.detach(wanted(XdpMode.OFF), own, GATEWAY)
     assert links.observe_attachments(own).foreign_xdp[ifindex].program.id == foreign
+
+
+def test_a_program_held_by_a_link_is_not_taken_over(tmp_path: Path) -> None:
+    ifindex, own, foreign = add_veth(), own_programs(), load_xdp("somebody")
+    assert lib.bpf_link_create(foreign.fd, ifindex, 37, None) >= 0  # BPF_XDP
+    found = links.observe_attachments(own).foreign_xdp[ifindex]
+    asked = replace(wanted(), taken_over=found.taken_over())
+    with pytest.raises(ForeignProgramError, match=f"va: native program {foreign.info.id} .somebody.*bpf_link can't be"):
+        links.attach(asked, own, GATEWAY, Kept(tmp_path, GATEWAY))
+    assert observed(own) == {}
+    assert not list(tmp_path.iterdir())
 
 
 def test_foreign_program_in_place_of_ours_is_drift() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reconciler.config import document, parse_sources
+from reconciler.config.explain import UNSUPPORTED_KEYS
 from reconciler.errors import ConfigError
 
 # Line 1 to 12; a case replaces some of its text.
@@ -34,7 +35,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         (("settings: {", "settings: {xyzzy: 1, "),),
         (
             "2:12: unknown key 'xyzzy'"
-            " (known: connection_timeout_sec, max_connections, fast_path, xdp_mode, sync, stats_enabled,"
+            " (known: connection_timeout_sec, max_connections, fast_path, xdp_mode, takeover, sync, stats_enabled,"
             " metrics, source_ports)",
         ),
     ),
@@ -268,10 +269,9 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         (("10.0.0.10, port: 8080", "192.0.2.1"),),
         ("12:17: the target 192.0.2.1 is the proxy's own listener: it would forward to itself",),
     ),
-    # -- known to the format, not to this version
-    "settings": (
-        ((": true", ": true, takeover: false"),),
-        tuple(f"2:{column}: '{key}' is not supported by this version" for column, key in ((29, "takeover"),)),
+    "takeover: text": (
+        ((": true}", ": true, takeover: always}"),),
+        ("2:39: 'takeover' must be true or false, not 'always'",),
     ),
     "on_unhealthy": (
         (
@@ -406,6 +406,12 @@ def test_error_with_place(case: str) -> None:
     for line, wanted in zip(found, expected, strict=True):
         # A YAML parser's own words differ between its C and its Python form.
         assert line.startswith(f"web.yaml:{wanted}") if wanted.endswith("YAML: ") else line == f"web.yaml:{wanted}"
+
+
+def test_a_key_of_a_later_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNSUPPORTED_KEYS, "settings", frozenset({"xyzzy"}))
+    text = BASE.replace("settings: {", "settings: {xyzzy: 1, ")
+    assert errors(web=text) == ["web.yaml:2:12: 'xyzzy' is not supported by this version"]
 
 
 def test_base_is_right() -> None:

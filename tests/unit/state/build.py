@@ -68,10 +68,15 @@ def proxy(
 
 
 def config(
-    *proxies: Proxy, fast_path: bool = True, xdp_mode: str = "auto", ports: tuple[int, int] = (10000, 32767)
+    *proxies: Proxy,
+    fast_path: bool = True,
+    xdp_mode: str = "auto",
+    ports: tuple[int, int] = (10000, 32767),
+    takeover: bool = False,
 ) -> Config:
-    place = Place("settings.yaml", 2, 1)
-    return Config(Settings(300, 1000, fast_path, XdpChoice(xdp_mode), SourcePorts(*ports), place=place), proxies)
+    place, source_ports = Place("settings.yaml", 2, 1), SourcePorts(*ports)
+    settings = Settings(300, 1000, fast_path, XdpChoice(xdp_mode), source_ports, place=place, takeover=takeover)
+    return Config(settings, proxies)
 
 
 def interface(ifindex: int, name: str, *addresses: str, **more: Any) -> Interface:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -20,6 +21,7 @@ from reconciler.state.objects import (
     ProgramState,
     Protocol,
     RouteKey,
+    TakenOver,
     XdpMode,
 )
 from tests.unit.state.build import config, endpoint, host, interface, proxy, route, targets, want
@@ -212,6 +214,74 @@ def test_a_foreign_program_sends_auto_to_tc_and_is_an_error_where_xdp_is_asked_f
         with pytest.raises(ForeignProgramError, match="eth0 carries native program 17"):
             want(proxy(), on=on, xdp_mode=mode)
     assert want(proxy(), on=on, xdp_mode="off").warnings == ()
+
+
+FOREIGN = XdpProgram(2, "native", ProgramInfo(17, "other", "00ff"), link=False)
+TAKEN = TakenOver("native", 17, "other", "00ff")
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "theirs", "expected"),
+    [
+        ("native", "physical", "native", XdpMode.NATIVE),
+        ("native", "physical", "generic", XdpMode.NATIVE),
+        ("generic", "physical", "native", XdpMode.GENERIC),
+        ("auto", "physical", "generic", XdpMode.NATIVE),
+        ("auto", "veth", "native", XdpMode.NATIVE),
+        ("auto", "veth", "generic", XdpMode.GENERIC),
+    ],
+)
+def test_takeover_takes_a_foreign_programs_place_and_keeps_it(
+    asked: str, kind: str, theirs: str, expected: XdpMode
+) -> None:
+    eth0 = interface(2, "eth0", "192.0.2.1/24", kind=kind, xdp_native=True)
+    wanted = Attachment(2, "eth0", expected, taken_over=replace(TAKEN, mode=theirs))
+    for on in (
+        host(eth0, foreign_xdp={2: replace(FOREIGN, mode=theirs)}),
+        host(eth0, taken_over={2: replace(TAKEN, mode=theirs)}),
+    ):
+        found = want(proxy(), on=on, xdp_mode=asked, takeover=True)
+        assert (found.state.attachments[2], found.warnings) == (wanted, ())
+
+
+def test_takeover_prefers_the_program_that_is_there_to_the_one_that_was() -> None:
+    on = host(foreign_xdp={2: FOREIGN}, taken_over={2: TakenOver("generic", 5)})
+    assert want(proxy(), on=on, xdp_mode="native", takeover=True).state.attachments[2].taken_over == TAKEN
+
+
+def test_without_takeover_it_gets_its_place_back() -> None:
+    on = host(interface(2, "eth0", "192.0.2.1/24", xdp_native=True), taken_over={2: TAKEN})
+    found = want(proxy(), on=on)
+    assert found.state.attachments[2] == Attachment(2, "eth0", XdpMode.OFF)
+    assert found.warnings == ("eth0 gets native program 17 (other, tag 00ff) back: served through TC",)
+    with pytest.raises(ForeignProgramError, match=r"eth0 gets native program 17 .* back; xdp_mode native needs its"):
+        want(proxy(), on=on, xdp_mode="native")
+    for takeover in (True, False):
+        off = want(proxy(), on=on, xdp_mode="off", takeover=takeover)
+        assert off.state.attachments[2] == Attachment(2, "eth0", XdpMode.OFF)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "why"),
+    [
+        (replace(FOREIGN, link=True), "held by a bpf_link, which can't be taken over: only its owner"),
+        (replace(FOREIGN, mode="offload"), "offload program 17 .* can't be taken over"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_named(foreign: XdpProgram, why: str) -> None:
+    on = host(interface(2, "eth0", "192.0.2.1/24", xdp_native=True), foreign_xdp={2: foreign})
+    with pytest.raises(ForeignProgramError, match=why):
+        want(proxy(), on=on, xdp_mode="native", takeover=True)
+    found = want(proxy(), on=on, takeover=True)
+    assert found.state.attachments[2] == Attachment(2, "eth0", XdpMode.OFF)
+    assert re.search(why, found.warnings[0])
+
+
+def test_auto_leaves_it_in_place_where_native_was_refused() -> None:
+    on = host(interface(2, "eth0", "192.0.2.1/24", xdp_native=True), foreign_xdp={2: FOREIGN})
+    refused = RuntimeFacts(refused_xdp=frozenset({2}))
+    found = desired(config(proxy(), takeover=True), on, refused, tag="tag")
+    assert found.state.attachments[2] == Attachment(2, "eth0", XdpMode.OFF)
 
 
 def test_auto_does_not_insist_where_native_was_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from reconciler.state.desired import Desired
 from reconciler.state.diff import Change, compare, diff, diff_text, difference
+from reconciler.state.facts import ProgramInfo, XdpProgram
 from reconciler.state.objects import (
     Allocation,
     Attachment,
@@ -166,6 +167,15 @@ def test_interfaces_show_what_is_wrong_with_them(live: Attachment | None, action
     (change,) = diff(wanted, with_state(applied(wanted), attachments={2: live} if live else {}))
     assert (change.action, change.object, change.name) == (action, "interface", "eth0")
     assert change.after == {"xdp": "off", "tc": True}
+
+
+def test_an_interface_shows_whose_place_is_taken() -> None:
+    foreign = XdpProgram(2, "native", ProgramInfo(17, "other", "00ff"))
+    wanted = want(WEB, on=host(foreign_xdp={2: foreign}), xdp_mode="native", takeover=True)
+    (change,) = diff(wanted, with_state(applied(wanted), attachments={2: Attachment(2, "eth0", XdpMode.OFF)}))
+    assert change.before == {"xdp": "off", "tc": True}
+    assert change.after == {"xdp": "native", "tc": True, "taken_over": "native program 17 (other, tag 00ff)"}
+    assert "+taken_over: native program 17 (other, tag 00ff)" in diff_text([change])
 
 
 def test_a_way_out_that_takes_redirects_counts_as_its_interface() -> None:
