@@ -286,7 +286,7 @@ class Program:
 class Conflict:
     """Something of somebody else's where ours is or would go. ``where``: xdp native, xdp generic, tc ingress or
     tc egress. ``program`` None: it is no BPF program. ``effect``: what it does to ours; ``remedy``: the command that
-    removes it; ``blocks``: ours can't be attached."""
+    removes it; ``blocks``: ours can't be attached; ``gives_way``: ours takes its place when the files are applied."""
 
     where: str
     what: str
@@ -294,6 +294,7 @@ class Conflict:
     effect: str
     remedy: str = ""
     blocks: bool = False
+    gives_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 from reconciler import answers
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.report import taken_over_note
+from reconciler.state.xdp import obstacle
 
 if TYPE_CHECKING:
-    from reconciler.config.model import Config
+    from reconciler.config.model import Config, Settings
     from reconciler.engine import Engine
     from reconciler.kernel.links import InterfaceStatus
     from reconciler.kernel.tc import Filter
@@ -39,10 +40,11 @@ def interfaces(engine: Engine) -> tuple[answers.InterfaceDetail, ...]:
     listens: dict[int, set[str]] = {}
     for key, name in state.listeners.items():
         listens.setdefault(key.ifindex, set()).add(name)
-    asked = str(config.settings.xdp_mode) if config else ""
+    settings = config.settings if config else None
+    asked = _asked(settings)
     sights = engine.live.interfaces()
     found = [
-        detail(facts, status, asked, wanted.get(facts.ifindex), tuple(sorted(listens.get(facts.ifindex, ()))))
+        detail(facts, status, settings, wanted.get(facts.ifindex), tuple(sorted(listens.get(facts.ifindex, ()))))
         for facts, status in sights
     ]
     found += [answers.InterfaceDetail(name, asked=asked, note="waiting for it to appear") for name in waiting]
@@ -50,11 +52,15 @@ def interfaces(engine: Engine) -> tuple[answers.InterfaceDetail, ...]:
 
 
 def detail(
-    facts: Interface, status: InterfaceStatus, asked: str, wanted: Attachment | None, listens: tuple[str, ...]
+    facts: Interface,
+    status: InterfaceStatus,
+    settings: Settings | None,
+    wanted: Attachment | None,
+    listens: tuple[str, ...],
 ) -> answers.InterfaceDetail:
-    """One interface as an answer."""
+    """One interface as an answer. ``settings`` None: the files are wrong."""
     mode = status.xdp_mode.value
-    attached, taken = status.complete_tc, status.taken_over
+    attached, taken, asked = status.complete_tc, status.taken_over, _asked(settings)
     return answers.InterfaceDetail(
         name=facts.name,
         ifindex=facts.ifindex,
@@ -68,7 +74,7 @@ def detail(
         mode=mode,
         attached=attached,
         listens=listens,
-        conflicts=tuple(conflicts(status, asked)),
+        conflicts=tuple(conflicts(status, settings)),
         note=_note(facts, status, asked, wanted),
         taken_over=answers.Program(taken.id, taken.name, taken.tag) if taken else None,
     )
@@ -91,11 +97,16 @@ def _note(facts: Interface, status: InterfaceStatus, asked: str, wanted: Attachm
     return "served through TC: " + ("native XDP was refused" if facts.xdp_native else "the driver has no native XDP")
 
 
-def conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict]:
-    """What of others' is where ours is or would go. ``asked``: settings.xdp_mode; empty: unknown."""
+def _asked(settings: Settings | None) -> str:
+    return str(settings.xdp_mode) if settings else ""
+
+
+def conflicts(status: InterfaceStatus, settings: Settings | None) -> Iterator[answers.Conflict]:
+    """What of others' is where ours is or would go. ``settings`` None: nobody knows what is asked for."""
     foreign = status.foreign_xdp
     if foreign:
-        yield _xdp_conflict(status.name, foreign, asked)
+        takeover = settings is not None and settings.takeover
+        yield _xdp_conflict(status.name, foreign, _asked(settings), takeover)
     for way, ahead in (("ingress", status.ahead_ingress), ("egress", status.ahead_egress)):
         for each in ahead:
             yield _filter_conflict(status.name, way, each)
@@ -110,15 +121,19 @@ def conflicts(status: InterfaceStatus, asked: str) -> Iterator[answers.Conflict]
         )
 
 
-def _xdp_conflict(name: str, foreign: XdpProgram, asked: str) -> answers.Conflict:
+def _xdp_conflict(name: str, foreign: XdpProgram, asked: str, takeover: bool) -> answers.Conflict:
     effect = {
         "": "has the place of our XDP program",
         "auto": "has the place of our XDP program: served through TC behind it, seeing what it passes on",
         "off": "runs before our TC programs, which see what it passes on",
     }.get(asked, f"has the place that xdp_mode {asked} needs")
+    gives_way = takeover and asked in ("auto", "native", "generic") and not obstacle(foreign)
+    if gives_way:
+        effect = "gives way to ours when the files are applied"
     kind = {"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[foreign.mode]
     remedy = "" if foreign.link else f"ip link set dev {name} {kind} off"
-    return answers.Conflict(f"xdp {foreign.mode}", str(foreign), _program(foreign.program), effect, remedy)
+    where, program = f"xdp {foreign.mode}", _program(foreign.program)
+    return answers.Conflict(where, str(foreign), program, effect, remedy, gives_way=gives_way)
 
 
 def _filter_conflict(name: str, way: str, found: Filter) -> answers.Conflict:

@@ -149,7 +149,7 @@ class _Used:
             yield unchecked("interface.programs", text, "sudo revproxyctl doctor", self._name)
             return
         for each in self.sight.conflicts:
-            insists = self.asked in ("native", "generic") and each.where.startswith("xdp")
+            insists = self.asked in ("native", "generic") and each.where.startswith("xdp") and not each.gives_way
             level = Level.ERROR if insists or each.blocks else Level.WARNING
             text = f"{each.where}: {each.what} {each.effect}"
             yield Finding("interface.programs", level, text, self._name, each.remedy or "revproxyctl interfaces")

@@ -161,14 +161,14 @@ def _programs(sight: Sight) -> tuple[frozenset[int], dict[str, tuple[answers.Con
     from reconciler.interfaces import conflicts
     from reconciler.runtime.live import Live
 
-    asked = str(sight.config.settings.xdp_mode) if sight.config else ""
+    settings = sight.config.settings if sight.config else None
     live = Live(sight.places.bpffs_dir)
     try:
         found = live.interfaces()
         own = live.programs.own().ids
     finally:
         live.close()
-    return own, {facts.name: tuple(conflicts(status, asked)) for facts, status in found}
+    return own, {facts.name: tuple(conflicts(status, settings)) for facts, status in found}
 
 
 def _interface(name: str, conflicts: tuple[answers.Conflict, ...] | None) -> InterfaceSight:

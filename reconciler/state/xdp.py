@@ -27,11 +27,11 @@ def attachment(
     if choice == "off" or interface.kind == "loopback":
         return served
     foreign, taken = host.foreign_xdp.get(interface.ifindex), host.taken_over.get(interface.ifindex)
-    obstacle = _obstacle(settings, foreign, taken)
-    if obstacle:
+    why = _in_the_way(settings, foreign, taken)
+    if why:
         if choice != "auto":
-            raise ForeignProgramError(f"{interface.name} {obstacle}; xdp_mode {choice} needs its place")
-        warnings.append(f"{interface.name} {obstacle}: served through TC")
+            raise ForeignProgramError(f"{interface.name} {why}; xdp_mode {choice} needs its place")
+        warnings.append(f"{interface.name} {why}: served through TC")
         return served
     if foreign is not None:
         taken = foreign.taken_over()
@@ -39,16 +39,22 @@ def attachment(
     return Attachment(interface.ifindex, interface.name, mode, taken_over=taken) if mode is not XdpMode.OFF else served
 
 
-def _obstacle(settings: Settings, foreign: XdpProgram | None, taken: TakenOver | None) -> str:
+def _in_the_way(settings: Settings, foreign: XdpProgram | None, taken: TakenOver | None) -> str:
     """Why ours can't have the place; empty if it can."""
     if foreign is None:
         return f"gets {taken} back" if taken and not settings.takeover else ""
     text = f"carries {foreign}"
     if not settings.takeover:
         return text
+    why = obstacle(foreign)
+    return f"{text}, which can't be taken over: {why}" if why else ""
+
+
+def obstacle(foreign: XdpProgram) -> str:
+    """Why a foreign program can't be taken over; empty if it can."""
     if foreign.link:
-        return f"{text}, which can't be taken over: only its owner can take a bpf_link away"
-    return f"{text}, which can't be taken over" if foreign.mode == "offload" else ""
+        return "only its owner can take a bpf_link away"
+    return "it runs on the card" if foreign.mode == "offload" else ""
 
 
 def _mode(

@@ -70,6 +70,9 @@ def test_it_gives_way_and_comes_back_on_down(lab: Lab, instance: Instance, their
     named = f"{theirs} program {number} (somebody, tag "
     assert f"taken_over: {named}" in instance.ctl("plan")
     assert f"+taken_over: {named}" in instance.ctl("diff", status=1)
+    (before,) = (each for each in instance.json("interfaces") if each["name"] == "eth0")
+    (conflict,) = before["conflicts"]
+    assert (conflict["program"]["id"], conflict["gives_way"]) == (number, True)
     instance.ctl("apply", "--yes")
     found = there(lab)
     assert found

@@ -125,6 +125,8 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
      "program 7", "rm it"),
     ("foreign, native", sight(mode="native", on_eth0=replace(CLEAN, conflicts=(CONFLICT,))), "interface.programs",
      Level.ERROR, "program 7", "rm it"),
+    ("foreign, gives way", sight(mode="native", on_eth0=replace(CLEAN, conflicts=(replace(CONFLICT, gives_way=True),))),
+     "interface.programs", Level.WARNING, "program 7", "rm it"),
     ("not told apart", sight(on_eth0=replace(CLEAN, conflicts=None)), "interface.programs", Level.WARNING, "root",
      "sudo"),
     ("no route", sight(route=Route(RouteKind.UNREACHABLE)), "target.route", Level.ERROR, "no route",
