@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from reconciler import answers, edits
-from reconciler.api.client import DaemonClient, NoDaemonError
+from reconciler.api.client import DaemonClient, DeniedError, NoDaemonError
 from reconciler.edits import Edits
 from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError
 from reconciler.places import VARIABLES, Places, instance_lock
@@ -316,6 +316,12 @@ class Client(Edits):
         if instance.config_dir is None:
             raise EditError(f"revproxyd (process {instance.pid}) has its configuration on the command line: no file")
         return Path(instance.config_dir)
+
+    def _files_dir(self) -> Path:
+        try:
+            return self._config_dir()
+        except DeniedError:  # reading the files takes no root: then those at our own places
+            return self._places.config_dir
 
     # -- which way -----------------------------------------------------------------------------------------
 

@@ -34,11 +34,15 @@ class Edits:
     @abstractmethod
     def _config_dir(self) -> Path: ...
 
+    @abstractmethod
+    def _files_dir(self) -> Path:
+        """Where to read the files, as far as this user can tell."""
+
     def proxies(self) -> tuple[answers.ConfiguredProxy, ...]:
         """The proxies of the files, in their order. Needs no root. Raises :class:`ConfigError`."""
         from reconciler.config import files as config_files
 
-        return tuple(_configured(proxy) for proxy in config_files.load(self._config_dir()).proxies)
+        return tuple(_configured(proxy) for proxy in config_files.load(self._files_dir()).proxies)
 
     def proxy(self, name: str) -> answers.ConfiguredProxy:
         """The proxy of that name. Raises :class:`EditError` if there is none."""
@@ -49,7 +53,7 @@ class Edits:
             if each.name == name:
                 return each
         names = [each.name for each in found]
-        raise EditError(f"there is no proxy {name!r} in {self._config_dir()}{hint(name, names)}")
+        raise EditError(f"there is no proxy {name!r} in {self._files_dir()}{hint(name, names)}")
 
     def add_proxy(
         self,

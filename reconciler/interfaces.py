@@ -139,8 +139,13 @@ def _xdp_conflict(name: str, foreign: XdpProgram, asked: str, takeover: bool) ->
 def _filter_conflict(name: str, way: str, found: Filter) -> answers.Conflict:
     remedy = "" if found.kind == "tcx" else f"tc filter del dev {name} {way} preference {found.priority}"
     effect = "runs before ours and hides from it what it does not pass on"
+    if found.at_our_preference:
+        effect = "has the place of ours"
+    if found.instance:  # one that works: not to be removed by hand
+        effect += f", and is another revproxy's ({found.instance})"
+        remedy = ""
     program = _program(found.program) if found.program else None
-    return answers.Conflict(f"tc {way}", str(found), program, effect, remedy)
+    return answers.Conflict(f"tc {way}", str(found), program, effect, remedy, blocks=found.at_our_preference)
 
 
 def _program(found: ProgramInfo) -> answers.Program:

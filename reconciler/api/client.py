@@ -41,6 +41,10 @@ class NoDaemonError(DaemonError):
     """Nobody listens on the socket: no daemon runs for this instance."""
 
 
+class DeniedError(DaemonError):
+    """A daemon runs, and this user may not ask it."""
+
+
 class DaemonClient:
     """The daemon's answers as values. Every method raises :class:`NoDaemonError` if none runs, :class:`ConfigError`
     for wrong files, :class:`DaemonError` with the daemon's own words for everything else."""
@@ -220,7 +224,7 @@ class DaemonClient:
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise NoDaemonError(f"no revproxyd listens on {self._path}") from error
         except PermissionError as error:
-            raise DaemonError(f"{self._path}: permission denied: talking to revproxyd takes root") from error
+            raise DeniedError(f"{self._path}: permission denied: talking to revproxyd takes root") from error
         except TimeoutError as error:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:

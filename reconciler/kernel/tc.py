@@ -82,6 +82,17 @@ class Filter:
     def in_our_place(self) -> bool:
         return (self.kind, self.priority, self.handle, self.chain) == ("bpf", PRIORITY, HANDLE, 0)
 
+    @property
+    def at_our_preference(self) -> bool:
+        """If it is not ours, ours can't be attached."""
+        return self.kind != "tcx" and (self.priority, self.chain) == (PRIORITY, 0)
+
+    @property
+    def instance(self) -> str:
+        """Which revproxy's it is, by its name; empty: none's."""
+        found = self.name.startswith(_NAME_PREFIX)
+        return self.name.removeprefix(_NAME_PREFIX).removesuffix(_NAME_MADE_CLSACT) if found else ""
+
     def owned_by(self, own: OwnPrograms) -> bool:
         """Whether it is this instance's."""
         if not self.in_our_place:
@@ -238,11 +249,8 @@ def _check_room(found: TcStatus, direction: Direction, own: OwnPrograms) -> None
     if found.shared:
         raise ForeignProgramError(f"{operation}: its filters are in a block shared with other interfaces")
     for each in found.filters:
-        if each.direction is direction and each.priority == PRIORITY and each.chain == 0 and not each.owned_by(own):
-            whose = ""
-            if each.name.startswith(_NAME_PREFIX):
-                instance = each.name.removeprefix(_NAME_PREFIX).removesuffix(_NAME_MADE_CLSACT)
-                whose = f" of another revproxy ({instance})"
+        if each.direction is direction and each.at_our_preference and not each.owned_by(own):
+            whose = f" of another revproxy ({each.instance})" if each.instance else ""
             raise ForeignProgramError(f"{operation}: {each}{whose} has the place of ours")
 
 

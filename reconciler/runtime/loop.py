@@ -44,18 +44,17 @@ class Loop:
         """Reconcile once. Returns after how many seconds to try again without any other reason, None for never."""
         if self.suspended:
             return None
-        again_sec = self._expire()
-        if "health" in reasons:
-            again_sec = _sooner(again_sec, self._steer())
+        expire_sec = self._expire()
+        again_sec = self._steer() if "health" in reasons else None
         if held_sec := self.hold.remaining_sec:
-            return _sooner(again_sec, held_sec)
+            return _sooner(_sooner(again_sec, held_sec), self._until_expiry(expire_sec))
         if self._engine.revisions.control.suspended:
             if self._first:
                 self._adopt()
             self._told("Suspended")
         else:
             again_sec = _sooner(again_sec, self._reconcile(reasons))
-        return _sooner(again_sec, self._engine.revisions.left_sec() or None)
+        return _sooner(again_sec, self._until_expiry(expire_sec))
 
     def _expire(self) -> float | None:
         """Roll an unconfirmed commit back when its time is up, also while suspended."""
@@ -65,6 +64,11 @@ class Loop:
             _log.error("commit_not_expired", error=str(error), retry_sec=_EXPIRE_RETRY_SEC)
             return _EXPIRE_RETRY_SEC
         return None
+
+    def _until_expiry(self, retry_sec: float | None) -> float | None:
+        """When an unconfirmed commit is to be rolled back: at once if its time ran out during this look, but after
+        ``retry_sec`` if that was tried and did not work."""
+        return self._engine.revisions.left_sec() if retry_sec is None else retry_sec
 
     def _steer(self) -> float | None:
         """Health holds for what is applied, whatever the files say and whether or not they are followed."""

@@ -69,3 +69,18 @@ def test_wrong_files_hide_nothing(lab: Lab, instance: Instance) -> None:
     instance.write("nonsense")
     (eth0,) = (each for each in instance.json("interfaces", status=0) if each["name"] == "eth0")
     assert (eth0["attached"], eth0["asked"], eth0["wanted"]) == (True, "", None)
+
+
+def test_another_instance_on_the_interface_is_an_error_and_not_to_be_removed(lab: Lab, instance: Instance) -> None:
+    """Ours could not be attached; and the other one's filters must not be deleted behind its back."""
+    instance.apply(web(f"{lab.backends[0].ip4}:{HTTP_PORT}"))
+    other = Instance(lab, "other")  # puts nothing into the kernel
+    other.write(web(f"{lab.backends[0].ip4}:{HTTP_PORT}", port=81, name="b"))
+    (ingress, egress) = next(each["conflicts"] for each in other.json("interfaces") if each["name"] == "eth0")
+    for conflict in (ingress, egress):
+        assert conflict["blocks"]
+        assert conflict["remedy"] == ""
+        assert instance.bpffs_dir.name in conflict["effect"]
+    assert "error    interface.programs: eth0: tc ingress" in other.ctl("doctor", status=1)
+    assert "of another revproxy" in other.run("apply", "--yes").stderr
+    instance.ctl("diff")

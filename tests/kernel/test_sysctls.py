@@ -68,6 +68,19 @@ def test_ipv6_forwarding_for_all_changes_no_other_one() -> None:
         assert sysctls.read_all(names) == dict(zip(names, (value, "0", "0", "1", "0"), strict=True))
 
 
+def test_end_of_ipv6_forwarding_for_all_leaves_what_is_forced() -> None:
+    """The kernel ends that along with it."""
+    add_veth("aa", "vb")
+    names = [f"net/ipv6/conf/{name}/force_forwarding" for name in ("all", "default", "lo", "aa", "vb")]
+    if sysctls.read(names[0]) is None:
+        pytest.skip("this kernel knows no force_forwarding (Linux 6.17)")
+    sysctls.write(names[2], "1", GATEWAY)
+    before = sysctls.read_all(names)
+    for value in ("1", "0"):
+        sysctls.write("net/ipv6/conf/all/forwarding", value, GATEWAY)
+        assert sysctls.read_all(names) == before
+
+
 def test_interface_name_with_a_dot() -> None:
     add_veth("va.7", "vb")
     sysctls.write("net/ipv4/conf/va.7/forwarding", "1", GATEWAY)

@@ -13,6 +13,7 @@ import pytest
 from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.api.server import MAX_EDIT_SEC, Server
+from reconciler.client import Client
 from reconciler.errors import DaemonError, KernelError
 from reconciler.runtime.hold import Hold
 from reconciler.runtime.loop import Loop
@@ -90,6 +91,9 @@ class _Revisions:
     def expire(self) -> None:
         pass
 
+    def left_sec(self) -> None:
+        pass
+
 
 class _Engine:
     """Must not be asked for anything but what is to be confirmed."""
@@ -109,3 +113,23 @@ def test_the_loop_does_not_look_while_it_is_held() -> None:
     loop.hold.release(token)
     with pytest.raises(AssertionError):
         loop.look(frozenset({"files"}))
+
+
+def test_the_files_are_read_also_by_who_may_not_ask_the_daemon(
+    tmp_path: Path, daemon: DaemonClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "apiVersion: revproxy/v1\nproxies:\n  - name: web\n    listen: {interfaces: [eth0], port: 80}\n"
+    (tmp_path / "a.yaml").write_text(text + "    default_target: {ip: 10.0.0.1, port: 8080}\n")
+
+    def denied(_connection: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("reconciler.api.client._Connection.connect", denied)
+    with pytest.raises(DaemonError, match="permission denied"):
+        daemon.instance()
+    client = Client(run_dir=tmp_path, config_dir=tmp_path)
+    assert [each.name for each in client.proxies()] == ["web"]
+    with pytest.raises(DaemonError, match="permission denied"):
+        client.remove_proxy("web")
+    with pytest.raises(DaemonError, match="permission denied"):
+        client.remove_proxy("web", apply=False)

@@ -166,6 +166,36 @@ def test_without_a_word_it_goes_back_when_the_time_is_up(
     assert engine.archive.entries()[-1].cause == "expired"
 
 
+def test_time_that_runs_out_during_a_look_is_not_missed(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    engine.apply(confirm_within_sec=30)
+    engine.revisions.suspend()
+    loop = Loop(engine)
+    monkeypatch.setattr(engine, "adopt", lambda: clock.__setitem__(0, clock[0] + 31))
+    assert loop.look(FILES) == 0.0
+    loop.look(FILES)
+    assert port(live) == 1
+
+
+def test_it_goes_back_also_while_files_are_being_edited(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float]
+) -> None:
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    engine.apply(confirm_within_sec=30)
+    loop = Loop(engine)
+    loop.hold.take(180)
+    assert loop.look(FILES) == 30.0
+    clock[0] += 30
+    loop.look(FILES)
+    assert port(live) == 1
+
+
 def test_confirmed_it_stays(engine: Engine, places: Places, live: FakeLive, clock: list[float]) -> None:
     write(places, 1)
     engine.apply()
