@@ -272,12 +272,14 @@ def test_started_with_broken_files_it_keeps_what_the_kernel_has(lab: Lab, instan
         instance.write(http(lab, 2))
         wait_for(lambda: targets(instance) == {backend(lab, 2)}, "mended")
         instance.wait_synced()
-    # Nothing in the kernel, as after a boot: the last configuration that worked serves.
+    # Nothing in the kernel, as after a boot, and not because somebody took it down: the last configuration that worked
+    # serves.
     instance.ctl("down")
     assert instance.daemon is not None
     assert instance.daemon.wait(timeout_sec=20) == 0, "down ends the daemon"
     lab.assert_clean(instance.bpffs_dir)
     path.write_text("proxies: 1\n")
+    (instance.state_dir / "control.json").unlink()
     instance.start_daemon(ready=False)
     wait_for(lambda: targets(instance) == {backend(lab, 2)}, "served")
     assert requests_of(lab) == "backend2"
