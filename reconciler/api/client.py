@@ -228,7 +228,10 @@ class DaemonClient:
         except TimeoutError as error:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:
-            raise DaemonError(f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}") from error
+            raise DaemonError(
+                f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}; whether it did what was"
+                " asked is not known: see `revproxyctl status`"
+            ) from error
 
     def _answer(self, status: int, content: bytes) -> Any:
         try:

@@ -118,7 +118,7 @@ def _short(value: object) -> str:
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("plan", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
+@click.argument("plan", type=click.Path(path_type=Path), required=False)
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option("--allow-empty", is_flag=True, help="Also if the files hold no proxy (any more) while some are live.")
 @click.option(
@@ -139,6 +139,8 @@ def apply(
     applied or nothing to do, 1 failed and rolled back.
     """
     session = context.ensure_object(Session)
+    if plan is not None and not plan.is_file():
+        raise RevproxyError(f"{plan}: there is no such file")
     client = session.client()
     if plan is None and not yes and sys.stdin.isatty() and sys.stdout.isatty():
         found = client.diff()

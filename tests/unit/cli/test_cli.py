@@ -109,7 +109,7 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
         (["apply"], ConfigError(PROBLEMS), 1),
         (["apply", "--confirm-within", "30s"], answers.Applied(3, unconfirmed=UNCONFIRMED), 0),
         (["apply", "--confirm-within", "soon"], answers.Applied(3), 2),
-        (["apply", "no-such-plan"], answers.Applied(3), 2),
+        (["apply", "no-such-plan"], answers.Applied(3), 1),
         (["apply"], StaleError("stale"), 1),
         (["confirm"], answers.Confirmed(3), 0),
         (["confirm"], NothingToConfirmError("there is nothing to confirm"), 1),
