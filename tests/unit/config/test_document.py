@@ -108,8 +108,10 @@ def test_a_file_that_says_nothing(text: str) -> None:
     assert root("" if text[:1] in "#-~" else text, "a.json") is None
 
 
+# ruamel.yaml writes ["?0"] as [?0], which its own reader takes for a key.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"])).filter(lambda text: not text.startswith("?"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"])),
+    st.none() | st.booleans() | st.integers() | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcü #'\"<"), inner, max_size=4),
     max_leaves=20,
 )
