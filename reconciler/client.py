@@ -13,7 +13,7 @@ from reconciler import answers, edits
 from reconciler.api.client import DaemonClient, DeniedError, NoDaemonError
 from reconciler.edits import Edits
 from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError
-from reconciler.places import VARIABLES, Places, instance_lock
+from reconciler.places import REQUIRE_SIGNED, VARIABLES, Places, instance_lock
 
 if TYPE_CHECKING:
     from reconciler.config.edit import Edit
@@ -31,6 +31,9 @@ PathLike = str | os.PathLike[str]
 class Client(Edits):
     """One instance of revproxy on this host, named by its places (defaults as on the command line).
 
+    ``require_signed``: where no daemon runs, files are applied only if they are those of a git commit that is signed by
+    a key of these files (GnuPG keyrings, or ALLOWED SIGNERS of ssh-keygen(1)); a daemon has to require the same.
+
     Methods raise the exceptions of :mod:`reconciler.errors`. Without a daemon they act on the network namespace of
     the calling thread and need root.
     """
@@ -42,10 +45,11 @@ class Client(Edits):
         config_dir: PathLike | None = None,
         state_dir: PathLike | None = None,
         bpffs_dir: PathLike | None = None,
+        require_signed: Sequence[PathLike] = (),
     ) -> None:
         given = {"run_dir": run_dir, "config_dir": config_dir, "state_dir": state_dir, "bpffs_dir": bpffs_dir}
         options = {name: None if value is None else Path(value) for name, value in given.items()}
-        self._places = Places.choose(options)
+        self._places = Places.choose(options, require_signed=[Path(each) for each in require_signed])
         # Only what somebody asked for can contradict a running daemon; defaults give way to it.
         self._given = {name for name, value in options.items() if value}
         self._asked = self._given | {name for name, variable in VARIABLES.items() if os.environ.get(variable)}
@@ -369,6 +373,8 @@ class Client(Edits):
         # A daemon with its configuration on the command line disregards REVPROXY_CONFIG_DIR, and so do we then.
         if files and (instance.config_dir is not None or "config_dir" in self._given):
             self._agree(instance, "config_dir", instance.config_dir)
+        if files:
+            self._agree_on_keys(instance)
         return daemon
 
     def _are_other_files(self, instance: answers.Instance) -> bool:
@@ -382,6 +388,14 @@ class Client(Edits):
                 f"revproxyd (process {instance.pid}) runs in {self._places.run_dir} with"
                 f" {f'{option} {theirs}' if theirs else 'its configuration on the command line'}, not with {ours};"
                 " for another instance, give its --run-dir"
+            )
+
+    def _agree_on_keys(self, instance: answers.Instance) -> None:
+        ours, theirs = {os.path.realpath(each) for each in self._places.require_signed}, instance.require_signed
+        if ours and ours != {os.path.realpath(each) for each in theirs}:
+            keys = f"with --require-signed {' '.join(theirs)}" if theirs else "without --require-signed"
+            raise DaemonError(
+                f"revproxyd (process {instance.pid}) runs {keys}, not with that of the command line or {REQUIRE_SIGNED}"
             )
 
     def _direct(self) -> Engine:

@@ -191,7 +191,9 @@ class Daemon:
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
         parts.callback(self._exporter.stop)
         loop.hold.released = lambda: self._worker.wake("edit")
-        watcher = Watcher(self._places.config_dir, lambda: self._worker.wake("files"))
+        watcher = Watcher(
+            self._places.config_dir, lambda: self._worker.wake("files"), head=bool(self._places.require_signed)
+        )
         watcher.start()
         parts.callback(watcher.stop)
         self._follow_network(parts, engine)
@@ -201,6 +203,7 @@ class Daemon:
             __version__,
             None if self._command_line else str(self._places.config_dir),
             str(self._places.bpffs_dir),
+            tuple(map(str, self._places.require_signed)),
         )
         commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
         commands.exporter = self._exporter
@@ -327,6 +330,14 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
 @_place("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid.")
 @_place("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history.")
 @_place("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs.")
+@click.option(
+    "--require-signed",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="KEYRING",
+    help="Apply files only if they are those of a git commit that is signed by a key of KEYRING: a GnuPG keyring or"
+    " SSH's allowed signers (repeatable).  [$REVPROXY_REQUIRE_SIGNED]",
+)
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--detach-on-exit", is_flag=True, help="Take the data plane off when ending; else it goes on forwarding.")
@@ -359,9 +370,11 @@ def command(**options: Any) -> None:
     Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now. SIGTERM: end; packets go on being
     forwarded.
     """
-    places = Places.choose(options)
+    places = Places.choose(options, require_signed=options["require_signed"])
     by_hand = _by_hand(options)
     if by_hand is not None:
+        if places.require_signed:
+            raise click.UsageError("-i, -p and -t are in no git commit: --require-signed excludes them")
         places = replace(places, config_dir=places.run_dir / "command-line.d")
     logs.set_up(options["log_format"], "debug" if options["verbose"] else options["log_level"])
     from reconciler.runtime.live import check_privileges

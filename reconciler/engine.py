@@ -26,6 +26,7 @@ from reconciler.runtime.events import Events
 from reconciler.runtime.history import History
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
+from reconciler.runtime.signed import Signatures
 from reconciler.runtime.snapshot import Fingerprints, settle
 from reconciler.runtime.steer import Steering
 from reconciler.runtime.view import HeldError, Origin, View
@@ -67,6 +68,7 @@ class Engine:
         self._sleep = sleep
         self._fingerprints = Fingerprints(places.config_dir)
         self._cache = config_files.Cache()
+        self.signatures = Signatures(places.require_signed, places.config_dir)
         self._memo = Memo()
         self._retired = False
         self.read_fingerprint = ""  # of the files that were read last
@@ -93,13 +95,15 @@ class Engine:
     # -- both sides ----------------------------------------------------------------------------------------
 
     def load_config(self) -> Config:
-        """The configuration in the files, read while nobody was writing them. Raises :class:`ConfigError`."""
+        """The configuration in the files, read while nobody was writing them. Raises :class:`ConfigError`, also if they
+        have to be signed and are not."""
         for _ in range(_READ_TRIES):
             before = settle(self._fingerprints, sleep=self._sleep)
             self.read_fingerprint = before.hex()
             found: Config | ConfigError
             try:
                 found = config_files.load(self.places.config_dir, self._cache)
+                self.signatures.check(found.files)
             except ConfigError as error:
                 found = error
             if self._fingerprints.take() == before:
@@ -200,6 +204,7 @@ class Engine:
         if self.recover(observed):
             observed = self.live.observe()
         config = savedplan.config(plan, self.places.config_dir)
+        self.signatures.check(config.files, plan.commit or "")
         view = self.view(config, savedplan.origin(plan))
         savedplan.check(plan, view, self._planned(view), self.live.tag)
         return view

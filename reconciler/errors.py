@@ -47,6 +47,10 @@ class ConfigError(RevproxyError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class UnsignedError(ConfigError):
+    """The files are not those of a commit with a good signature, and have to be (``--require-signed``)."""
+
+
 class KernelError(RevproxyError):
     """The kernel refused. ``operation`` and ``subject`` say what was tried on what; ``detail`` is the kernel's
     own explanation (extended ack, verifier log) where it gave one."""

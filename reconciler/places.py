@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +27,34 @@ VARIABLES: Final[Mapping[str, str]] = {
 }
 """The environment variable that names each place."""
 
+REQUIRE_SIGNED: Final = "REVPROXY_REQUIRE_SIGNED"
+"""The environment variable of ``--require-signed``: files, separated by colons."""
+
 # The kernel allows 108 bytes for the path of a unix socket, the closing zero included.
 _SOCKET_PATH_BYTES: Final = 107
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where an instance keeps its things. Instances with different places run side by side."""
+    """Where an instance keeps its things. Instances with different places run side by side.
+
+    ``require_signed``: whose signatures the files need, see :mod:`reconciler.runtime.signed`; empty: none.
+    """
 
     config_dir: Path = CONFIG_DIR
     run_dir: Path = RUN_DIR
     state_dir: Path = STATE_DIR
     bpffs_dir: Path = BPFFS_DIR
+    require_signed: tuple[Path, ...] = ()
 
     @classmethod
-    def choose(cls, options: Mapping[str, Path | None], environ: Mapping[str, str] = os.environ) -> Places:
+    def choose(
+        cls,
+        options: Mapping[str, Path | None],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        require_signed: Sequence[Path] = (),
+    ) -> Places:
         """The places by option, else by environment variable, else by default; made absolute.
 
         ``options`` is keyed like the fields; a missing or None entry means the option was not given.
@@ -53,7 +66,9 @@ class Places:
                 value = Path(environ[variable])
             if value is not None:
                 chosen[place] = Path(os.path.abspath(value))  # noqa: PTH100  # resolve() would follow symlinks
-        return cls(**chosen)
+        keyrings = require_signed or [Path(each) for each in environ.get(REQUIRE_SIGNED, "").split(os.pathsep) if each]
+        signed = tuple(Path(os.path.abspath(each)) for each in keyrings)  # noqa: PTH100  # as above
+        return cls(**chosen, require_signed=signed)
 
     @property
     def socket(self) -> Path:

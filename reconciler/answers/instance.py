@@ -14,9 +14,11 @@ class TakenDown:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The daemon that answers. ``config_dir`` None: it was started with a target on its command line."""
+    """The daemon that answers. ``config_dir`` None: it was started with a target on its command line.
+    ``require_signed``: the keyrings of which the files need a signature; empty: they need none."""
 
     pid: int
     version: str
     config_dir: str | None
     bpffs_dir: str
+    require_signed: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ class Session:
     """What the common options said. ``trouble`` is the exit status of an error in the command at hand."""
 
     places: dict[str, Path] = field(default_factory=dict)
+    require_signed: tuple[Path, ...] = ()
     output: str = "table"
     quiet: bool = False
     verbose: bool = False
@@ -56,7 +57,7 @@ class Session:
                 logs.set_up("console", level)
                 return super()._direct()
 
-        return LoggingClient(**self.places)
+        return LoggingClient(**self.places, require_signed=self.require_signed)
 
     @property
     def color(self) -> bool:
@@ -71,7 +72,7 @@ class Session:
 
 def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     session = context.ensure_object(Session)
-    if value is None or value is False:
+    if value is None or value is False or value == ():
         return
     if parameter.name and parameter.name.endswith("_dir"):
         session.places[parameter.name] = value
@@ -95,6 +96,15 @@ _COMMON = (
     _directory("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid."),
     _directory("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history."),
     _directory("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs."),
+    click.option(
+        "--require-signed",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="KEYRING",
+        help="Files count only as those of a git commit signed by a key of KEYRING.  [$REVPROXY_REQUIRE_SIGNED]",
+        expose_value=False,
+        callback=_store,
+    ),
     click.option(
         "-o",
         "--output",

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from reconciler.answers import Condition, Sync, Unconfirmed
-from reconciler.errors import ConfigError, ForeignProgramError, RevproxyError
+from reconciler.errors import ConfigError, ForeignProgramError, RevproxyError, UnsignedError
 from reconciler.runtime.clock import now
 from reconciler.runtime.view import HeldError
 
@@ -80,6 +80,8 @@ def _progressing(now_: Situation) -> tuple[str, str, str]:
 def _reason(error: RevproxyError) -> str:
     if isinstance(error, HeldError):
         return "FilesHeld"
+    if isinstance(error, UnsignedError):
+        return "FilesNotSigned"
     if isinstance(error, ConfigError):
         return "FilesWrong"
     return "ForeignProgram" if isinstance(error, ForeignProgramError) else "CommitFailed"

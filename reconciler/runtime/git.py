@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from reconciler.runtime.snapshot import is_config_file
+from reconciler.runtime.snapshot import index_lock, is_config_file
 
 _TIMEOUT_SEC: Final = 5.0
 _UNIT: Final = "\x1f"
+NO_GIT: Final = 127
+"""The exit status of :func:`run` where git can't be started, or does not end."""
 
 # The work tree may belong to another user, and we may be root: nothing that its settings name may run. So no command
 # that hooks, filters, fsmonitor, signatures or a promisor remote have a part in, and those turned off all the same.
-_SETTINGS: Final[Mapping[str, str]] = {
+SETTINGS: Final[Mapping[str, str]] = {
     "safe.directory": "*",
     "core.fsmonitor": "false",
     "core.hooksPath": "/dev/null",
@@ -70,36 +72,54 @@ def _clean(tree: str, contents: Mapping[str, bytes]) -> bool:
                 committed[name] = identity
     if committed.keys() != contents.keys() - links:
         return False
-    return all(_blob_id(contents[name], len(identity)) == identity for name, identity in committed.items())
+    return all(object_id("blob", contents[name], len(identity)) == identity for name, identity in committed.items())
 
 
-def _blob_id(content: bytes, digits: int) -> str:
-    """The object id git gives to a file's content (gitformat-pack(5)); 40 digits: SHA-1, else SHA-256."""
+def object_id(kind: str, content: bytes, digits: int) -> str:
+    """The id that git gives to an object (gitformat-pack(5)); 40 digits: SHA-1, else SHA-256."""
     digest = hashlib.sha1(usedforsecurity=False) if digits == 40 else hashlib.sha256()
-    digest.update(b"blob %d\0" % len(content) + content)
+    digest.update(b"%s %d\0" % (kind.encode(), len(content)) + content)
     return digest.hexdigest()
 
 
+def git_directory(directory: Path) -> Path | None:
+    """The git directory of the work tree that contains ``directory``; None outside of one.
+
+    Follows symlinks, and the ``.git`` files of linked work trees and submodules (gitrepository-layout(5)).
+    """
+    lock = index_lock(directory)
+    return lock.parent if lock else None
+
+
 def _git(directory: str, *arguments: str) -> str | None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {
+    done = run(("-C", directory, *arguments))
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    settings: Mapping[str, str] = SETTINGS,
+    environment: Mapping[str, str] | None = None,
+    given: bytes = b"",
+    timeout_sec: float = _TIMEOUT_SEC,
+) -> subprocess.CompletedProcess[bytes]:
+    """``git`` with these settings above all others, ``environment`` on top of what it needs, and ``given`` on its
+    standard input. Exit status :data:`NO_GIT` if it can't be started or takes too long."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    env |= {
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "1",
         "LC_ALL": "C.UTF-8",
+        "GIT_CONFIG_COUNT": str(len(settings)),
+        **(environment or {}),
     }
-    environment["GIT_CONFIG_COUNT"] = str(len(_SETTINGS))
-    for number, (key, value) in enumerate(_SETTINGS.items()):
-        environment[f"GIT_CONFIG_KEY_{number}"], environment[f"GIT_CONFIG_VALUE_{number}"] = key, value
+    for number, (key, value) in enumerate(settings.items()):
+        env[f"GIT_CONFIG_KEY_{number}"], env[f"GIT_CONFIG_VALUE_{number}"] = key, value
     try:
-        done = subprocess.run(
-            ["git", "-C", directory, *arguments],
-            capture_output=True,
-            timeout=_TIMEOUT_SEC,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=False,
+        return subprocess.run(
+            ["git", *arguments], input=given, capture_output=True, timeout=timeout_sec, env=env, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess([], NO_GIT, b"", str(error).encode())

@@ -110,6 +110,7 @@ class Revisions:
         if number == present:
             raise RevproxyError(f"revision {number} is what is applied")
         view = self._stored_view(number, "rollback")
+        self._engine.signatures.check(view.config.files, view.origin.commit.id if view.origin.commit else "")
         done = self._back(view, f"rolled back to revision {number}")
         _log.warning("rolled_back", revision=done.revision, to=number, changes=len(done.changes))
         return done

@@ -62,7 +62,8 @@ def _roll_back(places: Places) -> None:
 
 def main(directories: list[str]) -> int:
     """Exit status 0: nothing is left to do."""
-    places = Places(*map(Path, directories))
+    config, run, state, bpffs = map(Path, directories)
+    places = Places(config, run, state, bpffs)
     for _ in range(_TRIES):
         if not wait(places):
             return 0

@@ -18,6 +18,7 @@ from typing import Any, Final
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from reconciler.runtime.signed import FilesAndHead
 from reconciler.runtime.snapshot import QUIET_SEC, Fingerprints, settle
 
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened", not reads
@@ -84,6 +85,7 @@ class Watcher:
     """Calls ``changed`` from a thread of its own, once after each change of the directory's configuration files.
 
     ``changed`` is called for differences to what was there when :meth:`start` was called, or at the last call.
+    ``head``: also when the git work tree that the directory is in is at another commit.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class Watcher:
         quiet_sec: float = QUIET_SEC,
         poll_sec: float = _POLL_SEC,
         inotify: bool = True,
+        head: bool = False,
     ) -> None:
         self._directory, self._changed = directory, changed
         self._quiet_sec, self._poll_sec = quiet_sec, poll_sec
         self._inotify = inotify
-        self._fingerprints = Fingerprints(directory)
+        self._fingerprints = FilesAndHead(directory) if head else Fingerprints(directory)
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: Any = None  # watchdog's Observer is a variable, not a type

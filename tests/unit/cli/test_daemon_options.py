@@ -43,6 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
         (["-i", "eth0", "-p", "80", "-t", "backend:80"], "-t"),
         (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--protocol", "icmp"], "--protocol"),
         (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--config-dir", "/x"], "exclude"),
+        (["-i", "eth0", "-p", "80", "-t", "10.0.0.1", "--require-signed", "/k"], "--require-signed"),
         (["--stats"], "stats_enabled"),
         (["--log-format", "xml"], "--log-format"),
         (["extra"], "extra"),
@@ -83,3 +84,14 @@ def test_places_come_from_options(started: list[Any], tmp_path: Path) -> None:
     ((places, options),) = started
     assert places == Places(Path("/c"), tmp_path, Path("/s"), Path("/b"))
     assert options == {"command_line": False, "detach_on_exit": True, "resync_sec": 5.0}
+
+
+def test_keyrings_come_from_options_or_else_the_environment(started: list[Any], tmp_path: Path) -> None:
+    for arguments, expected in (
+        (["--require-signed", "/one", "--require-signed", "/two"], ("/one", "/two")),
+        ([], ("/three", "/four")),
+    ):
+        command = ["--run-dir", str(tmp_path), *arguments]
+        env = {"REVPROXY_REQUIRE_SIGNED": "/three:/four"}
+        assert CliRunner().invoke(daemon.command, command, env=env).exit_code == 0
+        assert started.pop()[0].require_signed == tuple(map(Path, expected))
