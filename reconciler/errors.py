@@ -69,6 +69,19 @@ class KernelError(RevproxyError):
         return self.errno in (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.ENODEV)
 
 
+class HostError(RevproxyError):
+    """The operating system refused something with a file, or for lack of a resource. ``subject`` is the file, empty
+    where none is known; ``remedy`` what to do next."""
+
+    def __init__(self, subject: str, errno: int, detail: str, remedy: str = "") -> None:
+        self.subject, self.errno, self.detail, self.remedy = subject, errno, detail, remedy
+        super().__init__(": ".join(part for part in (subject, detail, remedy) if part))
+
+    @property
+    def transient(self) -> bool:  # type: ignore[override]  # as above
+        return self.errno in (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.EMFILE, _errno.ENFILE)
+
+
 class CompileError(RevproxyError):
     """The data plane did not compile; the text holds the compiler's messages."""
 

@@ -29,6 +29,7 @@ from reconciler.errors import (
     CompileError,
     ConfigError,
     ForeignProgramError,
+    HostError,
     KernelError,
     LockedError,
     NothingToConfirmError,
@@ -39,6 +40,7 @@ from reconciler.errors import (
 )
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
+from reconciler.trouble import explained
 
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_EDIT_SEC: Final = 300
@@ -350,7 +352,7 @@ def _status_of(error: RevproxyError) -> int:
         return 409
     if isinstance(error, CapacityError):
         return 507
-    if isinstance(error, (KernelError, CompileError, TransactionError, UnfinishedError)):
+    if isinstance(error, (KernelError, HostError, CompileError, TransactionError, UnfinishedError)):
         return 503 if error.transient else 500
     return 400
 
@@ -371,6 +373,10 @@ async def _errors_as_json(
         return _json({"error": f"{request.method} {request.path}: {error.reason}", "problems": []}, error.status)
     except asyncio.CancelledError:
         raise
+    except OSError as error:
+        trouble = explained(error)
+        _log.error("request_failed", method=request.method, path=request.path, error=str(trouble))
+        return _json({"error": str(trouble), "problems": []}, _status_of(trouble))
     except Exception as error:  # the last resort: a mistake of ours must not look like a broken connection
         reference = secrets.token_hex(4)
         _log.exception("request_failed", reference=reference, method=request.method, path=request.path)

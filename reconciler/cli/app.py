@@ -17,6 +17,7 @@ import click
 
 from reconciler import __version__
 from reconciler.errors import ConfigError, RevproxyError
+from reconciler.trouble import EXPLAINED, explained
 
 if TYPE_CHECKING:
     from reconciler.client import Client
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
 """The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told. We end as a process
 does that the signal ended."""
+
+INTERRUPTED_STATUS: Final = 128 + signal.SIGINT
+"""As a process ends that Ctrl-C ended."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -159,15 +163,29 @@ class App(click.Group):
                 error.show()
                 ctx.exit(1)
             raise
-        except RevproxyError as error:
-            session = ctx.ensure_object(Session)
-            report(session, error)
-            ctx.exit(session.trouble)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
+        except EXPLAINED as error:
+            session = ctx.ensure_object(Session)
+            report(session, explained(error))
+            ctx.exit(session.trouble)
+        except KeyboardInterrupt:
+            ctx.ensure_object(Session).note("revproxyctl: interrupted")
+            ctx.exit(INTERRUPTED_STATUS)
         except Exception as error:
             _unexpected(ctx.ensure_object(Session), error)
             ctx.exit(ctx.ensure_object(Session).trouble)
+
+
+@contextlib.contextmanager
+def _what_fails_is_told() -> Iterator[None]:
+    """If stdout takes nothing, that may be the very error that is told on stderr next."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as failed:
+        click.echo(f"revproxyctl: standard output: {failed.strerror}", err=True)
 
 
 def report(session: Session, error: RevproxyError) -> None:
@@ -176,7 +194,8 @@ def report(session: Session, error: RevproxyError) -> None:
 
     problems = error.problems if isinstance(error, ConfigError) else ()
     if session.output != "table":
-        output.data(session, {"error": str(error), "problems": problems})
+        with _what_fails_is_told():
+            output.data(session, {"error": str(error), "problems": problems})
     for problem in problems:
         click.echo(str(problem), err=True)
     if not problems:

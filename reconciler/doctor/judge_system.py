@@ -120,6 +120,8 @@ def _bpffs(sight: Sight) -> Finding:
     wanted = sight.places.bpffs_dir
     if sight.system.bcc is None:
         return unchecked("bpffs", "bcc is missing", "apt install python3-bpfcc")
+    if sight.system.bpffs_trouble:
+        return error("bpffs", sight.system.bpffs_trouble, _AS_ROOT)
     if sight.system.bpffs is None:
         text = f"no bpffs at {wanted}: the first apply will mount one"
         return warning("bpffs", text, "mount -t bpf bpf /sys/fs/bpf")

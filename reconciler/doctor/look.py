@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.config import files as config_files
 from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
-from reconciler.errors import ConfigError, RevproxyError
+from reconciler.errors import ConfigError, KernelError, RevproxyError
 from reconciler.places import Places
 from reconciler.runtime.git import commit_time
 from reconciler.runtime.snapshot import index_lock
@@ -56,14 +56,17 @@ def _system(places: Places) -> SystemSight:
     missing = _missing_capabilities()
     bcc = _bcc()
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    trials, where = None, None
+    trials, where, trouble = None, None, ""
     if bcc is not None:
         from reconciler.kernel import bpffs
         from reconciler.kernel.doctor import trials as try_all
         from reconciler.kernel.gateway import Gateway
 
-        found = bpffs.locate(places.bpffs_dir)
-        where = None if found is None else str(found)
+        try:
+            found = bpffs.locate(places.bpffs_dir)
+            where = None if found is None else str(found)
+        except KernelError as error:
+            trouble = str(error)
         if not {"CAP_NET_ADMIN", "CAP_BPF"} & set(missing):
             trials = try_all(Gateway())
     return SystemSight(
@@ -73,6 +76,7 @@ def _system(places: Places) -> SystemSight:
         lockdown=_lockdown(),
         memlock_bytes=None if limit == resource.RLIM_INFINITY else limit,
         bpffs=where,
+        bpffs_trouble=trouble,
         bcc=bcc,
         headers=Path("/usr/include/linux/bpf.h").exists(),
     )
@@ -156,7 +160,7 @@ def _with_network(sight: Sight) -> Sight:
 
 def _programs(sight: Sight) -> tuple[frozenset[int], dict[str, tuple[answers.Conflict, ...]] | None]:
     """Ids of our own programs, and what of others' is in their way, by interface."""
-    if sight.system.trials is None:
+    if sight.system.trials is None or sight.system.bpffs_trouble:
         return frozenset(), None
     from reconciler.interfaces import conflicts
     from reconciler.runtime.live import Live

@@ -7,6 +7,7 @@ mounts a new /sys, under which /sys/fs/bpf is empty: then the pins are reached t
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Final
 
 from reconciler.errors import KernelError
 from reconciler.kernel.gateway import Gateway
+from reconciler.trouble import explained
 
 COMMON: Final = Path("/sys/fs/bpf")
 """The mount point that everybody shares. Mounted if missing, never unmounted."""
@@ -85,15 +87,31 @@ def _ancestors() -> list[str]:
 
 def locate(directory: Path) -> Path | None:
     """The path by which this process reaches ``directory`` on a bpffs: itself, or through the witness. None if
-    neither of them sees a bpffs there."""
-    if mount_of(directory).type == "bpf":
-        return directory
+    neither of them sees a bpffs there. Raises :class:`KernelError` if there is one and this process may not use it."""
+    if (mount := mount_of(directory)).type == "bpf":
+        return _usable(directory, directory, mount)
     process = witness()
     try:
-        shared = process != "self" and mount_of(directory, process).type == "bpf"
+        mount = mount_of(directory, process)
     except OSError:
         return None
-    return Path(f"/proc/{process}/root") / directory.relative_to("/") if shared else None
+    if process == "self" or mount.type != "bpf":
+        return None
+    return _usable(Path(f"/proc/{process}/root") / directory.relative_to("/"), directory, mount)
+
+
+def _usable(found: Path, directory: Path, mount: Mount) -> Path:
+    """``found``, by which ``directory`` is reached, once it is known that this process may look into it."""
+    _check_names(directory, mount.point)
+    try:
+        for each in (found, *(path for path in found.iterdir() if path.is_dir())):
+            os.scandir(each).close()
+    except FileNotFoundError:
+        return found  # it is made when it is needed, or goes just now
+    except OSError as error:
+        trouble = explained(error)
+        raise KernelError("use", str(directory), error.errno or 0, str(trouble)) from error
+    return found
 
 
 def provide(directory: Path, gateway: Gateway | None = None) -> Path:
@@ -106,7 +124,6 @@ def provide(directory: Path, gateway: Gateway | None = None) -> Path:
         found = locate(directory)
     if found is None:
         raise KernelError("mount", str(directory), detail="mounted a bpffs, but it is not to be seen")
-    _check_names(directory, mount_of(directory, _seen_by(directory, found)).point)
     return found
 
 

@@ -116,6 +116,7 @@ class Live:
     def observe(self) -> Observed:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
+        bpffs.locate(self._bpffs_dir)  # that it may be used
         own = self._own()
         seen = links.observe_attachments(own)
         attached = seen.attachments

@@ -11,6 +11,7 @@ import structlog
 from reconciler.errors import ConfigError, RevproxyError
 from reconciler.runtime.hold import Hold
 from reconciler.runtime.view import Origin
+from reconciler.trouble import EXPLAINED, explained
 
 if TYPE_CHECKING:
     from reconciler.answers import Applied
@@ -60,8 +61,8 @@ class Loop:
         """Roll an unconfirmed commit back when its time is up, also while suspended."""
         try:
             self._engine.revisions.expire()
-        except RevproxyError as error:
-            _log.error("commit_not_expired", error=str(error), retry_sec=_EXPIRE_RETRY_SEC)
+        except EXPLAINED as error:
+            _log.error("commit_not_expired", error=str(explained(error)), retry_sec=_EXPIRE_RETRY_SEC)
             return _EXPIRE_RETRY_SEC
         return None
 
@@ -74,8 +75,8 @@ class Loop:
         """Health holds for what is applied, whatever the files say and whether or not they are followed."""
         try:
             self._engine.steer()
-        except RevproxyError as error:
-            _log.error("shares_not_changed", error=str(error), retry_sec=_FIRST_RETRY_SEC)
+        except EXPLAINED as error:
+            _log.error("shares_not_changed", error=str(explained(error)), retry_sec=_FIRST_RETRY_SEC)
             return _FIRST_RETRY_SEC
         return None
 
@@ -83,8 +84,8 @@ class Loop:
         """What is applied was so before this process, which is not to follow the files: its targets are checked."""
         try:
             self._engine.adopt()
-        except RevproxyError as error:
-            _log.error("checks_not_adopted", error=str(error))
+        except EXPLAINED as error:
+            _log.error("checks_not_adopted", error=str(explained(error)))
 
     def _reconcile(self, reasons: frozenset[str]) -> float | None:
         first, self._first = self._first, False
@@ -101,7 +102,8 @@ class Loop:
             view = replace(view, origin=Origin("files"))
             applied = self._engine.commit(view)
             self._engine.revisions.released()
-        except RevproxyError as error:
+        except EXPLAINED as raised:
+            error = explained(raised)
             if view is None:
                 self._engine.note(error, cause="files")
             again_sec = self._after(error, view)
@@ -154,8 +156,8 @@ class Loop:
                 applied = self._engine.apply_last_good()
                 if applied and applied.changes:
                     _log.warning("last_good_applied", revision=applied.revision)
-        except RevproxyError as error:
-            _log.error("last_good_failed", error=str(error))  # its text says all
+        except EXPLAINED as error:
+            _log.error("last_good_failed", error=str(explained(error)))  # its text says all
 
     def _after(self, error: RevproxyError, view: View | None) -> float | None:
         """Log what is new about a failure; when to try again."""

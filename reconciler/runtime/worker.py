@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from reconciler.errors import DaemonError
+from reconciler.trouble import EXPLAINED, explained
 
 _log = structlog.get_logger("worker")
 
@@ -144,6 +145,8 @@ class Worker:
                 self._due[index] = (now + timer.interval_sec, timer)
                 try:
                     timer.run()
+                except EXPLAINED as error:  # the host's trouble; the next time is a new chance
+                    _log.error("timer_failed", timer=timer.name, error=str(explained(error)))
                 except Exception:  # as above
                     _log.exception("timer_failed", timer=timer.name)
 

@@ -38,8 +38,8 @@ def test_every_module_is_in_the_wheel_and_tests_are_not(wheel: zipfile.ZipFile) 
 
 def test_both_programs_are_entry_points(wheel: zipfile.ZipFile) -> None:
     text = wheel.read("revproxy-0.1.0.dist-info/entry_points.txt").decode()
-    assert "revproxyctl = reconciler.cli:main" in text
-    assert "revproxyd = reconciler.daemon:main" in text
+    assert "revproxyctl = reconciler.start:revproxyctl" in text
+    assert "revproxyd = reconciler.start:revproxyd" in text
 
 
 def test_it_works_in_a_fresh_environment(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""Where both programs begin: before anything else is imported, so that Ctrl-C at any moment ends them without a word
+of Python's, and a standard stream that was closed is none that a file of ours could become."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The lowest number that is free is taken: the streams' own ones, in order.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def revproxyctl() -> NoReturn:
+    """The command line."""
+    _prepare()
+    from reconciler.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
+
+
+def revproxyd() -> NoReturn:
+    """The daemon."""
+    _prepare()
+    from reconciler.daemon import main
+
+    main()

@@ -1,0 +1,106 @@
+"""How the programs behave as processes: interrupted at any moment, with streams that are closed or full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from reconciler.cli import app
+from reconciler.cli.app import Session
+from reconciler.trouble import explained
+
+GOOD = """\
+apiVersion: revproxy/v1
+proxies:
+  - name: web
+    listen: {interfaces: [eth0], port: 80}
+    default_target: {ip: 10.0.0.1}
+"""
+START = "from reconciler.start import {0}\n{0}()\n"
+INTERRUPTED_WHILE = """\
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {0!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "web.yaml").write_text(GOOD)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("program", "module"),
+    [("revproxyctl", "reconciler.answers"), ("revproxyctl", "click"), ("revproxyd", "structlog")],
+)
+def test_ctrl_c_while_it_starts(program: str, module: str) -> None:
+    code = INTERRUPTED_WHILE.format(module) + START.format(program)
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_ctrl_c_in_a_command(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    def client(_: Session) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "client", client)
+    result = CliRunner().invoke(app, ["status", *["-q"] * quiet])
+    assert result.exit_code == 128 + signal.SIGINT
+    assert result.output == ("" if quiet else "revproxyctl: interrupted\n")
+
+
+def run(redirection: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", START.format("revproxyctl"), *words]
+    shell = ["bash", "-c", f'"$@" {redirection}', "bash", *command]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(files: Path, stream: str) -> None:
+    done = run(stream, "validate", str(files), "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
+    assert done.stdout == ("" if ">&-" in stream.split() else "[]\n")
+
+
+def test_a_full_disk_behind_the_output(files: Path) -> None:
+    done = run(">/dev/full", "validate", str(files), "--output", "json")
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "internal error" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_directory_that_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 64998)
+    text = str(explained(PermissionError(13, "Permission denied", "/etc/nothing/there")))
+    assert text == (
+        "/etc/nothing/there: Permission denied: /etc is root's, and this process runs as user 64998: run it as that"
+        " user or root"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "text", "transient"),
+    [
+        (OSError(28, "No space left on device", "/var/lib/x"), "/var/lib/x: No space left on device: make room", False),
+        (OSError(24, "Too many open files"), "Too many open files: raise this process's limit of open files", True),
+        (OSError("libbcc.so: cannot open"), "libbcc.so: cannot open", False),
+        (OSError(5, "Input/output error", "a", None, "b"), "a -> b: Input/output error", False),
+    ],
+)
+def test_an_error_of_the_system_in_words(raised: OSError, text: str, transient: bool) -> None:
+    found = explained(raised)
+    assert str(found).startswith(text)
+    assert found.transient is transient
