@@ -145,7 +145,7 @@ class Engine:
 
     def diff(self) -> answers.Difference:
         """What differs between files and kernel."""
-        view = self.view()
+        view = self._compared()
         planned = self._planned(view)
         return answers.Difference(
             report.changes(view.changes), len(planned.plan.operations) if planned else 0, view.warnings
@@ -153,14 +153,20 @@ class Engine:
 
     def plan(self) -> answers.PlanAnswer:
         """What :meth:`apply` would do."""
-        view = self.view()
+        view = self._compared()
         planned = self._planned(view)
         return report.plan(planned.plan, view.warnings) if planned else answers.PlanAnswer(warnings=view.warnings)
 
     def saved_plan(self) -> answers.SavedPlan:
         """What :meth:`apply` would do, to be given to it later."""
-        view = self.view()
+        view = self._compared()
         return savedplan.save(view, self._planned(view), self.live.tag)
+
+    def _compared(self) -> View:
+        """Both sides, for somebody who asks: a directory that is gone says nothing. Raises :class:`ConfigError`."""
+        if not self.places.config_dir.is_dir():
+            self.load_config()
+        return self.view()
 
     def _planned(self, view: View) -> Planned | None:
         return self._commits.plan(view) if view.changes else None

@@ -26,7 +26,8 @@ def validate(context: click.Context, paths: tuple[Path, ...]) -> None:
 
     session = context.ensure_object(Session)
     try:
-        config = config_files.parse_paths(paths or (Places.choose(session.places).config_dir,))
+        own = Places.choose(session.places).config_dir
+        config = config_files.parse_paths(paths) if paths else config_files.load(own)
     except ConfigError as error:
         if session.output == "table":
             for problem in error.problems:

@@ -45,9 +45,10 @@ class Cache:
 
 def load(directory: Path, cache: Cache | None = None) -> Config:
     """The configuration in a directory's files. Raises :class:`ConfigError` with every error of every file, also if
-    there is no such directory. A directory without files is an empty configuration."""
+    there is no such directory, or if anybody may write it or its files. A directory without files is an empty
+    configuration."""
     problems: list[Problem] = []
-    return _config(_read(_discover(directory, problems), problems), problems, cache)
+    return _config(_read(_discover(directory, problems, own=True), problems, own=True), problems, cache)
 
 
 def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
@@ -89,9 +90,11 @@ def _whole(path: Path, message: str) -> Problem:
     return Problem(_display(path), 0, 0, "", message)
 
 
-def _discover(directory: Path, problems: list[Problem]) -> list[Path]:
+def _discover(directory: Path, problems: list[Problem], *, own: bool = False) -> list[Path]:
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208  # names, in their own order
+        if own and anybody_may_write(directory.stat()):
+            problems.append(_whole(directory, _open_to_all(directory)))
     except OSError as error:
         what = "there is no such directory" if isinstance(error, FileNotFoundError) else _words(error)
         problems.append(_whole(directory, what))
@@ -103,11 +106,24 @@ def _words(error: OSError) -> str:
     return f"can't be read: {error.strerror or error}"
 
 
-def _read(paths: Iterable[Path], problems: list[Problem]) -> list[SourceFile]:
+def anybody_may_write(status: os.stat_result) -> bool:
+    """Whether a file or directory is writable for others than its owner and group. (A symbolic link itself never says
+    anything about that.)"""
+    return bool(status.st_mode & stat.S_IWOTH)
+
+
+def _open_to_all(path: Path) -> str:
+    return f"can be written by anybody, so that it is not applied: `chmod o-w {_display(path)}`"
+
+
+def _read(paths: Iterable[Path], problems: list[Problem], *, own: bool = False) -> list[SourceFile]:
+    """``own``: they are the instance's own, and nobody else's."""
     files = []
     for path in paths:
         try:
             content = _content(path)
+            if own and anybody_may_write(path.stat()):
+                raise ValueError(_open_to_all(path))
         except OSError as error:
             dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
             problems.append(_whole(path, "a symbolic link to nothing" if dangling else _words(error)))

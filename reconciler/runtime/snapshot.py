@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from reconciler.config.files import SUFFIXES
+from reconciler.config.files import SUFFIXES, anybody_may_write
 
 QUIET_SEC: Final = 0.15
 LOCK_PATIENCE_SEC: Final = 30.0
@@ -39,7 +39,8 @@ class Fingerprints:
     newest_ns: int = 0
 
     def take(self) -> bytes:
-        """A digest of every configuration file's name and content, or of the reason why there is none.
+        """A digest of every configuration file's name and content, or of the reason why there is none, and of what
+        anybody may write.
 
         ``newest_ns`` is afterwards the latest time (CLOCK_REALTIME) at which the directory or one of its files
         changed. Never raises :class:`OSError`: what can't be read is part of the fingerprint.
@@ -53,6 +54,8 @@ class Fingerprints:
             self._digests.clear()
             return digest.digest() + errno.errorcode.get(error.errno or 0, "?").encode()
         self.newest_ns = own.st_ctime_ns
+        if anybody_may_write(own):
+            digest.update(b"open")
         kept: dict[str, tuple[_Identity, bytes]] = {}
         for name in names:
             kept[name] = self._one(name)
@@ -71,7 +74,8 @@ class Fingerprints:
                 return known
             if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
                 return identity, hashlib.sha256(repr((found.st_mode, identity)).encode()).digest()
-            return identity, hashlib.sha256(path.read_bytes()).digest()
+            open_to_all = b"open" if anybody_may_write(found) else b""
+            return identity, hashlib.sha256(path.read_bytes()).digest() + open_to_all
         except OSError as error:
             return (0, 0, 0, 0, 0), f"errno {error.errno}".encode()
 

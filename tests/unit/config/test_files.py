@@ -193,3 +193,26 @@ def test_a_large_file(record_property: pytest.RecordProperty) -> None:
     assert len(config.proxies[0].source_routes) == 20000
     assert config.proxies[0].source_routes[-1].place.line == 20006
     assert again.proxies[0] is config.proxies[0]
+
+
+def test_what_anybody_may_write_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "config.d"
+    directory.mkdir()
+    for name in ("a.yaml", "b.yaml"):
+        (directory / name).write_text(web(name[0], 80 + ord(name[0])))
+    assert len(load(directory).proxies) == 2
+    (directory / "b.yaml").chmod(0o666)
+    (tmp_path / "real.yaml").write_text(web("c"))
+    (tmp_path / "real.yaml").chmod(0o646)
+    (directory / "c.yaml").symlink_to(tmp_path / "real.yaml")
+    directory.chmod(0o1777)
+    assert [line.partition(": can be written by anybody")[0] for line in refused(directory)] == [
+        str(directory),
+        str(directory / "b.yaml"),
+        str(directory / "c.yaml"),
+    ]
+    assert f"`chmod o-w {directory}`" in refused(directory)[0]
+    assert len(parse_paths([directory]).proxies) == 3, "files that are only looked at may be anybody's"
+    for path in (directory, directory / "b.yaml", tmp_path / "real.yaml"):
+        path.chmod(path.stat().st_mode & ~0o002)
+    assert len(load(directory).proxies) == 3

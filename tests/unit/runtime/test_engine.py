@@ -13,7 +13,7 @@ import pytest
 from reconciler.answers import Sync, TableUse
 from reconciler.config.model import Config
 from reconciler.engine import Engine, HeldError
-from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError
+from reconciler.errors import ConfigError, KernelError, RevproxyError, StaleError, TransactionError
 from reconciler.kernel.store import Manifest, decode_manifest
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
@@ -206,11 +206,28 @@ def test_nothing_in_the_files_is_held_while_something_is_live(
         engine.apply()
     assert live.executed == 1
     assert engine.status().sync is Sync.DEGRADED
-    assert any(change.action == "delete" for change in engine.diff().changes)
+    if how != "removed":
+        assert any(change.action == "delete" for change in engine.diff().changes)
     engine.apply(allow_empty=True)
     assert not live.state.state.proxies
     if how != "removed":
         assert engine.status().sync is Sync.SYNCED
+
+
+def test_a_directory_that_is_gone_is_no_plan(engine: Engine, places: Places) -> None:
+    """It would be one to take everything away; and `apply` holds against that."""
+    write(places)
+    plan = engine.saved_plan()
+    engine.apply()
+    places.config_dir.rename(places.config_dir.with_name("aside"))
+    for ask in (engine.diff, engine.plan, engine.saved_plan):
+        with pytest.raises(ConfigError, match=f"{places.config_dir}: there is no such directory"):
+            ask()
+    with pytest.raises(HeldError, match="--allow-empty"):
+        engine.apply()
+    assert engine.status().proxies
+    with pytest.raises(StaleError):
+        engine.apply(plan=plan)  # it has the files with it
 
 
 def test_nothing_wanted_and_nothing_there_is_in_sync(engine: Engine) -> None:

@@ -34,6 +34,18 @@ def test_same_size_and_time_but_other_content_is_seen(tmp_path: Path) -> None:
     assert fingerprints.take() != before
 
 
+def test_what_anybody_may_write_has_another_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a")
+    fingerprints = Fingerprints(tmp_path)
+    seen = [fingerprints.take()]
+    for path, mode in ((tmp_path / "a.yaml", 0o666), (tmp_path, 0o777), (tmp_path / "a.yaml", 0o600)):
+        path.chmod(mode)
+        seen.append(fingerprints.take())
+    tmp_path.chmod(0o700)
+    assert len(set(seen)) == 4
+    assert fingerprints.take() == seen[0]
+
+
 def test_what_can_not_be_read_is_a_fingerprint_too(tmp_path: Path) -> None:
     missing = Fingerprints(tmp_path / "missing").take()
     empty = Fingerprints(tmp_path).take()
