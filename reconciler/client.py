@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
-from reconciler import answers, edits
+from reconciler import answers, edits, selection
 from reconciler.api.client import DaemonClient, DeniedError, NoDaemonError
 from reconciler.edits import Edits
 from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError
@@ -18,6 +18,7 @@ from reconciler.places import REQUIRE_SIGNED, VARIABLES, Places, instance_lock
 if TYPE_CHECKING:
     from reconciler.config.edit import Edit
     from reconciler.engine import Engine
+    from reconciler.selection import Filters, Listing
 
 T = TypeVar("T")
 
@@ -142,50 +143,25 @@ class Client(Edits):
         """Take reconciling up."""
         return self._change(DaemonClient.resume, lambda engine: engine.revisions.resume())
 
-    def connections(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-        sort: str = "age",
-        limit: int | None = None,
-    ) -> tuple[answers.Connection, ...]:
-        """Live connections, of one proxy, to one target (``IP[:PORT]``), from one client (``IP[:PORT]`` or a network),
-        in one state (syn, unreplied, established, closing, closed) if given. ``sort``: age, idle, bytes, packets (the
-        largest first), client, target, proxy or state. ``limit``: at most so many, the first of that order."""
-        filters = _filters(proxy=proxy, target=target, client=client, state=state)
-        return self._read(
-            lambda daemon: daemon.connections(**filters, sort=sort, limit=limit),
-            lambda engine: engine.connections(**filters, sort=sort, limit=limit),
-        )
+    def connections(self, **how: Unpack[Listing]) -> tuple[answers.Connection, ...]:
+        """Live connections. ``how``, all of it optional: ``proxy``: only of this one; ``target``: only to this one
+        (``IP[:PORT]``); ``client``: only from this one (``IP[:PORT]`` or a network); ``state``: only in this one (syn,
+        unreplied, established, closing, closed). ``sort``: age, idle, bytes, packets (the largest first), client,
+        target, proxy or state. ``limit``: at most so many, the first of that order."""
+        selection.listing(how)
+        return self._read(lambda daemon: daemon.connections(**how), lambda engine: engine.connections(**how))
 
-    def connection_count(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-    ) -> int:
-        """How many connections :meth:`connections` would give."""
-        filters = _filters(proxy=proxy, target=target, client=client, state=state)
+    def connection_count(self, **filters: Unpack[Filters]) -> int:
+        """How many :meth:`connections` would give; ``proxy``, ``target``, ``client``, ``state`` as there."""
+        selection.query(filters)
         return self._read(
             lambda daemon: daemon.connection_count(**filters), lambda engine: engine.connection_count(**filters)
         )
 
-    def flush_connections(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-    ) -> int:
-        """Forget live connections, chosen as by :meth:`connections`: their next packets are decided anew. Returns how
-        many."""
-        filters = _filters(proxy=proxy, target=target, client=client, state=state)
+    def flush_connections(self, **filters: Unpack[Filters]) -> int:
+        """Forget live connections, chosen by ``proxy``, ``target``, ``client``, ``state`` as :meth:`connections` does:
+        their next packets are decided anew. Returns how many."""
+        selection.query(filters)
         return self._change(lambda daemon: daemon.flush(**filters), lambda engine: engine.flush(**filters))
 
     def events(
@@ -194,6 +170,7 @@ class Client(Edits):
         """Events as they happen, until the daemon ends; with ``follow`` False those that it remembers. ``kinds``: only
         these (connection_opened, connection_closed, config_applied, ...); ``proxy``: only of this one. Nothing that
         happens after the call is missed. Raises :class:`DaemonError` if no daemon runs: nobody else remembers."""
+        kinds = sorted(selection.event_kinds(kinds))
         try:
             return self._daemon(files=False).events(follow=follow, kinds=kinds, proxy=proxy)
         except NoDaemonError as error:
@@ -215,6 +192,7 @@ class Client(Edits):
         target stays drained then. ``told`` is called with each look meanwhile. Waiting goes on when the daemon is
         restarted.
         """
+        selection.drain(target, proxy)
         found = self._change(
             lambda daemon: daemon.drain(target, proxy=proxy), lambda engine: engine.drain(target, proxy=proxy)
         )
@@ -230,12 +208,14 @@ class Client(Edits):
 
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """Take :meth:`drain` back: new connections again."""
+        selection.drain(target, proxy)
         return self._change(
             lambda daemon: daemon.undrain(target, proxy=proxy), lambda engine: engine.undrain(target, proxy=proxy)
         )
 
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """How far a drain is."""
+        selection.drain(target, proxy)
         return self._read(
             lambda daemon: daemon.draining(target, proxy=proxy), lambda engine: engine.draining(target, proxy=proxy)
         )
@@ -406,11 +386,6 @@ class Client(Edits):
             logs.quiet()
             self._engine = Engine(self._places)
         return self._engine
-
-
-def _filters(**filters: str | None) -> dict[str, str]:
-    """Those that were given."""
-    return {name: value for name, value in filters.items() if value is not None}
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reconciler import answers
+from reconciler import answers, arguments
+from reconciler.arguments import Target
 from reconciler.errors import EditError
-from reconciler.runtime.oneline import parse_target
 
 if TYPE_CHECKING:
     from reconciler.config.edit import Edit
     from reconciler.config.model import Proxy, WeightedTarget
     from reconciler.runtime.editfiles import Done
-
-Target = str | Mapping[str, Any]
-"""``IP:PORT``, ``[IPv6]:PORT``, ``IP``; or a target as in the files: ``{"ip": ..., "port": ..., "weight": ...}``."""
 
 
 class Edits:
@@ -71,20 +68,20 @@ class Edits:
         """A new proxy, in a new file. What is None stands at its default."""
         from reconciler.config.edit import AddProxy
 
-        listen: dict[str, Any] = {"interfaces": _list(interfaces)}
+        listen: dict[str, Any] = {"interfaces": arguments.texts("interface", interfaces)}
         if addresses:
-            listen["addresses"] = _list(addresses)
-        listen["port"] = port if isinstance(port, int) else list(port)
-        proxy: dict[str, Any] = {"name": name, "listen": listen | _given(protocol=protocol)}
+            listen["addresses"] = arguments.texts("address", addresses)
+        listen["port"] = arguments.value("port", port)
+        proxy: dict[str, Any] = {"name": arguments.text("name", name), "listen": listen | _given(protocol=protocol)}
         proxy |= _given(mode=mode, balance=balance)
-        proxy["default_target"] = [target_of(each) for each in _targets(targets)]
+        proxy["default_target"] = arguments.targets(targets)
         return self._edit(AddProxy(proxy), apply=apply)
 
     def remove_proxy(self, name: str, *, apply: bool = True) -> answers.Edited:
         """A proxy removed, also the last one. Its live connections go on to their end."""
         from reconciler.config.edit import RemoveProxy
 
-        return self._edit(RemoveProxy(name), apply=apply, allow_empty=True)
+        return self._edit(RemoveProxy(arguments.text("name", name)), apply=apply, allow_empty=True)
 
     def add_source_route(
         self,
@@ -99,16 +96,18 @@ class Edits:
         """Clients from ``source`` go to ``target`` (one or several), or with ``deny`` nowhere."""
         from reconciler.config.edit import AddRoute
 
-        targets = () if target is None else tuple(target_of(each, weight) for each in _targets(target))
+        targets = () if target is None else tuple(arguments.targets(target, weight))
         if bool(targets) == deny:
             raise EditError(f"route {source}: it takes either a target or deny")
-        return self._edit(AddRoute(proxy, source, targets), apply=apply)
+        return self._edit(
+            AddRoute(arguments.text("proxy", proxy), arguments.text("source", source), targets), apply=apply
+        )
 
     def remove_source_route(self, proxy: str, source: str, *, apply: bool = True) -> answers.Edited:
         """Clients from ``source`` go where the next shorter prefix, or the default, says."""
         from reconciler.config.edit import RemoveRoute
 
-        return self._edit(RemoveRoute(proxy, source), apply=apply)
+        return self._edit(RemoveRoute(arguments.text("proxy", proxy), arguments.text("source", source)), apply=apply)
 
     def add_target(
         self, proxy: str, target: Target, *, weight: int | None = None, route: str | None = None, apply: bool = True
@@ -116,7 +115,12 @@ class Edits:
         """One more default target, or one more of the route for ``route``."""
         from reconciler.config.edit import AddTarget
 
-        return self._edit(AddTarget(proxy, target_of(target, weight), route), apply=apply)
+        return self._edit(
+            AddTarget(
+                arguments.text("proxy", proxy), arguments.target(target, weight), arguments.optional("route", route)
+            ),
+            apply=apply,
+        )
 
     def remove_target(
         self, proxy: str, target: Target, *, route: str | None = None, apply: bool = True
@@ -124,7 +128,10 @@ class Edits:
         """A target removed; its live connections go on to their end."""
         from reconciler.config.edit import RemoveTarget
 
-        return self._edit(RemoveTarget(proxy, target_of(target), route), apply=apply)
+        return self._edit(
+            RemoveTarget(arguments.text("proxy", proxy), arguments.target(target), arguments.optional("route", route)),
+            apply=apply,
+        )
 
     def set_weight(
         self, proxy: str, target: Target, weight: int, *, route: str | None = None, apply: bool = True
@@ -132,7 +139,15 @@ class Edits:
         """Another share of new connections for a target; 0: none."""
         from reconciler.config.edit import SetWeight
 
-        return self._edit(SetWeight(proxy, target_of(target), route, weight), apply=apply)
+        return self._edit(
+            SetWeight(
+                arguments.text("proxy", proxy),
+                arguments.target(target),
+                arguments.optional("route", route),
+                arguments.value("weight", weight),
+            ),
+            apply=apply,
+        )
 
     def attach_interfaces(
         self, interfaces: str | Sequence[str], *, proxy: str | None = None, apply: bool = True
@@ -140,7 +155,10 @@ class Edits:
         """Listen on these as well: one proxy, or every one."""
         from reconciler.config.edit import AttachInterfaces
 
-        return self._edit(AttachInterfaces(tuple(_list(interfaces)), proxy), apply=apply)
+        return self._edit(
+            AttachInterfaces(tuple(arguments.texts("interface", interfaces)), arguments.optional("proxy", proxy)),
+            apply=apply,
+        )
 
     def detach_interfaces(
         self, interfaces: str | Sequence[str], *, proxy: str | None = None, apply: bool = True
@@ -148,13 +166,16 @@ class Edits:
         """Listen on these no more: one proxy, or every one."""
         from reconciler.config.edit import DetachInterfaces
 
-        return self._edit(DetachInterfaces(tuple(_list(interfaces)), proxy), apply=apply)
+        return self._edit(
+            DetachInterfaces(tuple(arguments.texts("interface", interfaces)), arguments.optional("proxy", proxy)),
+            apply=apply,
+        )
 
     def set_setting(self, key: str, value: Any, *, apply: bool = True) -> answers.Edited:
         """A key of ``settings``."""
         from reconciler.config.edit import SetSetting
 
-        return self._edit(SetSetting(key, value), apply=apply)
+        return self._edit(SetSetting(arguments.text("key", key), arguments.value("value", value)), apply=apply)
 
     def enable_stats(self, *, apply: bool = True) -> answers.Edited:
         """``settings.stats_enabled: true``: events per connection."""
@@ -170,28 +191,8 @@ def answer(wanted: Edit, done: Done[answers.Applied]) -> answers.Edited:
     return answers.Edited(wanted.words, tuple(each.path for each in done.edits), done.applied)
 
 
-def target_of(target: Target, weight: int | None = None) -> dict[str, Any]:
-    """A target as the files have it. Raises :class:`EditError` for a text that is none."""
-    if isinstance(target, str):
-        try:
-            found = parse_target(target)
-        except ValueError as error:
-            raise EditError(f"target {error}") from error
-    else:
-        found = dict(target)
-    return found if weight is None else found | {"weight": weight}
-
-
-def _targets(given: Target | Sequence[Target]) -> list[Target]:
-    return [given] if isinstance(given, (str, Mapping)) else list(given)
-
-
-def _list(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
-
-
 def _given(**values: str | None) -> dict[str, str]:
-    return {key: value for key, value in values.items() if value is not None}
+    return {key: arguments.text(key, value) for key, value in values.items() if value is not None}
 
 
 def _configured(proxy: Proxy) -> answers.ConfiguredProxy:

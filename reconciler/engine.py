@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 import structlog
 
-from reconciler import answers, report
+from reconciler import answers, report, selection
 from reconciler.answers import Attempt
 from reconciler.config import files as config_files
 from reconciler.config.files import parse_sources
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from reconciler.places import Places
     from reconciler.runtime.commits import Planned
     from reconciler.runtime.live import Live
+    from reconciler.selection import Filters, Listing
     from reconciler.state.objects import Observed
 
 __all__ = ["Engine", "HeldError", "View"]
@@ -380,40 +381,17 @@ class Engine:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self.live.manifest(observed.revision).commit if observed.revision.manifest else None
 
-    def connections(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-        sort: str = "age",
-        limit: int | None = None,
-    ) -> tuple[answers.Connection, ...]:
-        """Live connections, those that all that is given fits; see :func:`reconciler.report.query`."""
-        return self.live.connections(report.query(proxy, target, client, state), report.sort_order(sort), limit)
+    def connections(self, **how: Unpack[Listing]) -> tuple[answers.Connection, ...]:
+        """Live connections. Raises :class:`UsageError`."""
+        return self.live.connections(*selection.listing(how))
 
-    def connection_count(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-    ) -> int:
+    def connection_count(self, **filters: Unpack[Filters]) -> int:
         """How many :meth:`connections` would give."""
-        return self.live.connection_count(report.query(proxy, target, client, state))
+        return self.live.connection_count(selection.query(filters))
 
-    def flush(
-        self,
-        *,
-        proxy: str | None = None,
-        target: str | None = None,
-        client: str | None = None,
-        state: str | None = None,
-    ) -> int:
+    def flush(self, **filters: Unpack[Filters]) -> int:
         """Forget connections, and free targets and proxies that only they still used; how many were forgotten."""
-        flushed = self.live.flush(report.query(proxy, target, client, state, every_state=True))
+        flushed = self.live.flush(selection.query(filters, every_state=True))
         if flushed:
             self._free_idle()
         return flushed
@@ -455,19 +433,19 @@ class Engine:
 
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """No new connections to a target, in one proxy or in all, until :meth:`undrain`."""
-        wanted = report.drain(target, proxy)
+        wanted = selection.drain(target, proxy)
         self.steering.drain(wanted, self._level())
         return self.steering.draining(wanted)
 
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """Take :meth:`drain` back."""
-        wanted = report.drain(target, proxy)
+        wanted = selection.drain(target, proxy)
         self.steering.undrain(wanted, self._level())
         return self.steering.draining(wanted, gone=True)
 
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining:
         """How far a drain is."""
-        return self.steering.draining(report.drain(target, proxy))
+        return self.steering.draining(selection.drain(target, proxy))
 
     def forget_ways(self) -> None:
         """Routes or neighbours have changed: no connection may go on using the way out it remembers."""

@@ -7,7 +7,7 @@ said. ``transient`` tells whether trying again without any change can help.
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -15,6 +15,10 @@ class RevproxyError(Exception):
     """Base of all. ``transient``: a retry may succeed although nothing was changed."""
 
     transient = False
+
+
+class UsageError(RevproxyError):
+    """What was asked for can't be meant: an address that is none, an order or a kind of event that there is not."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,3 +160,19 @@ class ProbeError(RevproxyError):
 
 class DaemonError(RevproxyError):
     """The daemon could not be reached or answered with an error."""
+
+
+TOLD: Mapping[str, type[RevproxyError]] = {
+    kind.__name__: kind
+    for kind in (
+        UsageError,
+        CompileError,
+        ForeignProgramError,
+        CapacityError,
+        LockedError,
+        EditError,
+        StaleError,
+        NothingToConfirmError,
+    )
+}
+"""Errors that are all text: by these names the daemon tells which one it was, so that it can be raised here."""

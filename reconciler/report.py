@@ -8,16 +8,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import answers
-from reconciler.errors import Problem, RevproxyError
-from reconciler.runtime.oneline import parse_target
+from reconciler.errors import Problem
 from reconciler.state import share
 from reconciler.state.desired import listen_text
 from reconciler.state.diff import endpoint_order
-from reconciler.state.objects import FULL, Attachment, Destination, Endpoint, IPNetwork, Observed, XdpMode
-from reconciler.state.share import Drain
+from reconciler.state.objects import FULL, Attachment, Destination, Endpoint, Observed, XdpMode
 
 if TYPE_CHECKING:
-    from reconciler.kernel.connections import Query
     from reconciler.state.desired import Desired
     from reconciler.state.diff import Change
     from reconciler.state.operations import Operation
@@ -26,62 +23,6 @@ if TYPE_CHECKING:
 _LONGEST_STEP: Final = 200
 _RETIRED: Final = -1  # instead of a weight: the files no longer name the target
 _NEARLY_FULL: Final = 0.9
-
-
-def endpoint(text: str | None) -> Endpoint | None:
-    """``IP:PORT``, ``[IPv6]:PORT`` or ``IP`` as an endpoint. Raises :class:`RevproxyError` for anything else."""
-    if text is None:
-        return None
-    from ipaddress import ip_address
-
-    try:
-        target = parse_target(text)
-    except ValueError as error:
-        raise RevproxyError(f"target {error}") from error
-    return Endpoint(ip_address(target["ip"]), target.get("port", 0))
-
-
-def client_network(text: str) -> tuple[IPNetwork, int | None]:
-    """A client as ``IP``, ``IP:PORT``, ``[IPv6]:PORT`` or a network ``IP/LENGTH``: its network, and its port if it has
-    one. Raises :class:`RevproxyError` for anything else."""
-    from ipaddress import ip_address, ip_network
-
-    try:
-        if "/" in text:
-            return ip_network(text, strict=False), None
-        host, separator, port = text.rpartition(":")
-        if separator and (text.startswith("[") or ":" not in host):
-            if not port.isdecimal() or int(port) > 65535:
-                raise ValueError(f"{text!r} has no port behind the colon")
-            return ip_network(ip_address(host.strip("[]"))), int(port)
-        return ip_network(ip_address(text.strip("[]"))), None
-    except ValueError as error:
-        raise RevproxyError(f"client: {error}") from error
-
-
-def query(
-    proxy: str | None, target: str | None, client: str | None, state: str | None, *, every_state: bool = False
-) -> Query:
-    """Which connections are meant; ``target`` as :func:`endpoint` and ``client`` as :func:`client_network` take it,
-    ``state`` one of :data:`STATES`. ``every_state``: those that are over too, unless ``state`` says otherwise. Raises
-    :class:`RevproxyError`."""
-    from reconciler.kernel.connections import Query
-    from reconciler.kernel.conntable import STATES
-
-    if state is not None and state not in STATES:
-        raise RevproxyError(f"state {state!r} is none of {', '.join(STATES)}")
-    states = frozenset((state,)) if state else frozenset(STATES) if every_state else Query().states
-    network, port = client_network(client) if client else (None, None)
-    return Query(proxy, endpoint(target), network, port, states)
-
-
-def sort_order(name: str) -> str:
-    """The name, if it is one that connections can be sorted by. Raises :class:`RevproxyError`."""
-    from reconciler.kernel.connections import SORTS
-
-    if name not in SORTS:
-        raise RevproxyError(f"sort {name!r} is none of {', '.join(SORTS)}")
-    return name
 
 
 def table_warnings(use: answers.TableUse) -> Iterator[Problem]:
@@ -172,14 +113,6 @@ def taken_over_note(attachment: Attachment) -> str:
     """Whose place our XDP program has; empty where it was free."""
     taken = attachment.taken_over
     return f"taken over from {taken}, which `down` puts back" if taken else ""
-
-
-def drain(target: str, proxy: str | None) -> Drain:
-    """What a drain command means. Raises :class:`RevproxyError` for a target that is no address."""
-    meant = endpoint(target)
-    if meant is None:
-        raise RevproxyError("which target?")
-    return Drain(meant, proxy)
 
 
 def proxies(

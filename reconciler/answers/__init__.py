@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from reconciler.answers.configured import ConfiguredProxy, ConfiguredRoute, ConfiguredTarget, Edited, EditHold
 from reconciler.answers.connections import Connection, Draining, DrainingTarget, Flushed
-from reconciler.answers.events import Event
+from reconciler.answers.events import KINDS, Event
 from reconciler.answers.host import Conflict, Diagnosis, Finding, InterfaceDetail, Level, Program
 from reconciler.answers.instance import Instance, TakenDown
 from reconciler.answers.plan import Applied, Change, Difference, PlanAnswer, PlanFile, SavedPlan, Touched
@@ -28,6 +28,7 @@ from reconciler.answers.status import (
 from reconciler.answers.wire import Json, from_json, to_json
 
 __all__ = [
+    "KINDS",
     "Applied",
     "Attempt",
     "Change",

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from reconciler.answers.wire import Json
+
+KINDS: Final = (
+    "connection_opened",
+    "connection_closed",
+    "config_applied",
+    "drift_repaired",
+    "target_down",
+    "target_up",
+    "target_recovered",
+    "target_drained",
+    "target_undrained",
+    "events_lost",
+)
+"""Every kind of event. The first two come with ``stats_enabled`` only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,15 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from urllib.parse import urlencode
 
 from reconciler import answers
 from reconciler.answers import from_json, to_json
-from reconciler.errors import ConfigError, DaemonError, Problem
+from reconciler.errors import TOLD, ConfigError, DaemonError, Problem, RevproxyError
+
+if TYPE_CHECKING:
+    from reconciler.selection import Filters, Listing
 
 T = TypeVar("T")
 
@@ -47,7 +50,8 @@ class DeniedError(DaemonError):
 
 class DaemonClient:
     """The daemon's answers as values. Every method raises :class:`NoDaemonError` if none runs, :class:`ConfigError`
-    for wrong files, :class:`DaemonError` with the daemon's own words for everything else."""
+    for wrong files, one of :data:`~reconciler.errors.TOLD` for what that names, and :class:`DaemonError` for everything
+    else: all with the daemon's own words."""
 
     def __init__(self, socket_path: Path, *, timeout_sec: float = _TIMEOUT_SEC) -> None:
         self._path, self._timeout_sec = socket_path, timeout_sec
@@ -107,18 +111,18 @@ class DaemonClient:
         """Take it up."""
         return from_json(answers.Suspension, self._request("POST", "/v1/resume", {}))
 
-    def connections(self, **how: str | int | None) -> tuple[answers.Connection, ...]:
-        """Live connections; ``how``: as :meth:`reconciler.Client.connections`."""
-        data = self._request("GET", "/v1/connections?" + _query(how))
+    def connections(self, **how: Unpack[Listing]) -> tuple[answers.Connection, ...]:
+        """Live connections."""
+        data = self._request("GET", "/v1/connections?" + _query(dict(how)))
         return tuple(from_json(answers.Connection, each) for each in data)
 
-    def connection_count(self, **filters: str | None) -> int:
+    def connection_count(self, **filters: Unpack[Filters]) -> int:
         """How many :meth:`connections` would give."""
         return int(self._request("GET", "/v1/connections?" + _query({**filters, "count": True}))["count"])
 
-    def flush(self, **filters: str | None) -> int:
+    def flush(self, **filters: Unpack[Filters]) -> int:
         """Forget connections; how many."""
-        return int(self._request("POST", "/v1/connections/flush", filters)["flushed"])
+        return int(self._request("POST", "/v1/connections/flush", dict(filters))["flushed"])
 
     def events(self, *, follow: bool, kinds: Sequence[str] = (), proxy: str | None = None) -> Iterator[answers.Event]:
         """Events that are remembered or, with ``follow``, those to come, until the daemon ends. The request is made at
@@ -179,7 +183,7 @@ class DaemonClient:
         try:
             yield
         finally:
-            with suppress(DaemonError):  # it has ended, or will follow the files again when the time is over
+            with suppress(RevproxyError):  # it has ended, or will follow the files again when the time is over
                 self._request("POST", "/v1/edit/end", {"token": token})
 
     def test(self) -> answers.Tested:
@@ -243,7 +247,10 @@ class DaemonClient:
         problems = [from_json(Problem, each) for each in data.get("problems", ())]
         if problems:
             raise ConfigError(problems)
-        raise DaemonError(str(data.get("error", f"HTTP status {status}")))
+        text = str(data.get("error", f"HTTP status {status}"))
+        if status in (404, 405):
+            raise DaemonError(f"revproxyd at {self._path} is of another version than this program: {text}")
+        raise TOLD.get(str(data.get("kind")), DaemonError)(text)
 
 
 def _query(values: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The daemon's HTTP interface on a unix socket: JSON in and out, versioned paths, one thread of its own.
 
 Handlers check what came in and hand the work to the daemon's worker; they never touch the kernel. Every error is
-``{"error": text, "problems": [...]}`` with a status code that says whose fault it is.
+``{"error": text, "problems": [...], "kind": name}`` with a status code that says whose fault it is; ``kind`` names the
+exception, of :mod:`reconciler.errors`, or is RequestError (there is no such request) or InternalError.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from reconciler import answers
 from reconciler.answers import to_json
 from reconciler.api.streams import Streams
 from reconciler.errors import (
+    TOLD,
     CapacityError,
     CompileError,
     ConfigError,
@@ -37,9 +39,11 @@ from reconciler.errors import (
     StaleError,
     TransactionError,
     UnfinishedError,
+    UsageError,
 )
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
+from reconciler.selection import FILTERS, event_kinds
 from reconciler.trouble import explained
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -47,8 +51,8 @@ MAX_EDIT_SEC: Final = 300
 MAX_PLAN_BYTES: Final = 256 << 20
 """A saved plan holds the files it was made of."""
 _MAX_LINE_BYTES: Final = 8190
+_DIGITS: Final = 18
 _SOCKET_MODE: Final = 0o660
-_FILTERS: Final = ("proxy", "target", "client", "state")
 
 _log = structlog.get_logger("api")
 
@@ -200,24 +204,22 @@ class Server:
         return _json(self._instance)
 
     async def _get_connections(self, request: web.Request) -> web.Response:
-        _only(request.query, (*_FILTERS, "count", "sort", "limit"))
-        filters = {name: request.query[name] for name in _FILTERS if name in request.query}
+        _only(request.query, (*FILTERS, "count", "sort", "limit"))
+        filters = {name: request.query[name] for name in FILTERS if name in request.query}
         if request.query.get("count", "0") not in ("0", "1"):
             raise _BadRequestError("count: must be 0 or 1")
         if request.query.get("count") == "1":
             return _json({"count": await self._call(lambda: self._commands.connection_count(**filters))})
         how: dict[str, Any] = {"sort": request.query["sort"]} if "sort" in request.query else {}
         if "limit" in request.query:
-            if not request.query["limit"].isdecimal():
-                raise _BadRequestError("limit: must be a number")
-            how["limit"] = int(request.query["limit"])
+            how["limit"] = _number(request.query["limit"], "limit")
         return _json(await self._call(lambda: self._commands.connections(**filters, **how)))
 
     async def _get_events(self, request: web.Request) -> web.StreamResponse:
         _only(request.query, ("follow", "kind", "proxy"))
         if request.query.get("follow", "0") not in ("0", "1"):
             raise _BadRequestError("follow: must be 0 or 1")
-        kinds = frozenset(request.query.getall("kind", ()))
+        kinds = event_kinds(request.query.getall("kind", ()))
         follow = request.query.get("follow") == "1"
         return await self._streams.answer(request, follow=follow, kinds=kinds, proxy=request.query.get("proxy"))
 
@@ -230,7 +232,7 @@ class Server:
         )
 
     async def _post_flush(self, request: web.Request) -> web.Response:
-        body = await _body(request, dict.fromkeys(_FILTERS, (str, type(None))))
+        body = await _body(request, dict.fromkeys(FILTERS, (str, type(None))))
         return _json(answers.Flushed(await self._call(lambda: self._commands.flush(**body))))
 
     async def _get_drain(self, request: web.Request) -> web.Response:
@@ -313,6 +315,13 @@ def _only(query: Mapping[str, str], known: tuple[str, ...]) -> None:
             raise _BadRequestError(f"{name}: unknown parameter" + (f", known: {', '.join(known)}" if known else ""))
 
 
+def _number(text: str, name: str) -> int:
+    """A whole number of at most 18 digits."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        raise _BadRequestError(f"{name}: must be a number")
+    return int(text)
+
+
 def _required(values: Mapping[str, Any], name: str) -> Any:
     if name not in values:
         raise _BadRequestError(f"{name}: missing")
@@ -357,6 +366,15 @@ def _status_of(error: RevproxyError) -> int:
     return 400
 
 
+def _kind_of(error: RevproxyError) -> str:
+    """The name in :data:`~reconciler.errors.TOLD` that the client knows it by, else its own."""
+    return next((each.__name__ for each in type(error).__mro__ if each.__name__ in TOLD), type(error).__name__)
+
+
+def _usage(text: str) -> dict[str, Any]:
+    return {"error": text, "problems": [], "kind": UsageError.__name__}
+
+
 @web.middleware
 async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -364,21 +382,22 @@ async def _errors_as_json(
     try:
         return await handler(request)
     except _BadRequestError as error:
-        return _json({"error": str(error), "problems": []}, 400)
+        return _json(_usage(str(error)), 400)
     except ConfigError as error:
-        return _json({"error": str(error), "problems": error.problems}, 422)
+        return _json({"error": str(error), "problems": error.problems, "kind": "ConfigError"}, 422)
     except RevproxyError as error:
-        return _json({"error": str(error), "problems": []}, _status_of(error))
+        return _json({"error": str(error), "problems": [], "kind": _kind_of(error)}, _status_of(error))
     except web.HTTPException as error:
-        return _json({"error": f"{request.method} {request.path}: {error.reason}", "problems": []}, error.status)
+        text = f"{request.method} {request.path}: {error.reason}"
+        return _json({"error": text, "problems": [], "kind": "RequestError"}, error.status)
     except asyncio.CancelledError:
         raise
     except OSError as error:
         trouble = explained(error)
         _log.error("request_failed", method=request.method, path=request.path, error=str(trouble))
-        return _json({"error": str(trouble), "problems": []}, _status_of(trouble))
+        return _json({"error": str(trouble), "problems": [], "kind": _kind_of(trouble)}, _status_of(trouble))
     except Exception as error:  # the last resort: a mistake of ours must not look like a broken connection
         reference = secrets.token_hex(4)
         _log.exception("request_failed", reference=reference, method=request.method, path=request.path)
         text = f"internal error {reference} ({type(error).__name__}: {error}); revproxyd's log has more"
-        return _json({"error": text, "problems": []}, 500)
+        return _json({"error": text, "problems": [], "kind": "InternalError"}, 500)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from reconciler import __version__
-from reconciler.errors import ConfigError, RevproxyError
+from reconciler.errors import ConfigError, RevproxyError, UsageError
 from reconciler.trouble import EXPLAINED, explained
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ does that the signal ended."""
 
 INTERRUPTED_STATUS: Final = 128 + signal.SIGINT
 """As a process ends that Ctrl-C ended."""
+USAGE_STATUS: Final = 2
 
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -168,7 +169,9 @@ class App(click.Group):
         except EXPLAINED as error:
             session = ctx.ensure_object(Session)
             report(session, explained(error))
-            ctx.exit(session.trouble)
+            # As for what click refuses; but with --detailed-exitcode 2 means "there are changes".
+            wrong = isinstance(error, UsageError) and "--detailed-exitcode" not in arguments
+            ctx.exit(USAGE_STATUS if wrong else session.trouble)
         except KeyboardInterrupt:
             ctx.ensure_object(Session).note("revproxyctl: interrupted")
             ctx.exit(INTERRUPTED_STATUS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,16 +11,18 @@ from reconciler import answers
 from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.complete import proxy_names, target_addresses
+from reconciler.state.selection import SORTS, STATES
+
+if TYPE_CHECKING:
+    from reconciler.client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_STATES = ("syn", "unreplied", "established", "closing", "closed")
-_SORTS = ("age", "idle", "bytes", "packets", "client", "target", "proxy", "state")
 _FILTERS = (
     click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy."),
     click.option("--target", metavar="IP[:PORT]", shell_complete=target_addresses, help="Only to this target."),
     click.option("--client", metavar="IP[:PORT]|NETWORK", help="Only from this client or network."),
-    click.option("--state", type=click.Choice(_STATES), help="Only in this state."),
+    click.option("--state", type=click.Choice(STATES), help="Only in this state."),
 )
 
 
@@ -36,7 +38,7 @@ def _given(**filters: str | None) -> dict[str, str]:
 
 @click.group(context_settings=CONTEXT, invoke_without_command=True)
 @_filters
-@click.option("--sort", type=click.Choice(_SORTS), help="By what; the largest first of numbers.  [default: age]")
+@click.option("--sort", type=click.Choice(SORTS), help="By what; the largest first of numbers.  [default: age]")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most so many, the first of that order.")
 @click.option("--count", is_flag=True, help="Only how many there are.")
 @common_options
@@ -62,7 +64,10 @@ def connections(
         return
     session = context.ensure_object(Session)
     if count:
-        number = session.client().connection_count(**filters)
+        instance = session.client()
+        number = instance.connection_count(**filters)
+        if not number:
+            _note_unknown(session, instance, proxy)
         if session.output != "table":
             output.data(session, {"count": number})
         else:
@@ -71,13 +76,28 @@ def connections(
     how: dict[str, Any] = {**filters, **_given(sort=sort)}
     if limit is not None:
         how["limit"] = limit
-    found = session.client().connections(**how)
+    instance = session.client()
+    found = instance.connections(**how)
+    if not found:
+        _note_unknown(session, instance, proxy)
     if session.output != "table":
         output.data(session, found)
     elif found:
         _print(session, found)
     else:
         session.note("no live connections")
+
+
+def _note_unknown(session: Session, instance: Client, proxy: str | None) -> None:
+    """No connections of a proxy that there is not: that is nothing, but may be a slip of the pen."""
+    if proxy is None or session.quiet:
+        return
+    from reconciler.config.messages import hint
+
+    known = instance.stats().proxies
+    if proxy not in known:
+        listed = f"; there are {', '.join(sorted(known))}" if known else ""
+        session.note(f"no live proxy is called {proxy!r}{hint(proxy, known)}{listed}")
 
 
 def _print(session: Session, found: tuple[answers.Connection, ...]) -> None:
@@ -123,7 +143,10 @@ def flush(
     if everything and filters:
         raise click.UsageError("--all goes with no other filter", context)
     session = context.ensure_object(Session)
-    flushed = session.client().flush_connections(**filters)
+    instance = session.client()
+    flushed = instance.flush_connections(**filters)
+    if not flushed:
+        _note_unknown(session, instance, proxy)
     if session.output != "table":
         output.data(session, answers.Flushed(flushed))
     else:

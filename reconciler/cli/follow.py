@@ -17,7 +17,14 @@ _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_d
 
 @click.command(context_settings=CONTEXT)
 @click.option("-f", "--follow", is_flag=True, help="Those to come, until interrupted.")
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only of this kind (repeatable).")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(answers.KINDS),
+    metavar="KIND",
+    help="Only of this kind (repeatable).",
+)
 @click.option("--proxy", metavar="NAME", shell_complete=proxy_names, help="Only of this proxy.")
 @common_options
 @click.pass_context
@@ -25,8 +32,8 @@ def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: 
     """Show what happened lately, or with --follow what happens from now on.
 
     Kinds: connection_opened and connection_closed (with `stats_enabled: true`), config_applied, drift_repaired,
-    target_up, target_down, events_lost. A running revproxyd remembers and tells them. With --output json every event
-    is an object on a line.
+    target_down, target_up, target_recovered, target_drained, target_undrained, events_lost. A running revproxyd
+    remembers and tells them. With --output json every event is an object on a line.
     """
     session = context.ensure_object(Session)
     try:

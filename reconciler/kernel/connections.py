@@ -17,7 +17,6 @@ import numpy as np
 from reconciler.kernel import layout
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import (
-    STATES,
     VERSIONS,
     Indexes,
     Mask,
@@ -33,11 +32,13 @@ from reconciler.kernel.conntable import (
     records,
 )
 from reconciler.kernel.maps import Array, Maps
-from reconciler.state.objects import Endpoint, IPNetwork, Protocol
+from reconciler.state.objects import Endpoint, Protocol
+from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
 _EVERY: Final = frozenset(STATES)
-_LIVE: Final = _EVERY - {"closed"}
+_PLAIN: Final = Query()
+_ANY: Final = Query(states=_EVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,6 @@ class Busy:
     targets: frozenset[int] = frozenset()
     proxies: frozenset[int] = frozenset()
     ports: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which connections are meant; None: no matter. ``proxy``: a name. ``target``: with port 0 any port. ``client``: a
-    network, ``client_port`` a port. ``states``: some of :data:`STATES`; by default those of live ones."""
-
-    proxy: str | None = None
-    target: Endpoint | None = None
-    client: IPNetwork | None = None
-    client_port: int | None = None
-    states: frozenset[str] = _LIVE
-
-    @property
-    def is_plain(self) -> bool:
-        """All live ones are meant."""
-        return self == Query()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +91,17 @@ class Connection:
 
 # -- listing -------------------------------------------------------------------------------------------------
 
-SORTS: Final = ("age", "idle", "bytes", "packets", "client", "target", "proxy", "state")
-"""What connections can be sorted by: the first four with the largest first."""
-
 
 def connections(
     maps: Maps,
-    query: Query = Query(),  # frozen
+    query: Query = _PLAIN,
     *,
     sort: str = "age",
     limit: int | None = None,
     now_ns: int | None = None,
 ) -> list[Connection]:
-    """The connections that are meant, sorted (one of :data:`SORTS`; equal ones by age), at most ``limit``. What is past
+    """The connections that are meant, sorted (one of
+    :data:`~reconciler.state.selection.SORTS`; equal ones by age), at most ``limit``. What is past
     its limit counts as gone. One whose other direction was evicted is listed by what it knows."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     names = proxy_names(maps)
@@ -243,7 +225,7 @@ class Counts:
         return max((count + 1) // 2 for count in self.held.values()) if self.held else 0
 
 
-def count(maps: Maps, query: Query = Query(), *, now_ns: int | None = None) -> Counts:  # frozen
+def count(maps: Maps, query: Query = _PLAIN, *, now_ns: int | None = None) -> Counts:
     """How many live connections there are, without making a row of each."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     proxies: Counter[int] = Counter()
@@ -300,7 +282,7 @@ class Ended:
     told: Array
 
 
-def flush(maps: Maps, query: Query = Query(states=_EVERY), *, now_ns: int | None = None) -> Ended:
+def flush(maps: Maps, query: Query = _ANY, *, now_ns: int | None = None) -> Ended:
     """Delete both directions of every connection that is meant, expired ones included. Their next packet is treated as
     a stranger's."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns

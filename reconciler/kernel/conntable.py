@@ -20,9 +20,6 @@ from reconciler.kernel.maps import Array, Maps
 from reconciler.state.objects import Endpoint, Protocol
 
 VERSIONS: Final = (4, 6)
-STATES: Final = ("syn", "unreplied", "established", "closing", "closed")
-"""``closing``: a FIN from one side; ``closed``: from both, or a RST. ``syn`` (TCP) and ``unreplied`` come before
-``established``."""
 
 _NS: Final = 1_000_000_000
 _MULTIPLIER: Final = np.uint64(secrets.randbits(64) | 1)  # nobody outside can choose keys that look alike to us
@@ -130,7 +127,7 @@ def _last_ns(table: Table) -> Indexes:
 
 
 def states(protocols: Array, own: Array, peer: Array) -> Array:
-    """For each connection an index into :data:`STATES`. ``own`` and ``peer``: the HEARD bits of either direction."""
+    """For each connection an index into ``STATES``. ``own`` and ``peer``: the HEARD bits of either direction."""
     either, both = own | peer, own & peer
     answered = both & C["HEARD_ANY"] != 0
     tcp = protocols == Protocol.TCP.number
@@ -151,7 +148,7 @@ def endings(common: Array) -> Array:
 
 def records(table: Table, indexes: Indexes) -> Array:
     """The connections of these entries (of :attr:`Table.one_each`), both directions together, as
-    ``layout.connection_event``; ``kind`` is an index into :data:`STATES`, ``time_ns`` when the last packet came."""
+    ``layout.connection_event``; ``kind`` is an index into ``STATES``, ``time_ns`` when the last packet came."""
     rows = np.zeros(len(indexes), layout.connection_event)
     reply = table.is_reply[indexes]
     peer = table.peer[indexes]

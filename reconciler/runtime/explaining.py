@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reconciler import answers
-from reconciler.errors import RevproxyError
+from reconciler.errors import RevproxyError, UsageError
 from reconciler.kernel import connections, conntable, host
 from reconciler.kernel.frames import Packet
 from reconciler.kernel.maps import Maps, join
@@ -94,21 +94,21 @@ class Question:
 
 
 def question(source: str, to: str, protocol: str, interface: str | None) -> Question:
-    """From what was typed. Raises :class:`RevproxyError` saying what is wrong."""
+    """From what was typed. Raises :class:`UsageError` saying what is wrong."""
     ends = []
     for option, text in (("from", source), ("to", to)):
         try:
             ends.append(_endpoint(text))
         except ValueError as error:
-            raise RevproxyError(f"--{option}: {error}") from error
+            raise UsageError(f"--{option}: {error}") from error
     if ends[0].ip.version != ends[1].ip.version:
-        raise RevproxyError(f"--from is IPv{ends[0].ip.version}, --to is IPv{ends[1].ip.version}")
+        raise UsageError(f"--from is IPv{ends[0].ip.version}, --to is IPv{ends[1].ip.version}")
     if not ends[1].port:
-        raise RevproxyError(f"--to: {to!r} lacks a port")
+        raise UsageError(f"--to: {to!r} lacks a port")
     try:
         return Question(ends[0], ends[1], Protocol(protocol), interface or None)
     except ValueError:
-        raise RevproxyError(f"--protocol: {protocol!r} is neither tcp nor udp") from None
+        raise UsageError(f"--protocol: {protocol!r} is neither tcp nor udp") from None
 
 
 def _endpoint(text: str) -> Endpoint:

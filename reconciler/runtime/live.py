@@ -21,7 +21,7 @@ from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.kernel import bpf, bpffs, connections, counters, host, layout, links, store, sysctls
-from reconciler.kernel.connections import Ended, Query
+from reconciler.kernel.connections import Ended
 from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
@@ -43,6 +43,7 @@ from reconciler.state.local import opens
 from reconciler.state.objects import Attachment, Endpoint, Observed, Revision
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
+from reconciler.state.selection import Query
 
 # Groups' tables and programs on interfaces are opened by their ids, which CAP_BPF is not enough for. What it and
 # CAP_PERFMON allow, CAP_SYS_ADMIN does too.

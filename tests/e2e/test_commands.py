@@ -261,8 +261,8 @@ def test_wrong_words_are_no_traceback(served: Instance) -> None:
     for words, expected in {
         ("plan", "--detailed-exitcode", "--nonsense"): 1,
         ("diff", "--nonsense"): 2,
-        ("connections", "--target", "nobody"): 1,
-        ("connections", "--target", "10.0.0.1:99999"): 1,
+        ("connections", "--target", "nobody"): 2,
+        ("connections", "--target", "10.0.0.1:99999"): 2,
         ("connections", "flush"): 2,
         ("nonsense",): 2,
         ("--output", "xml", "status"): 2,

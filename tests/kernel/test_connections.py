@@ -10,11 +10,11 @@ import pytest
 
 from reconciler.kernel import connections, layout
 from reconciler.kernel.codec import pack_settings, pack_target
-from reconciler.kernel.connections import Query
-from reconciler.kernel.conntable import STATES, states
+from reconciler.kernel.conntable import states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import DataPlaneSettings
+from reconciler.state.selection import STATES, Query
 from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, small_arrays
 
 SECOND = 1_000_000_000

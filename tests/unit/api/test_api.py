@@ -19,6 +19,7 @@ from reconciler.answers import Sync
 from reconciler.api.client import DaemonClient, NoDaemonError
 from reconciler.api.server import MAX_BODY_BYTES, Server
 from reconciler.errors import (
+    TOLD,
     CapacityError,
     ConfigError,
     DaemonError,
@@ -31,6 +32,7 @@ from reconciler.errors import (
     StaleError,
     TransactionError,
     UnfinishedError,
+    UsageError,
 )
 from reconciler.runtime.savedplan import FORMAT
 
@@ -263,7 +265,7 @@ def test_a_plan_is_larger_than_other_requests_may_be(path: Path, commands: FakeC
 
 
 def test_a_plan_of_another_version_is_refused_before_it_gets_anywhere(path: Path, commands: FakeCommands) -> None:
-    with pytest.raises(DaemonError, match=r"version 0\.0\.9"):
+    with pytest.raises(StaleError, match=r"version 0\.0\.9"):
         DaemonClient(path).apply(plan=replace(SAVED, version="0.0.9"))
     assert commands.calls == []
 
@@ -293,15 +295,38 @@ def test_a_socket_left_by_a_killed_daemon_is_replaced(path: Path, commands: Fake
         (CapacityError("full"), 507),
         (TransactionError(ValueError("x"), rolled_back=True), 500),
         (RevproxyError("no such thing"), 400),
+        (UsageError("that is none"), 400),
     ],
 )
 def test_errors_have_their_words_and_a_status(
     path: Path, commands: FakeCommands, error: Exception, status: int
 ) -> None:
     commands.error = error
-    assert get(path, "/v1/status") == (status, {"error": str(error), "problems": []})
-    with pytest.raises(DaemonError, match=str(error).split(":")[0]):
+    kind = type(error).__name__
+    assert get(path, "/v1/status") == (status, {"error": str(error), "problems": [], "kind": kind})
+    with pytest.raises(TOLD.get(kind, DaemonError), match=str(error).split(":")[0]):
         DaemonClient(path).status()
+
+
+def test_an_error_of_a_kind_that_is_told_is_that_kind_here(path: Path, commands: FakeCommands) -> None:
+    class VeryStaleError(StaleError):
+        pass
+
+    assert {LockedError, StaleError, CapacityError, ForeignProgramError, NothingToConfirmError, UsageError} <= {
+        *TOLD.values()
+    }
+    commands.error = VeryStaleError("it has moved on")
+    with pytest.raises(StaleError, match=r"^it has moved on$"):
+        DaemonClient(path).apply()
+
+
+def test_a_daemon_of_another_version_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = DaemonClient._request
+    monkeypatch.setattr(
+        DaemonClient, "_request", lambda self, method, where, body=None: request(self, method, f"/v9{where}", body)
+    )
+    with pytest.raises(DaemonError, match="is of another version"):
+        DaemonClient(path).stats()
 
 
 def test_problems_in_the_files_come_through_one_by_one(path: Path, commands: FakeCommands) -> None:

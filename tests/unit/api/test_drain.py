@@ -37,7 +37,7 @@ def test_nonsense(path: Path, commands: FakeCommands, body: bytes) -> None:
         assert status == 400
         assert answer["error"]
     request = b"GET /v1/drain?proxy=web HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    assert raw(path, request) == (400, {"error": "target: missing", "problems": []})
+    assert raw(path, request) == (400, {"error": "target: missing", "problems": [], "kind": "UsageError"})
     assert commands.calls == []
 
 

@@ -14,7 +14,7 @@ from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.api.server import MAX_EDIT_SEC, Server
 from reconciler.client import Client
-from reconciler.errors import DaemonError, KernelError
+from reconciler.errors import DaemonError, KernelError, LockedError, UsageError
 from reconciler.runtime.hold import Hold
 from reconciler.runtime.loop import Loop
 from tests.unit.api.test_api import INSTANCE, FakeCommands
@@ -60,7 +60,7 @@ def daemon(tmp_path: Path, commands: Commands) -> Iterator[DaemonClient]:
 def test_the_daemon_is_held_while_the_block_runs(daemon: DaemonClient, commands: Commands) -> None:
     with daemon.held(30):
         assert 0 < commands.hold.remaining_sec <= 30
-        with pytest.raises(DaemonError, match="being edited by another"), daemon.held(30):
+        with pytest.raises(LockedError, match="being edited by another"), daemon.held(30):
             pass
         assert commands.hold.remaining_sec > 0
     assert commands.hold.remaining_sec == 0
@@ -74,7 +74,7 @@ def test_an_error_in_the_block_lets_go(daemon: DaemonClient, commands: Commands)
 
 @pytest.mark.parametrize("seconds", [0, -1, MAX_EDIT_SEC + 1])
 def test_nobody_holds_it_for_ever(daemon: DaemonClient, commands: Commands, seconds: int) -> None:
-    with pytest.raises(DaemonError, match=f"from 1 to {MAX_EDIT_SEC}"), daemon.held(seconds):
+    with pytest.raises(UsageError, match=f"from 1 to {MAX_EDIT_SEC}"), daemon.held(seconds):
         pass
     assert commands.hold.remaining_sec == 0
 

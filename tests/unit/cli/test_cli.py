@@ -321,6 +321,51 @@ def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
     ]
 
 
+def test_no_connections_of_a_proxy_that_there_is_not(client: FakeClient) -> None:
+    client.answer = {
+        "connections": (),
+        "connection_count": 0,
+        "flush_connections": 0,
+        "stats": answers.Stats(proxies={"web": answers.ProxyStats(), "dns": answers.ProxyStats()}),
+    }
+    for words in (["connections"], ["connections", "--count"], ["connections", "flush"]):
+        result = run(*words, "--proxy", "wbe", "-o", "json")
+        assert result.exit_code == 0
+        assert "no live proxy is called 'wbe' (did you mean 'web'?); there are dns, web" in result.stderr
+        assert "no live proxy" not in run(*words, "--proxy", "dns").stderr
+    assert json.loads(run("connections", "--proxy", "wbe", "-o", "json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["connections", "--client", "nobody"],
+        ["connections", "--client", "10.0.0.0/33"],
+        ["connections", "--client", "10.0.0.1:"],
+        ["connections", "--target", "nowhere"],
+        ["connections", "--count", "--target", "10.0.0.1:0"],
+        ["connections", "--sort", "luck"],
+        ["connections", "--limit", "-1"],
+        ["connections", "--state", "liquid"],
+        ["connections", "flush", "--client", "nobody"],
+        ["connections", "flush", "--target", ""],
+        ["events", "--kind", "BOGUS"],
+        ["drain", "nowhere"],
+        ["undrain", "10.0.0.1:x"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_not_be_meant_is_a_wrong_command_line_with_a_daemon_or_without(
+    words: list[str], tmp_path: Path
+) -> None:
+    result = run("--run-dir", str(tmp_path), *words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    if "BOGUS" in words:
+        assert all(kind in result.stderr for kind in answers.KINDS)
+
+
 def test_in_a_script_apply_does_not_ask(client: FakeClient) -> None:
     client.answer = answers.Applied(3, (CHANGE,), 2)
     assert run("apply", stdin="").exit_code == 0
