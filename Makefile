@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab lab-down test unit lint format bench man wheel deb test-deb lock clean
+.PHONY: help setup demo lab lab-down test unit lint format bench soak man wheel deb test-deb lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: setup ## put the Python files into shape
 
 bench: setup ## measure (root; ARGS="lab --cell pps --json FILE" for a part)
 	@$(PYTHON) -m tests.bench $(ARGS)
+
+soak: setup ## edits, git, drift, kills under traffic for ten minutes (root; ARGS="--minutes 2 --seed 7")
+	@$(PYTHON) -m tests.soak $(ARGS)
 
 man: setup ## write the manual pages to build/man
 	@$(PYTHON) packaging/manpages.py build/man
