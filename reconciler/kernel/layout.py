@@ -234,6 +234,8 @@ class MapType(IntEnum):
 
 
 F_NO_PREALLOC: Final = 1
+F_MMAPABLE: Final = 0x400
+"""Of a large array: reading it is copying memory, where calls would take a microsecond an entry."""
 F_INNER_MAP: Final = 0x1000
 
 
@@ -264,13 +266,13 @@ MAPS: Final[dict[str, MapSpec]] = {
     for spec in (
         MapSpec("control", 1, MapType.ARRAY, u32, control, 1),
         MapSpec("settings", 2, MapType.ARRAY, u32, settings_slots, 1, configuration=True),
-        MapSpec("port", 3, MapType.ARRAY, u32, u8, 65536),
+        MapSpec("port", 3, MapType.ARRAY, u32, u8, 65536, F_MMAPABLE),
         MapSpec("listener4", 4, MapType.HASH, listener_key4, listener_slots, 65536, F_NO_PREALLOC, configuration=True),
         MapSpec("listener6", 5, MapType.HASH, listener_key6, listener_slots, 65536, F_NO_PREALLOC, configuration=True),
-        MapSpec("proxy", 6, MapType.ARRAY, u32, proxy_slots, MAX_PROXIES, configuration=True),
+        MapSpec("proxy", 6, MapType.ARRAY, u32, proxy_slots, MAX_PROXIES, F_MMAPABLE, configuration=True),
         MapSpec("route4", 7, MapType.LPM_TRIE, route_key4, route_slots, 1 << 20, F_NO_PREALLOC, configuration=True),
         MapSpec("route6", 8, MapType.LPM_TRIE, route_key6, route_slots, 1 << 20, F_NO_PREALLOC, configuration=True),
-        MapSpec("target", 9, MapType.ARRAY, u32, target, MAX_TARGETS),
+        MapSpec("target", 9, MapType.ARRAY, u32, target, MAX_TARGETS, F_MMAPABLE),
         MapSpec("target_stats", 10, MapType.PERCPU_ARRAY, u32, target_stats, MAX_TARGETS),
         MapSpec("group", 11, MapType.ARRAY_OF_MAPS, u32, u32, MAX_GROUPS),
         MapSpec("group_member", 12, MapType.HASH, group_member_key, u32, 1 << 20, F_NO_PREALLOC),

@@ -25,7 +25,8 @@ _PRESENT: Final = C["PROXY_PRESENT"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Keys and values of every map but the connections and counters. Arrays indexed by id hold values only.
+    """Keys and values of every map but the connections and counters. Arrays indexed by id hold values only; those of
+    proxies and targets end with the last one that is not zero.
 
     An entry is *valid* if the reconciler can have written it, and *present* if it is part of the active
     configuration; everything else in a two-slot map is left from a commit that was interrupted, or from a stranger.
@@ -131,9 +132,9 @@ def take(maps: Maps) -> Snapshot:
         generation=int(switch["generation"]),
         settings=maps["settings"].items()[1],
         listeners={version: maps[name].items() for version, name in LISTENERS.items()},
-        proxies=maps["proxy"].items()[1],
+        proxies=maps["proxy"].prefix(),
         routes={version: maps[name].items() for version, name in ROUTES.items()},
-        targets=maps["target"].items()[1],
+        targets=maps["target"].prefix(),
         recipes=groups.read_recipes(maps),
         members=maps["group_member"].items(),
         ports=maps["port"].items()[1],

@@ -51,9 +51,9 @@ def test_whole_set_is_not_made_again(small_maps: Maps) -> None:
     ("wrong", "word"),
     [
         ({"value": layout.u64}, "value size 8 instead of"),
-        ({"key": layout.u64, "type": MapType.HASH}, "key size 8 instead of 4"),
+        ({"key": layout.u64, "type": MapType.HASH, "flags": 0}, "key size 8 instead of 4"),
         ({"max_entries": 7}, "max_entries 7 instead of"),
-        ({"type": MapType.HASH, "flags": layout.F_NO_PREALLOC}, "type 1 instead of 2, flags 1 instead of 0"),
+        ({"type": MapType.HASH, "flags": layout.F_NO_PREALLOC}, "type 1 instead of 2, flags 1 instead of 1024"),
     ],
 )
 def test_pinned_map_of_another_layout_is_refused(small_maps: Maps, wrong: dict[str, object], word: str) -> None:
@@ -265,3 +265,22 @@ def test_many_groups_are_one_call(small_maps: Maps) -> None:
     groups.free_groups(small_maps, list(range(1, 400)))
     assert gateway.calls == [("update batch", "map group")] * 2
     assert groups.used_groups(small_maps).tolist() == [400]
+
+
+@pytest.mark.parametrize("name", ["port", "proxy", "target"])
+def test_large_array_is_read_from_memory_as_by_calls(maps: Maps, name: str) -> None:
+    table = maps[name]
+    assert len(table.prefix()) == 1
+    written = np.asarray([3, 700], np.uint32)
+    values = table.values_array(2)
+    values.view(np.uint8)[:] = np.random.default_rng(1).integers(1, 255, values.nbytes, np.uint8)
+    table.put_many(written, values)
+    try:
+        keys, found = table.items()
+        assert keys.tolist() == list(range(table.max_entries))
+        assert found[written].tobytes() == values.tobytes()
+        assert found.tobytes() == table.get_many(keys)[1].tobytes()
+        assert table.prefix().tobytes() == found[:701].tobytes()
+    finally:
+        table.put_many(written, table.values_array(2))
+    assert len(table.prefix()) == 1
