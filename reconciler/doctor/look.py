@@ -91,9 +91,8 @@ def _missing_capabilities() -> tuple[str, ...]:
 def _bcc() -> str | None:
     """Its version; None where it can't be used."""
     try:
+        from bcc import lib  # noqa: F401  # it needs libbcc, which the package alone does not bring
         from bcc.version import __version__
-
-        from reconciler.kernel import bpf  # noqa: F401  # it needs libbcc, which the package alone does not bring
     except (ImportError, OSError, AttributeError):
         return None
     return str(__version__)

@@ -1,4 +1,4 @@
-"""The kernel's bpf() calls, as small typed functions over the libbpf that bcc brings along.
+"""The kernel's bpf() calls, as small typed functions over libbpf.
 
 Nothing here knows of this project's maps or programs. File descriptors are plain ints that the caller closes;
 keys and values are addresses of memory that the caller owns. Every failure is a :class:`KernelError`.
@@ -12,9 +12,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bcc import lib
-
 from reconciler.errors import KernelError
+from reconciler.kernel.libbpf import function as _function
 
 ANY: Final = 0
 NOEXIST: Final = 1
@@ -27,11 +26,6 @@ PROG_TYPE_XDP: Final = 6
 
 LOG_TAIL_LINES: Final = 24
 _LOG_BYTES: Final = 16 << 20
-
-
-def _function(name: str, *argtypes: Any) -> Any:
-    """A libbpf function returning int. Made apart from ``lib.<name>``, so that bcc's own declaration stays."""
-    return ct.CFUNCTYPE(ct.c_int, *argtypes, use_errno=True)((name, lib))
 
 
 class _MapCreateOpts(ct.Structure):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -50,8 +52,24 @@ class ObjectCode:
 
 
 def source_tag(source: Path, defines: Mapping[str, int]) -> str:
-    """Hex digest of the C sources, the defines, the layout and the machine."""
-    digest = hashlib.sha256(f"{layout.fingerprint()} {os.uname().machine} {sorted(defines.items())}".encode())
+    """Hex digest of the C sources, the defines, the layout and the machine. Unchanged sources are not read again."""
+    return _source_tag(source, tuple(sorted(defines.items())), layout.fingerprint(), _identity(source))
+
+
+def _identity(source: Path) -> tuple[tuple[str, int, int, int, int], ...]:
+    """Of every file below: what changes when its content does."""
+    found = []
+    for directory, _, names in os.walk(source):
+        for name in names:
+            path = os.path.join(directory, name)  # noqa: PTH118  # at each look, and Path takes five times as long
+            status = os.stat(path)  # noqa: PTH116
+            found.append((path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=8)
+def _source_tag(source: Path, defines: tuple[tuple[str, int], ...], fingerprint: str, _: object) -> str:
+    digest = hashlib.sha256(f"{fingerprint} {os.uname().machine} {list(defines)}".encode())
     for path in sorted(source.rglob("*.[ch]")):
         digest.update(path.relative_to(source).as_posix().encode())
         digest.update(path.read_bytes())
@@ -85,10 +103,17 @@ def _compile(source: Path, defines: tuple[tuple[str, int], ...], tag: str) -> Ob
 
 def _compiler() -> str:
     """What else than the sources decides how the instructions turn out."""
-    from bcc.version import __version__
-
     headers = Path("/usr/include/linux/version.h")
-    return f"bcc {__version__}, headers {headers.read_text() if headers.exists() else 'none'}"
+    return f"bcc {_bcc_version()}, headers {headers.read_text() if headers.exists() else 'none'}"
+
+
+def _bcc_version() -> str:
+    """Read, since importing it would load the compiler. Raises :class:`CompileError` where there is no bcc."""
+    spec = importlib.util.find_spec("bcc")
+    for directory in (spec.submodule_search_locations or ()) if spec else ():
+        with contextlib.suppress(OSError):
+            return Path(directory, "version.py").read_text("utf-8").strip()
+    raise CompileError("the Python module bcc is not there: apt install python3-bpfcc")
 
 
 def _compile_in_child(source: Path, defines: tuple[tuple[str, int], ...], assertions: list[str]) -> dict[str, bytes]:

@@ -8,12 +8,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-from bcc import lib
+from typing import Final
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf
+from reconciler.kernel.libbpf import function as _function
 from reconciler.state.facts import ProgramInfo
 from reconciler.state.objects import TakenOver
 
@@ -114,11 +113,6 @@ def maps_of(program_id: int) -> frozenset[int]:
 
 
 # -- what libbpf knows and netlink does not ----------------------------------------------------------------------
-
-
-def _function(name: str, *argtypes: Any) -> Any:
-    """A libbpf function returning int. Made apart from ``lib.<name>``, so that bcc's own declaration stays."""
-    return ct.CFUNCTYPE(ct.c_int, *argtypes, use_errno=True)((name, lib))
 
 
 class _XdpLinkInfo(ct.Structure):

@@ -81,6 +81,7 @@ class Live:
     def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
         check_privileges()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
+        self._seen: OwnPrograms | None = None  # by an observation, for the facts that go with it
         self.ended: Callable[[Array], None] = lambda _: None
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
         self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
@@ -95,6 +96,7 @@ class Live:
         self.probe.close()
         self.programs.close()
         self.maps.close()
+        self._seen = None
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Live:
         """Read everything. Raises :class:`KernelError`."""
         self.close()
         bpffs.locate(self._bpffs_dir)  # that it may be used
-        own = self._own()
+        own = self._seen = self._own()
         seen = links.observe_attachments(own)
         attached = seen.attachments
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
@@ -135,8 +137,9 @@ class Live:
         return replace(own, former=own.former | links.unpinned(own))
 
     def facts(self, config: Config) -> HostFacts:
-        """What the host is like, as far as this configuration asks."""
-        own = self._own()
+        """What the host is like, as far as this configuration asks. Right after :meth:`observe` our programs are what
+        that has found."""
+        own, self._seen = self._seen or self._own(), None
         targets = target_addresses(config)
         first = host.host_facts(targets, (), own.ids)
         taken = {ifindex: each for ifindex, each in own.taken_over.items() if ifindex not in first.foreign_xdp}
