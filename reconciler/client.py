@@ -381,11 +381,17 @@ class Client(Edits):
     def _direct(self) -> Engine:
         if self._engine is None:
             from reconciler.engine import Engine  # only now: it needs root, bcc and a kernel
-            from reconciler.runtime import logs
+            from reconciler.runtime.logger import when_used
 
-            logs.quiet()
+            when_used(_quiet)
             self._engine = Engine(self._places)
         return self._engine
+
+
+def _quiet() -> None:
+    from reconciler.runtime import logs
+
+    logs.quiet()
 
 
 def _same(one: Path, other: Path) -> bool:

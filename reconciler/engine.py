@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Unpack
 
-import structlog
-
 from reconciler import answers, report, selection
 from reconciler.answers import Attempt
 from reconciler.config import files as config_files
@@ -24,6 +22,7 @@ from reconciler.runtime.commits import Commits
 from reconciler.runtime.conditions import Conditions, Situation
 from reconciler.runtime.events import Events
 from reconciler.runtime.history import History
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.signed import Signatures
@@ -47,7 +46,7 @@ __all__ = ["Engine", "HeldError", "View"]
 
 _READ_TRIES: Final = 20
 
-_log = structlog.get_logger("engine")
+_log = Logger("engine")
 
 
 class Engine:

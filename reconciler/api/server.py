@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import structlog
 from aiohttp import web
 
 from reconciler import answers
@@ -43,6 +42,7 @@ from reconciler.errors import (
 )
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
+from reconciler.runtime.logger import Logger
 from reconciler.selection import FILTERS, event_kinds
 from reconciler.trouble import explained
 
@@ -54,7 +54,7 @@ _MAX_LINE_BYTES: Final = 8190
 _DIGITS: Final = 18
 _SOCKET_MODE: Final = 0o660
 
-_log = structlog.get_logger("api")
+_log = Logger("api")
 
 
 class Commands(Protocol):

@@ -57,9 +57,14 @@ class Session:
             """Without a daemon, what the engine logs goes to our stderr."""
 
             def _direct(self) -> Engine:
-                from reconciler.runtime import logs
+                from reconciler.runtime.logger import when_used
 
-                logs.set_up("console", level)
+                def set_up() -> None:
+                    from reconciler.runtime import logs
+
+                    logs.set_up("console", level)
+
+                when_used(set_up)
                 return super()._direct()
 
         return LoggingClient(**self.places, require_signed=self.require_signed)

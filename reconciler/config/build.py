@@ -7,9 +7,9 @@ from typing import Any
 
 from reconciler.config import check, healthcheck, packet_tests, schema
 from reconciler.config.document import Document, Mapping, Sequence
-from reconciler.config.explain import path_text
 from reconciler.config.formats import Formats
 from reconciler.config.healthcheck import HealthCheck
+from reconciler.config.messages import path_text
 from reconciler.config.model import (
     NOWHERE,
     Fragment,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reconciler.config import document
-from reconciler.config.explain import path_text
+from reconciler.config.messages import path_text
 from reconciler.config.notation import SyntaxProblem, line_column
 from reconciler.config.spans import ALIAS, MAP, Node
 from reconciler.config.splice import Source, Splice, UneditableError, spliced

@@ -16,10 +16,8 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from reconciler.config.formats import FORMATS, Formats
-from reconciler.config.messages import hint, nearest, show
+from reconciler.config.messages import Path, hint, nearest, show
 from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
-
-Path = tuple[str | int, ...]
 
 # What the format has but this version does not do: name of the definition in the schema -> keys.
 UNSUPPORTED_KEYS: Final[dict[str, frozenset[str]]] = {}
@@ -32,12 +30,6 @@ class Fault:
     path: Path
     of_key: bool
     message: str
-
-
-def path_text(path: Path) -> str:
-    """A path in the document as text: ``proxies[0].listen.port``."""
-    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return "".join(parts).removeprefix(".")
 
 
 class _ReadyError(ValidationError):

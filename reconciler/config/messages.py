@@ -6,6 +6,15 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+Path = tuple[str | int, ...]
+"""From a document's root to a value in it."""
+
+
+def path_text(path: Path) -> str:
+    """A path in the document as text: ``proxies[0].listen.port``."""
+    parts = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join(parts).removeprefix(".")
+
 
 def show(value: Any) -> str:
     """A value as a message quotes it: one line, at most some 60 characters."""

@@ -10,9 +10,8 @@ from typing import Any, Final
 from reconciler.config import schema
 from reconciler.config.check import all_targets, problem
 from reconciler.config.document import Document, Mapping
-from reconciler.config.explain import path_text
 from reconciler.config.formats import Formats
-from reconciler.config.messages import hint
+from reconciler.config.messages import hint, path_text
 from reconciler.config.model import Expectation, Fragment, PacketTest, Place, Proxy
 from reconciler.config.notation import line_column
 from reconciler.errors import Problem

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reconciler import resources
 from reconciler.config.document import Document, Mapping, Sequence
 from reconciler.config.formats import Formats
-from reconciler.config.messages import show
+from reconciler.config.messages import path_text, show
 from reconciler.config.predicate import Compiler, Schema
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Checker:
             return False
         if self._compiler.predicate(self._schema)(root):
             return True
-        from reconciler.config.explain import Explainer, path_text  # jsonschema takes 0.1 s to load
+        from reconciler.config.explain import Explainer  # jsonschema takes 0.1 s to load
 
         told: set[tuple[int, str]] = set()
         faults = Explainer(self._schema, self._compiler, self._formats).faults(root)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from reconciler import answers, report
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
 from reconciler.runtime.clock import now
 from reconciler.runtime.git import Commit, commit_of
 from reconciler.runtime.history import APPLIED
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.snapshot import is_config_file
 from reconciler.state.diff import diff
 from reconciler.state.objects import Revision
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _MOST_CHANGES: Final = 100  # of one commit, in the history
 _MOST_TEXT: Final = 4000  # of an error, in the history
 
-_log = structlog.get_logger("engine")
+_log = Logger("engine")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from reconciler.answers import Condition, Sync, Unconfirmed
 from reconciler.errors import ConfigError, ForeignProgramError, RevproxyError, UnsignedError
 from reconciler.runtime.clock import now
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import HeldError
 
 TRUE: Final = "True"
 FALSE: Final = "False"
 
-_log = structlog.get_logger("conditions")
+_log = Logger("conditions")
 
 
 @dataclass(frozen=True, slots=True)

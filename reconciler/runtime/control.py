@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from reconciler.answers import from_json, to_json
 from reconciler.errors import RevproxyError
+from reconciler.runtime.logger import Logger
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-_log = structlog.get_logger("control")
+_log = Logger("control")
 
 
 @dataclass(frozen=True, slots=True)

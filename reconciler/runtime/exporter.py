@@ -11,18 +11,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-import structlog
 from aiohttp import web
 
 from reconciler.config.model import Metrics as Settings
 from reconciler.errors import RevproxyError
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.metrics import Metrics
 
 RETRY_SEC: Final = 5.0
 """A port that was in use is tried again after this."""
 _MAX_LINE_BYTES: Final = 8190
 
-_log = structlog.get_logger("exporter")
+_log = Logger("exporter")
 
 
 class _Site:

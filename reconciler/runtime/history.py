@@ -14,18 +14,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
 from reconciler.answers import HistoryEntry, from_json, to_json
 from reconciler.config.model import SourceFile
 from reconciler.errors import RevproxyError
 from reconciler.places import Places
+from reconciler.runtime.logger import Logger
 
 RECORDS: Final = 1000
 KEPT: Final = 100
 APPLIED: Final = "applied"
 
-_log = structlog.get_logger("history")
+_log = Logger("history")
 
 
 class History:

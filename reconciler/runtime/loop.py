@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from reconciler.errors import ConfigError, RevproxyError
 from reconciler.runtime.hold import Hold
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import Origin
 from reconciler.trouble import EXPLAINED, explained
 
@@ -21,7 +20,7 @@ _FIRST_RETRY_SEC: Final = 1.0
 _LAST_RETRY_SEC: Final = 60.0
 _EXPIRE_RETRY_SEC: Final = 5.0
 
-_log = structlog.get_logger("reconciler")
+_log = Logger("reconciler")
 
 
 class Loop:

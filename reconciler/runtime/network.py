@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
 from reconciler.kernel.monitor import Monitor, Subject
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.worker import Worker
 
 _PAUSE_SEC: Final = 0.2
@@ -18,7 +17,7 @@ not a thousand times."""
 _LOOK: Final = frozenset({Subject.LINK, Subject.ADDRESS, Subject.ROUTE, Subject.TC, Subject.SYSCTL, Subject.EVERYTHING})
 _WAYS: Final = frozenset({Subject.LINK, Subject.ROUTE, Subject.NEIGHBOUR, Subject.EVERYTHING})
 
-_log = structlog.get_logger("network")
+_log = Logger("network")
 
 
 class Follower:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import structlog
-
 from reconciler.runtime.control import boot_id
+from reconciler.runtime.logger import Logger
 
-_log = structlog.get_logger("originals")
+_log = Logger("originals")
 
 Pair = tuple[str, str]
 """What stood there before, what we set."""

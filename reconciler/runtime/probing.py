@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from reconciler.config.model import PacketTest
 from reconciler.errors import KernelError, ProbeError, Problem, RevproxyError, TestsFailedError
 from reconciler.kernel.frames import Packet, faults
 from reconciler.kernel.host import hardware_address
 from reconciler.kernel.probe import Sent
+from reconciler.runtime.logger import Logger
 from reconciler.state.decide import Decision, Trial, decide, is_martian, trials
 from reconciler.state.facts import Interface
 from reconciler.state.objects import Destination, Endpoint, KernelState, ListenerKey, Mode, Protocol, XdpMode
@@ -34,7 +33,7 @@ _ONE_GROUP: Final = 48  # packets until each target of a group has been met
 FIRST_PORT: Final = 40000  # of the clients that try a commit
 _MOST_FAILURES: Final = 5
 
-_log = structlog.get_logger("probe")
+_log = Logger("probe")
 
 _DROPS: Final = {
     "drop_denied": "denied",

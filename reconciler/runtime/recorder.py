@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import structlog
 
 from reconciler.errors import KernelError
 from reconciler.kernel import eventring, layout
@@ -24,12 +23,13 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Array, Map
 from reconciler.runtime.connlog import ConnectionBatch, marks
 from reconciler.runtime.events import Events
+from reconciler.runtime.logger import Logger
 
 POLL_SEC: Final = 0.05
 _REMEMBERED: Final = 100_000  # closed connections, so that none is told of twice
 _MAPS: Final = ("event_ring", "control", "settings", "proxy_name", "outcome")
 
-_log = structlog.get_logger("recorder")
+_log = Logger("recorder")
 
 
 class Recorder:

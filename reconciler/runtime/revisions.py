@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from reconciler import answers
 from reconciler.config.files import parse_sources
 from reconciler.errors import NothingToConfirmError, RevproxyError
@@ -14,6 +12,7 @@ from reconciler.runtime import clock
 from reconciler.runtime.control import Control, ControlFile, Hold, Unconfirmed, boot_clock, boot_id
 from reconciler.runtime.git import Commit
 from reconciler.runtime.history import APPLIED
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import Origin
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ LONGEST_SEC: Final = 7 * 86400.0
 _JUST_NOW_SEC: Final = 60.0
 """``apply --confirm-within`` takes over what the daemon has applied from the same files within that time."""
 
-_log = structlog.get_logger("revisions")
+_log = Logger("revisions")
 
 
 class Revisions:

@@ -11,13 +11,12 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import structlog
-
 from reconciler import answers
 from reconciler.config.healthcheck import OnUnhealthy
 from reconciler.errors import RevproxyError
 from reconciler.runtime.drains import Drains, matches, overlap
 from reconciler.runtime.health.condition import Condition, Health
+from reconciler.runtime.logger import Logger
 from reconciler.state import share, steering
 from reconciler.state.objects import QUARTERS, Endpoint
 from reconciler.state.share import Drain, is_drained
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 Target = tuple[str, Endpoint]
 
-_log = structlog.get_logger("steering")
+_log = Logger("steering")
 
 
 def checks_of(config: Config) -> dict[Target, HealthCheck]:

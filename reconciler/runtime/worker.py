@@ -13,12 +13,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from reconciler.errors import DaemonError
+from reconciler.runtime.logger import Logger
 from reconciler.trouble import EXPLAINED, explained
 
-_log = structlog.get_logger("worker")
+_log = Logger("worker")
 
 
 @dataclass(frozen=True, slots=True)

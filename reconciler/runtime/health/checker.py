@@ -15,12 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import structlog
-
 from reconciler.config.healthcheck import HealthCheck, OnUnhealthy
 from reconciler.runtime.health import condition as conditions
 from reconciler.runtime.health.condition import Condition
 from reconciler.runtime.health.probe import probe
+from reconciler.runtime.logger import Logger
 from reconciler.state.objects import Endpoint, IPAddress
 
 Target = tuple[str, Endpoint]
@@ -40,7 +39,7 @@ _GOLDEN: Final = 0.6180339887498949  # its multiples, modulo 1, are evenly sprea
 _DESCRIPTORS: Final = 65536
 _SPARE_DESCRIPTORS: Final = 256
 
-_log = structlog.get_logger("health")
+_log = Logger("health")
 
 
 @dataclass(frozen=True, slots=True)

@@ -432,6 +432,17 @@ def test_help_is_quick_to_load() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_engine_loads_no_compiler() -> None:
+    """Nor what only says what went wrong: each is a part of every command's time, and of the daemon's memory."""
+    program = (
+        "import sys\nimport reconciler.engine, reconciler.runtime.live\n"
+        "heavy = {'bcc', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'watchdog'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
