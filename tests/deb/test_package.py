@@ -5,7 +5,6 @@ Run by packaging/test-deb.sh, which builds what it needs.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import threading
@@ -19,8 +18,8 @@ import pytest
 from netlab import Lab, wait_for
 from tests.deb.conftest import Machine
 from tests.e2e.instance import web
+from tests.readme import block
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "/etc/revproxy/config.d/web.yaml"
 # What dpkg, apt, man-db and systemd themselves keep about every package and unit there ever was.
 _OTHERS = "/var/lib/dpkg /var/lib/apt /var/log /var/cache/apt /var/cache/man /var/cache/debconf"
@@ -30,23 +29,20 @@ _SNAPSHOT = (
 )
 
 
-def block(name: str) -> str:
-    """The commands below a comment of that name in the README."""
-    found = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found, name
-    return found[1]
-
-
 def servers(lab: Lab, port: int = 80) -> set[str]:
     return {lab.curl(f"http://{lab.proxy4}:{port}/").split()[0] for _ in range(20)}
 
 
 def install(machine: Machine, deb: Path) -> str:
-    shutil.copy(deb, machine.root / "root")
-    done = machine.run(
-        f"apt-get install --yes --no-install-recommends -o APT::Sandbox::User=root /root/{deb.name} 2>&1"
-    )
-    return done.stdout
+    """As the README says, without its questions."""
+    build, apt = block("install").splitlines()
+    assert build == "make deb", "which packaging/test-deb.sh has done"
+    dist = machine.root / "root" / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    dist.mkdir()
+    shutil.copy(deb, dist / deb.name.replace("next", f"revproxy_{deb.stem}"))
+    quiet = "apt-get --yes --no-install-recommends -o APT::Sandbox::User=root install"
+    return machine.run(f"cd /root; {apt.replace('apt install', quiet)} 2>&1").stdout
 
 
 @contextmanager

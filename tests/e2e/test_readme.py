@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 from pathlib import Path
@@ -12,16 +11,9 @@ import pytest
 
 from netlab import Lab, wait_for
 from tests.e2e.instance import PROGRAMS, Instance
+from tests.readme import block
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-
-
-def block(name: str) -> str:
-    """The commands below a comment of that name."""
-    found = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", README, re.DOTALL)
-    assert found, name
-    return found[1]
 
 
 def in_the_lab(commands: str, lab: Lab, instance: Instance) -> str:
@@ -73,6 +65,11 @@ def test_quick_start(lab: Lab, instance: Instance) -> None:
     printed = shell(until_edit, lab, instance)
     assert "Synced" in printed
     assert f"{lab.backends[1].ip4}:8080" in printed
+    piped, followed, rest_of_it = block("events").split("\n")
+    assert rest_of_it == ""
+    interrupted = "timeout --preserve-status --signal=INT 2 " + followed.partition("#")[0] + " || [ $? = 130 ]\n"
+    printed = shell(after.splitlines()[0] + f"\n{piped}\n{interrupted}", lab, instance)
+    assert "config_applied" in printed
     wait_for(lambda: servers(lab) == {one}, "the edit is live")
     instance.wait_synced()
     export = after.splitlines()[0] + "\n"
@@ -92,19 +89,9 @@ def test_editing(lab: Lab, instance: Instance) -> None:
     assert list(instance.config_dir.iterdir()) == []
 
 
-@pytest.mark.usefixtures("path")
-def test_completion(lab: Lab, instance: Instance) -> None:
-    """In bash, as a person would: what it offers behind the half-typed word."""
-    instance.write("apiVersion: revproxy/v1\nproxies: []\n")
-    export = block("quick start: after").splitlines()[0] + "\n"
-    line = next(line for line in block("completion").splitlines() if "bash_source" in line).partition("#")[0]
-    asked = "COMP_WORDS=(revproxyctl proxy sh); COMP_CWORD=2; _revproxyctl_completion revproxyctl\n"
-    asked += 'echo "${COMPREPLY[@]}"\n'
-    assert shell(f"{export}{line}\n{asked}", lab, instance) == "show\n"
-
-
-def test_first_try_without_a_file(lab: Lab, instance: Instance) -> None:
-    program, *words = in_the_lab(block("first try"), lab, instance).split()
+@pytest.mark.parametrize("name", ["start", "first try"])
+def test_first_try_without_a_file(lab: Lab, instance: Instance, name: str) -> None:
+    program, *words = in_the_lab(block(name), lab, instance).removeprefix(".venv/bin/").split()
     assert program == "revproxyd"
     env = {name: value for name, value in instance.env.items() if name != "REVPROXY_CONFIG_DIR"}
     daemon = lab.spawn(lab.proxy, PROGRAMS / program, *words, env=env)

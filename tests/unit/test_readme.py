@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from reconciler.cli import app
 from reconciler.daemon import command as daemon
 from reconciler.places import Places
+from tests.readme import block
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -57,9 +58,20 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_there_is_yaml() -> None:
-    assert len(YAML_BLOCKS) == 1
-    assert len(HERE_DOCUMENTS) == 1
+def test_everything_to_type_has_a_name_and_a_test_that_types_it() -> None:
+    fences = re.findall(r"(?:<!-- (.*?) -->\n)?```(\w*)\n.*?```", README, re.DOTALL)
+    assert {language for _, language in fences} == {"sh", "yaml", "text"}
+    assert [each for each in fences if not each[0]] == []
+    names = [name for name, _ in fences]
+    assert len(set(names)) == len(names)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
+    quoted = set(re.findall(r'"([a-zA-Z][^"\n]*)"', tests))
+    typed = quoted | {f"task: {each}" for each in quoted} | {f"task: {each}, then" for each in quoted}
+    assert set(names) - typed == {"reference", "make", "make demo"}, "those are checked here, and in test_demo.py"
+
+
+def test_nothing_to_type_stands_outside_of_the_named_blocks() -> None:
+    assert re.findall(r"^ {4,}\S.*$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE) == []
 
 
 def test_the_example_configuration_is_valid() -> None:
@@ -154,6 +166,11 @@ def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 5
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_first_commands_are_targets_that_tests_run() -> None:
+    lines = [line.partition("#")[0].split() for line in block("make").splitlines()]
+    assert lines == [["make", "demo"], ["make", "test"]]  # tests/e2e/test_demo.py, and this
 
 
 def test_make_has_the_targets() -> None:
