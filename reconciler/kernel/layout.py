@@ -342,12 +342,17 @@ def assertions() -> Iterator[str]:
         yield f'_Static_assert(MAP_{name.upper()} == {number}, "map {name}");'
 
 
+def description() -> str:
+    """Every map's name, type, key, value, number of entries and flags, a Python literal a line: what another version
+    needs to read the maps."""
+    rows = (
+        (spec.name, int(spec.type), spec.key.descr, spec.value.descr, spec.max_entries, spec.flags)
+        for spec in MAPS.values()
+    )
+    return "".join(f"{row!r}\n" for row in rows)
+
+
 def fingerprint() -> str:
-    """Hex digest of every map's type, sizes and fields: part of the pin path, so that a program never opens
-    maps of another layout."""
-    digest = hashlib.sha256()
-    for spec in MAPS.values():
-        digest.update(
-            repr((spec.name, int(spec.type), spec.key.descr, spec.value.descr, spec.max_entries, spec.flags)).encode()
-        )
-    return digest.hexdigest()[:12]
+    """Hex digest of :func:`description`: part of the pin path, so that a program never opens maps of another
+    layout."""
+    return hashlib.sha256(description().encode()).hexdigest()[:12]

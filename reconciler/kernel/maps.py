@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout
+from reconciler.kernel import bpf, layout, layoutpin
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
 
@@ -337,6 +337,7 @@ class Maps:
         self.gateway.call(
             "make directory", str(self.directory), lambda: self.directory.mkdir(parents=True, exist_ok=True)
         )
+        layoutpin.pin(self.root, self.gateway)
         for spec in layout.MAPS.values():
             fd = create_map(spec, max_connections)
             try:
@@ -353,6 +354,7 @@ class Maps:
         if self.directory.is_dir():
             for path in sorted(self.directory.iterdir()):
                 self.gateway.call("unpin", f"map {path.name}", lambda path=path: path.unlink(missing_ok=True))  # type: ignore[misc]
+        layoutpin.unpin(self.root, self.gateway)
         for directory in (self.directory, self.root):
             if directory.is_dir() and not any(directory.iterdir()):
                 self.gateway.call("remove directory", str(directory), directory.rmdir)

@@ -88,6 +88,11 @@ class Programs:
         """The state that today's sources make. Compiles nothing."""
         return ProgramState(source_tag(self.source, {}), max_connections)
 
+    @staticmethod
+    def named(name: str) -> ProgramState | None:
+        """The state that a set of programs with this name in its pins is; None if it is none."""
+        return _parse(name)
+
     @property
     def current(self) -> ProgramState | None:
         """The set in force, None if there is none."""

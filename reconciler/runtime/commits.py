@@ -186,15 +186,15 @@ class Commits:
 
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
         """Objects that were not as this instance had made them, and are put right. Of what the first look after a start
-        finds, all that makes no new revision, but for another version of the programs."""
+        finds, all that makes no new revision, but for another version of the programs and where they are attached."""
         found = () if new else view.changes
         if self._in_force is not None:
             # Health and drains move without a commit.
             state = replace(self._in_force.state, shares=view.observed.state.shares)
             found = diff(replace(self._in_force, state=state), view.observed)
-        put_right = {
-            (each.object, each.name) for each in view.changes if (each.object, each.action) != ("program", "replace")
-        }
+        exchanged = any((each.object, each.action) == ("program", "replace") for each in view.changes)
+        ours = {"program", "interface"} if exchanged else set()
+        put_right = {(each.object, each.name) for each in view.changes if each.object not in ours}
         return tuple(each for each in found if (each.object, each.name) in put_right)
 
     def note_refused(self, error: RevproxyError, view: View | None, cause: str) -> answers.HistoryEntry:

@@ -6,9 +6,7 @@ somebody removed or exchanged must not stay hidden behind an open descriptor.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -20,13 +18,13 @@ import numpy as np
 from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
-from reconciler.kernel import bpf, bpffs, connections, counters, host, layout, links, store, sysctls
+from reconciler.kernel import bpffs, connections, counters, host, layout, links, store, sysctls
 from reconciler.kernel.connections import Ended
 from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.identity import OwnPrograms, program_info
+from reconciler.kernel.identity import OwnPrograms
 from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.observe import observe
 from reconciler.kernel.probe import Probe
@@ -36,6 +34,7 @@ from reconciler.kernel.resets import reset
 from reconciler.kernel.store import Manifest
 from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
+from reconciler.runtime.takeover import Takeover
 from reconciler.state.allocate import Limits
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
@@ -90,6 +89,7 @@ class Live:
         self.maps = Maps(directory, self._gateway)
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
         self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
+        self.takeover = Takeover(self.maps, self.programs, self._gateway)
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -124,16 +124,18 @@ class Live:
         seen = links.observe_attachments(own)
         attached = seen.attachments
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
-        program = self.programs.current if self.maps.exists else None
+        program = (self.programs.current or self.takeover.program) if self.maps.exists else None
         found = observe(self.maps, program=program, attachments=attached, read_sysctls=sysctls.read_all)
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
         )
+        left = left or self.takeover.pending
         return replace(found, unfinished=found.unfinished or left)
 
     def _own(self) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""
         own = self.programs.own()
+        own = replace(own, former=own.former | self.takeover.program_ids())
         return replace(own, former=own.former | links.unpinned(own))
 
     def facts(self, config: Config) -> HostFacts:
@@ -242,14 +244,16 @@ class Live:
     def recover(self) -> list[Recovered]:
         """Put right what an interrupted commit left, and free what only connections that have ended needed; what that
         was."""
-        if not self._open():
-            return []
         own = self._own()
         seen = links.observe_attachments(own)
         interfaces = seen.interfaces.values()
         attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
         attached.update(number for one in interfaces for number in one.xdp.programs.values())
-        programs = [Recovered(text) for text in self.programs.recover(frozenset(attached))]
+        programs = [Recovered(text) for text in self.takeover.begin(attached)]
+        if not self._open():
+            return programs
+        programs += [Recovered(text) for text in self.takeover.end(attached)]
+        programs += [Recovered(text) for text in self.programs.recover(frozenset(attached))]
         programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]
         programs += [Recovered(text) for text in self._let_go(own, seen)]
         return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
@@ -271,7 +275,7 @@ class Live:
         if lost:
             state = replace(observed.state, sysctls=observed.state.sysctls | sysctls.read_all(lost))
             observed = replace(observed, state=state, remembered=observed.remembered | lost)
-        own = self._own_of_all_layouts()
+        own = self._own()
         # What only our programs make harmless goes before them.
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if opens(name)))
         seen = links.observe_attachments(own)
@@ -286,7 +290,9 @@ class Live:
         self.programs.remove()
         self.probe.remove()
         self.maps.remove()
-        there |= self._remove_other_layouts()
+        for other in self.takeover.others():
+            self.takeover.remove(other)
+            there = True
         if there:
             removed.append(f"removed the pins in {self._bpffs_dir}")
         self.close()
@@ -301,15 +307,6 @@ class Live:
                 sysctls.write(name, before, self._gateway)
                 yield f"sysctl {name} back to {before}"
 
-    def _other_layouts(self) -> list[Path]:
-        """Pins of versions whose maps look otherwise."""
-        parent, kept = self.maps.root.parent, self.programs.kept.directory
-        return (
-            [path for path in parent.iterdir() if path not in (self.maps.root, kept) and path.is_dir()]
-            if parent.is_dir()
-            else []
-        )
-
     def _let_go(self, own: OwnPrograms, seen: links.ObservedAttachments) -> Iterator[str]:
         """Unpin programs of others that are not to be put back any more; why, in words."""
         for ifindex, why in links.stale(seen, own).items():
@@ -323,31 +320,13 @@ class Live:
         """Whether there is anything for :meth:`_let_go`."""
         return bool(links.stale(seen, own)) or self.programs.kept.interrupted
 
-    def _own_of_all_layouts(self) -> OwnPrograms:
-        own, others = self._own(), set()
-        for pin in (pin for layout_ in self._other_layouts() for pin in layout_.glob("progs/*/*")):
-            with contextlib.suppress(KernelError):  # a directory, or no program
-                descriptor = bpf.obj_get(str(pin))
-                try:
-                    others.add(program_info(descriptor).id)
-                finally:
-                    os.close(descriptor)
-        return replace(own, former=own.former | others)
-
-    def _remove_other_layouts(self) -> bool:
-        others = self._other_layouts()
-        for root in others:
-            for path in sorted(root.rglob("*"), reverse=True):
-                remove = path.rmdir if path.is_dir() and not path.is_symlink() else path.unlink
-                self._gateway.call("unpin", str(path), remove)
-            self._gateway.call("remove directory", str(root), root.rmdir)
-        return bool(others)
-
     # -- what a commit needs of the host (transaction.Host) ------------------------------------------------
 
     def attach(self, wanted: Attachment) -> None:
         """Bring an interface to ``wanted``."""
+        self.takeover.carry_over()
         links.attach(wanted, self._own(), self._gateway, self.programs.kept)
+        self.takeover.carry_over()
 
     def detach(self, attachment: Attachment) -> None:
         """Take everything of ours off an interface."""

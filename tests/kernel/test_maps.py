@@ -87,7 +87,7 @@ def test_making_killed_anywhere_is_completed() -> None:
             again.open()
             again.remove()
             assert list(directory.iterdir()) == []
-        assert number == len(layout.MAPS) + 2  # one directory, each map, and then it came to its end
+        assert number == len(layout.MAPS) + 3  # one directory, the layout, each map, and then it came to its end
 
 
 def test_using_maps_that_are_not_open_says_so() -> None:
