@@ -12,6 +12,7 @@ from reconciler.config.document import Document, Mapping, Sequence
 from reconciler.config.formats import Formats
 from reconciler.config.messages import path_text, show
 from reconciler.config.predicate import Compiler, Schema
+from reconciler.errors import RevproxyError
 
 if TYPE_CHECKING:
     from reconciler.config.explain import Fault
@@ -24,8 +25,12 @@ API_VERSION: Final = "revproxy/v1"
 
 @cache
 def load() -> Schema:
-    """The JSON Schema of the configuration files."""
-    schema: Schema = json.loads(resources.schema_file().read_text("utf-8"))
+    """The JSON Schema of the configuration files. Raises :class:`RevproxyError` if the installed one is broken."""
+    file = resources.schema_file()
+    try:
+        schema: Schema = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise RevproxyError(f"{file}: is no JSON: {error}: the installation is broken, install it anew") from error
     return schema
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -68,3 +69,18 @@ def test_it_works_in_a_fresh_environment(wheel: zipfile.ZipFile, tmp_path: Path)
     assert "--config-dir" in run(programs / "revproxyd", "--help")
     compiling = "from reconciler import resources; from reconciler.kernel.compiler import compile_programs"
     run(python, "-c", f"{compiling}; compile_programs(resources.bpf_dir())")
+
+
+def test_the_same_wheel_comes_out_of_a_source_distribution(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Which holds everything that git does, but for what is about git and this project's CI."""
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
+    subprocess.run([*build, "--target", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path)
+    tree = tmp_path / archive.name.removesuffix(".tar.gz")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True).stdout
+    missing = {name for name in listed.splitlines() if (ROOT / name).is_file() and not (tree / name).is_file()}
+    assert {name.split("/")[0] for name in missing} <= {".ci", ".pre-commit-hooks.yaml"}
+    subprocess.run([*build, "--target", "wheel"], cwd=tree, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    assert sorted(zipfile.ZipFile(built).namelist()) == sorted(wheel.namelist())

@@ -74,6 +74,19 @@ def test_streams_that_are_closed(files: Path, stream: str) -> None:
     assert done.stdout == ("" if ">&-" in stream.split() else "[]\n")
 
 
+@pytest.mark.parametrize("content", ["", "{"])
+def test_an_installation_whose_schema_is_broken(files: Path, tmp_path: Path, content: str) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text(content)
+    code = "import pathlib\nfrom reconciler import resources\n"
+    code += f"resources.schema_file = lambda: pathlib.Path({str(broken)!r})\n"
+    command = [sys.executable, "-c", code + START.format("revproxyctl"), "validate", str(files / "web.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"revproxyctl: {broken}: is no JSON: ")
+    assert done.stderr.endswith("install it anew\n")
+
+
 def test_a_full_disk_behind_the_output(files: Path) -> None:
     done = run(">/dev/full", "validate", str(files), "--output", "json")
     assert done.returncode == 1
