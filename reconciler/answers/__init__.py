@@ -6,7 +6,7 @@ The field names are the keys of the JSON that scripts rely on. :func:`to_json` a
 from __future__ import annotations
 
 from reconciler.answers.configured import ConfiguredProxy, ConfiguredRoute, ConfiguredTarget, Edited, EditHold
-from reconciler.answers.connections import Connection, Draining, DrainingTarget, Flushed
+from reconciler.answers.connections import Connection, ConnectionCount, Draining, DrainingTarget, Flushed
 from reconciler.answers.events import KINDS, Event
 from reconciler.answers.host import Conflict, Diagnosis, Finding, InterfaceDetail, Level, Program
 from reconciler.answers.instance import Instance, TakenDown
@@ -39,6 +39,7 @@ __all__ = [
     "Confirmed",
     "Conflict",
     "Connection",
+    "ConnectionCount",
     "Diagnosis",
     "Difference",
     "Draining",

@@ -24,6 +24,13 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionCount:
+    """How many connections there are."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flushed:
     """How many connections were forgotten."""
 

@@ -1,19 +1,14 @@
 """The daemon's HTTP interface on a unix socket: JSON in and out, versioned paths, one thread of its own.
 
-Handlers check what came in and hand the work to the daemon's worker; they never touch the kernel. Every error is
-``{"error": text, "problems": [...], "kind": name}`` with a status code that says whose fault it is; ``kind`` names the
-exception, of :mod:`reconciler.errors`, or is RequestError (there is no such request) or InternalError.
+What can be asked for is in :mod:`reconciler.api.routes`. Handlers hand the work to the daemon's worker; they never
+touch the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
-import secrets
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,38 +18,22 @@ from aiohttp import web
 
 from reconciler import answers
 from reconciler.answers import to_json
+from reconciler.api import failures, openapi, requests
+from reconciler.api.routes import MAX_PLAN_BYTES, ROUTES, Route
 from reconciler.api.streams import Streams
-from reconciler.errors import (
-    TOLD,
-    CapacityError,
-    CompileError,
-    ConfigError,
-    ForeignProgramError,
-    HostError,
-    KernelError,
-    LockedError,
-    NothingToConfirmError,
-    RevproxyError,
-    StaleError,
-    TransactionError,
-    UnfinishedError,
-    UsageError,
-)
+from reconciler.errors import RevproxyError
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
-from reconciler.runtime.logger import Logger
-from reconciler.selection import FILTERS, event_kinds
-from reconciler.trouble import explained
+from reconciler.runtime.webserver import WebServer
+from reconciler.selection import event_kinds
 
-MAX_BODY_BYTES: Final = 64 * 1024
-MAX_EDIT_SEC: Final = 300
-MAX_PLAN_BYTES: Final = 256 << 20
-"""A saved plan holds the files it was made of."""
-_MAX_LINE_BYTES: Final = 8190
-_DIGITS: Final = 18
 _SOCKET_MODE: Final = 0o660
+_READ_SEC: Final = 30.0
+"""For so long a request's body may be on its way."""
+_ANSWER_SEC: Final = 600.0
+"""For so long the worker is waited for: twice as long as a compilation and the look behind it."""
 
-_log = Logger("api")
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class Commands(Protocol):
@@ -100,10 +79,6 @@ Submit = Callable[[Callable[[], Any]], "Future[Any]"]
 """Runs a function on the worker and gives its result later."""
 
 
-class _BadRequestError(Exception):
-    """The request is not one we understand; the text says why."""
-
-
 class Server:
     """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread."""
 
@@ -117,171 +92,115 @@ class Server:
     ) -> None:
         self._streams = Streams(events or Events())
         self._path, self._commands, self._submit, self._instance = path, commands, submit, instance
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
-        self._started: Future[None] = Future()
-        self._stop = asyncio.Event()
+        self._special: Mapping[str, Handler] = {
+            "document": self._get_document,
+            "instance": self._get_instance,
+            "connections": self._connections,
+            "explain": self._explain,
+            "flush": self._flush,
+            "apply": self._apply,
+            "rollback": self._rollback,
+            "end_edit": self._end_edit,
+        }
+        self._web = WebServer("api", ((self._application, self._listen),), self._streams.end)
 
     def start(self) -> None:
         """Listen; returns when connections are taken. Raises :class:`RevproxyError` if the socket can't be made."""
-        self._thread.start()
-        self._started.result()
+        try:
+            self._web.start()
+        except OSError as error:
+            raise RevproxyError(f"{self._path}: {error.strerror or error}") from error
 
     def stop(self) -> None:
         """Answer what is being answered, close the socket, remove it."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
+        self._web.stop()
+        self._path.unlink(missing_ok=True)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except OSError as error:
-            self._started.set_exception(RevproxyError(f"{self._path}: {error.strerror or error}"))
-        finally:
-            self._loop.close()
-
-    async def _serve(self) -> None:
-        # Handlers' errors are logged below; what is left is what aiohttp says about requests that are no HTTP.
-        quiet = logging.getLogger(f"{__name__}.http")
-        quiet.setLevel(logging.CRITICAL)
-        runner = web.AppRunner(
-            self._application(),
-            access_log=None,
-            logger=quiet,
-            max_line_size=_MAX_LINE_BYTES,
-            max_field_size=_MAX_LINE_BYTES,
-        )
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listen(self._path)).start()
-            self._started.set_result(None)
-            await self._stop.wait()
-        finally:
-            self._streams.end()
-            await runner.cleanup()
-            self._path.unlink(missing_ok=True)
+    async def _listen(self, runner: web.AppRunner) -> None:
+        await web.SockSite(runner, listen(self._path)).start()
 
     # -- routes --------------------------------------------------------------------------------------------
 
     def _application(self) -> web.Application:
-        application = web.Application(client_max_size=MAX_PLAN_BYTES, middlewares=[_errors_as_json])
-        commands = self._commands
-        application.router.add_get("/v1/instance", self._get_instance)
-        for name in ("status", "diff", "plan", "stats", "history", "test"):
-            application.router.add_get(f"/v1/{name}", self._answering(getattr(commands, name)))
-        application.router.add_get("/v1/interfaces", self._answering(lambda: self._commands.interfaces()))
-        application.router.add_get("/v1/connections", self._get_connections)
-        application.router.add_get("/v1/events", self._get_events)
-        application.router.add_get("/v1/explain", self._get_explain)
-        application.router.add_post("/v1/connections/flush", self._post_flush)
-        application.router.add_get("/v1/plan/saved", self._answering(commands.saved_plan))
-        application.router.add_post("/v1/apply", self._post_apply)
-        application.router.add_post("/v1/edit/begin", self._post_begin_edit)
-        application.router.add_post("/v1/edit/end", self._post_end_edit)
-        application.router.add_post("/v1/rollback", self._post_rollback)
-        for name in ("confirm", "suspend", "resume"):
-            application.router.add_post(f"/v1/{name}", self._doing(getattr(commands, name)))
-        application.router.add_post("/v1/down", self._post_down)
-        application.router.add_get("/v1/drain", self._get_drain)
-        application.router.add_post("/v1/drain", self._post_drain)
-        application.router.add_post("/v1/undrain", self._post_undrain)
+        application = web.Application(client_max_size=MAX_PLAN_BYTES, middlewares=[failures.as_json])
+        for route in ROUTES:
+            handler = self._get(route) if route.method == "GET" else self._post(route)
+            application.router.add_route(route.method, route.path, handler)
         return application
 
-    async def _call(self, function: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self._submit(function))
+    def _get(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        answer: Handler = self._special.get(route.name) or self._plain(route.name)
 
-    def _answering(self, command: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handler(request: web.Request) -> web.Response:
-            _only(request.query, ())
-            return _json(await self._call(command))
+        async def handler(request: web.Request) -> web.StreamResponse:
+            query = requests.query(route, request)
+            if route.lines:
+                return await self._events(request, query)
+            return _json(await answer(query))
 
         return handler
 
-    async def _get_instance(self, request: web.Request) -> web.Response:
-        _only(request.query, ())
-        return _json(self._instance)
+    def _post(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        answer: Handler = self._special.get(route.name) or self._plain(route.name)
 
-    async def _get_connections(self, request: web.Request) -> web.Response:
-        _only(request.query, (*FILTERS, "count", "sort", "limit"))
-        filters = {name: request.query[name] for name in FILTERS if name in request.query}
-        if request.query.get("count", "0") not in ("0", "1"):
-            raise _BadRequestError("count: must be 0 or 1")
-        if request.query.get("count") == "1":
-            return _json({"count": await self._call(lambda: self._commands.connection_count(**filters))})
-        how: dict[str, Any] = {"sort": request.query["sort"]} if "sort" in request.query else {}
-        if "limit" in request.query:
-            how["limit"] = _number(request.query["limit"], "limit")
-        return _json(await self._call(lambda: self._commands.connections(**filters, **how)))
+        async def handler(request: web.Request) -> web.StreamResponse:
+            try:
+                body = await asyncio.wait_for(requests.body(route, request), _READ_SEC)
+            except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
+                raise web.HTTPRequestTimeout from None
+            return _json(await answer(body))
 
-    async def _get_events(self, request: web.Request) -> web.StreamResponse:
-        _only(request.query, ("follow", "kind", "proxy"))
-        if request.query.get("follow", "0") not in ("0", "1"):
-            raise _BadRequestError("follow: must be 0 or 1")
-        kinds = event_kinds(request.query.getall("kind", ()))
-        follow = request.query.get("follow") == "1"
-        return await self._streams.answer(request, follow=follow, kinds=kinds, proxy=request.query.get("proxy"))
+        return handler
 
-    async def _get_explain(self, request: web.Request) -> web.Response:
-        _only(request.query, ("from", "to", "protocol", "interface"))
-        source, to = (request.query.get(name, "") for name in ("from", "to"))
-        protocol, interface = request.query.get("protocol", "tcp"), request.query.get("interface")
-        return _json(
-            await self._call(lambda: self._commands.explain(source, to, protocol=protocol, interface=interface))
-        )
+    def _plain(self, name: str) -> Handler:
+        """The command of that name, which takes what the request says."""
+        return lambda said: self._call(lambda: getattr(self._commands, name)(**said))
 
-    async def _post_flush(self, request: web.Request) -> web.Response:
-        body = await _body(request, dict.fromkeys(FILTERS, (str, type(None))))
-        return _json(answers.Flushed(await self._call(lambda: self._commands.flush(**body))))
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        work = asyncio.wrap_future(self._submit(function))
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), _ANSWER_SEC)
+        except asyncio.TimeoutError:  # noqa: UP041
+            if work.done():
+                raise
+            raise web.HTTPGatewayTimeout(reason=f"not done within {_ANSWER_SEC:g} s; it goes on") from None
 
-    async def _get_drain(self, request: web.Request) -> web.Response:
-        _only(request.query, ("proxy", "target"))
-        wanted = {"target": _required(request.query, "target"), "proxy": request.query.get("proxy")}
-        return _json(await self._call(lambda: self._commands.draining(**wanted)))
+    # -- those that are more than a command ------------------------------------------------------------------
 
-    async def _post_drain(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"target": (str,), "proxy": (str, type(None))})
-        _required(body, "target")
-        return _json(await self._call(lambda: self._commands.drain(**body)))
+    async def _get_document(self, _query: dict[str, Any]) -> Any:
+        return openapi.document()
 
-    async def _post_undrain(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"target": (str,), "proxy": (str, type(None))})
-        _required(body, "target")
-        return _json(await self._call(lambda: self._commands.undrain(**body)))
+    async def _get_instance(self, _query: dict[str, Any]) -> Any:
+        return self._instance
 
-    async def _post_apply(self, request: web.Request) -> web.Response:
-        known = {"allow_empty": (bool,), "confirm_within_sec": (int, float, type(None)), "plan": (dict, type(None))}
-        body = await _body(request, known, MAX_PLAN_BYTES)
+    async def _connections(self, query: dict[str, Any]) -> Any:
+        if query.pop("count", False):
+            how = {name: value for name, value in query.items() if name not in ("sort", "limit")}
+            return answers.ConnectionCount(await self._call(lambda: self._commands.connection_count(**how)))
+        return await self._call(lambda: self._commands.connections(**query))
+
+    async def _events(self, request: web.Request, query: dict[str, Any]) -> web.StreamResponse:
+        kinds = event_kinds(query.get("kind", ()))
+        follow = query.get("follow", False)
+        return await self._streams.answer(request, follow=follow, kinds=kinds, proxy=query.get("proxy"))
+
+    async def _explain(self, query: dict[str, Any]) -> Any:
+        source = query.pop("from")
+        return await self._call(lambda: self._commands.explain(source, **query))
+
+    async def _flush(self, body: dict[str, Any]) -> Any:
+        return answers.Flushed(await self._call(lambda: self._commands.flush(**body)))
+
+    async def _apply(self, body: dict[str, Any]) -> Any:
         if body.get("plan") is not None:
             body["plan"] = savedplan.parse(body["plan"])
-        return _json(await self._call(lambda: self._commands.apply(**body)))
+        return await self._call(lambda: self._commands.apply(**body))
 
-    async def _post_begin_edit(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"seconds": (int,)})
-        if not 0 < body.get("seconds", 0) <= MAX_EDIT_SEC:
-            raise _BadRequestError(f"seconds: must be from 1 to {MAX_EDIT_SEC}")
-        return _json(await self._call(lambda: self._commands.begin_edit(body["seconds"])))
+    async def _rollback(self, body: dict[str, Any]) -> Any:
+        return await self._call(lambda: self._commands.rollback(body.get("revision")))
 
-    async def _post_end_edit(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"token": (str,)})
-        await self._call(lambda: self._commands.end_edit(body.get("token", "")))
-        return _json({})
-
-    async def _post_rollback(self, request: web.Request) -> web.Response:
-        body = await _body(request, {"revision": (int, type(None))})
-        return _json(await self._call(lambda: self._commands.rollback(body.get("revision"))))
-
-    def _doing(self, command: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handler(request: web.Request) -> web.Response:
-            await _body(request, {})
-            return _json(await self._call(command))
-
-        return handler
-
-    async def _post_down(self, request: web.Request) -> web.Response:
-        await _body(request, {})
-        return _json(await self._call(self._commands.down))
+    async def _end_edit(self, body: dict[str, Any]) -> Any:
+        await self._call(lambda: self._commands.end_edit(body["token"]))
+        return {}
 
 
 def listen(path: Path) -> socket.socket:
@@ -302,102 +221,5 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-# -- requests and answers ------------------------------------------------------------------------------------
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.json_response(to_json(value), status=status)
-
-
-def _only(query: Mapping[str, str], known: tuple[str, ...]) -> None:
-    for name in query:
-        if name not in known:
-            raise _BadRequestError(f"{name}: unknown parameter" + (f", known: {', '.join(known)}" if known else ""))
-
-
-def _number(text: str, name: str) -> int:
-    """A whole number of at most 18 digits."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
-        raise _BadRequestError(f"{name}: must be a number")
-    return int(text)
-
-
-def _required(values: Mapping[str, Any], name: str) -> Any:
-    if name not in values:
-        raise _BadRequestError(f"{name}: missing")
-    return values[name]
-
-
-async def _body(
-    request: web.Request, known: Mapping[str, tuple[type, ...]], limit: int = MAX_BODY_BYTES
-) -> dict[str, Any]:
-    """The request's JSON object of at most ``limit`` bytes, each of its keys known and of one of the types named. Empty
-    counts as {}."""
-    if request.content_length is None and request.body_exists:
-        raise _BadRequestError("the length of the body is missing")
-    if (request.content_length or 0) > limit:
-        raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
-    content = await request.read()
-    try:
-        body = json.loads(content) if content.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise _BadRequestError(f"the body is no JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise _BadRequestError("the body must be a JSON object")
-    for key, value in body.items():
-        if key not in known:
-            raise _BadRequestError(f"{key}: unknown key" + (f", known: {', '.join(known)}" if known else ""))
-        if type(value) not in known[key]:
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in known[key])
-            raise _BadRequestError(f"{key}: must be {names}")
-    return body
-
-
-def _status_of(error: RevproxyError) -> int:
-    """The HTTP status that says whose fault it is."""
-    if isinstance(error, ConfigError):
-        return 422
-    if isinstance(error, (LockedError, StaleError, ForeignProgramError, NothingToConfirmError)):
-        return 409
-    if isinstance(error, CapacityError):
-        return 507
-    if isinstance(error, (KernelError, HostError, CompileError, TransactionError, UnfinishedError)):
-        return 503 if error.transient else 500
-    return 400
-
-
-def _kind_of(error: RevproxyError) -> str:
-    """The name in :data:`~reconciler.errors.TOLD` that the client knows it by, else its own."""
-    return next((each.__name__ for each in type(error).__mro__ if each.__name__ in TOLD), type(error).__name__)
-
-
-def _usage(text: str) -> dict[str, Any]:
-    return {"error": text, "problems": [], "kind": UsageError.__name__}
-
-
-@web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except _BadRequestError as error:
-        return _json(_usage(str(error)), 400)
-    except ConfigError as error:
-        return _json({"error": str(error), "problems": error.problems, "kind": "ConfigError"}, 422)
-    except RevproxyError as error:
-        return _json({"error": str(error), "problems": [], "kind": _kind_of(error)}, _status_of(error))
-    except web.HTTPException as error:
-        text = f"{request.method} {request.path}: {error.reason}"
-        return _json({"error": text, "problems": [], "kind": "RequestError"}, error.status)
-    except asyncio.CancelledError:
-        raise
-    except OSError as error:
-        trouble = explained(error)
-        _log.error("request_failed", method=request.method, path=request.path, error=str(trouble))
-        return _json({"error": str(trouble), "problems": [], "kind": _kind_of(trouble)}, _status_of(trouble))
-    except Exception as error:  # the last resort: a mistake of ours must not look like a broken connection
-        reference = secrets.token_hex(4)
-        _log.exception("request_failed", reference=reference, method=request.method, path=request.path)
-        text = f"internal error {reference} ({type(error).__name__}: {error}); revproxyd's log has more"
-        return _json({"error": text, "problems": [], "kind": "InternalError"}, 500)
+def _json(value: Any) -> web.Response:
+    return web.json_response(to_json(value))

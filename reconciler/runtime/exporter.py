@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Final
 
 from aiohttp import web
@@ -17,57 +14,12 @@ from reconciler.config.model import Metrics as Settings
 from reconciler.errors import RevproxyError
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.metrics import Metrics
+from reconciler.runtime.webserver import WebServer
 
 RETRY_SEC: Final = 5.0
 """A port that was in use is tried again after this."""
-_MAX_LINE_BYTES: Final = 8190
 
 _log = Logger("exporter")
-
-
-class _Site:
-    """One listening server. Raises :class:`OSError` if it can't listen."""
-
-    def __init__(self, application: Callable[[], web.Application], host: str, port: int) -> None:
-        self._application, self._host, self._port = application, host, port
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-        self._thread.start()
-        self._started.result()
-
-    def stop(self) -> None:
-        """Listen no more."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        except OSError as error:
-            self._started.set_exception(error)
-        finally:
-            self._loop.close()
-
-    async def _serve(self) -> None:
-        quiet = logging.getLogger(f"{__name__}.http")  # what it says of requests that are no HTTP
-        quiet.setLevel(logging.CRITICAL)
-        runner = web.AppRunner(
-            self._application(),
-            access_log=None,
-            logger=quiet,
-            max_line_size=_MAX_LINE_BYTES,
-            max_field_size=_MAX_LINE_BYTES,
-        )
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-            self._started.set_result(None)
-            await self._stop.wait()
-        finally:
-            await runner.cleanup()
 
 
 class Exporter:
@@ -75,7 +27,7 @@ class Exporter:
 
     def __init__(self, metrics: Metrics, alive: Callable[[], str | None], ready: Callable[[], str | None]) -> None:
         self._metrics, self._alive, self._ready = metrics, alive, ready
-        self._site: _Site | None = None
+        self._server: WebServer | None = None
         self._serving = Settings()
         self._again_at = 0.0
         self.problem: str | None = None
@@ -90,8 +42,13 @@ class Exporter:
         if not wanted.enabled:
             return
         host, _, port = wanted.listen.rpartition(":")
+
+        async def listen(runner: web.AppRunner) -> None:
+            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+
+        server = WebServer("metrics", ((self._application, listen),))
         try:
-            self._site = _Site(self._application, host.strip("[]"), int(port))
+            server.start()
         except OSError as error:
             self._again_at = time.monotonic() + RETRY_SEC
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
@@ -100,14 +57,14 @@ class Exporter:
                 _log.error("metrics_not_served", listen=wanted.listen, error=reason)
             self.problem = problem
         else:
-            self.problem = None
+            self._server, self.problem = server, None
             _log.info("metrics_served", listen=wanted.listen)
 
     def stop(self) -> None:
         """Serve no more."""
-        if self._site is not None:
-            self._site.stop()
-            self._site = None
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
         if not self._serving.enabled:
             self.problem = None
 

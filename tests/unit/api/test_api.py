@@ -17,7 +17,8 @@ import pytest
 from reconciler import __version__, answers
 from reconciler.answers import Sync
 from reconciler.api.client import DaemonClient, NoDaemonError
-from reconciler.api.server import MAX_BODY_BYTES, Server
+from reconciler.api.routes import MAX_BODY_BYTES
+from reconciler.api.server import Server
 from reconciler.errors import (
     TOLD,
     CapacityError,
@@ -34,6 +35,7 @@ from reconciler.errors import (
     UnfinishedError,
     UsageError,
 )
+from reconciler.runtime.events import Events
 from reconciler.runtime.savedplan import FORMAT
 
 INSTANCE = answers.Instance(4711, "0.1.0", "/etc/revproxy/config.d", "/sys/fs/bpf/revproxy")
@@ -136,14 +138,23 @@ class FakeCommands:
     def resume(self) -> answers.Suspension:
         return self._answer("resume", answers.Suspension(False))
 
-    def connections(self, *, proxy: str | None = None, target: str | None = None) -> tuple[answers.Connection, ...]:
-        return self._answer("connections", (CONNECTION,), proxy=proxy, target=target)
+    def connections(self, **how: Any) -> tuple[answers.Connection, ...]:
+        return self._answer("connections", (CONNECTION,), **how)
 
-    def connection_count(self, *, proxy: str | None = None, target: str | None = None) -> int:
-        return self._answer("connection_count", 12, proxy=proxy, target=target)
+    def connection_count(self, **filters: Any) -> int:
+        return self._answer("connection_count", 12, **filters)
 
-    def flush(self, *, proxy: str | None = None, target: str | None = None) -> int:
-        return self._answer("flush", 5, proxy=proxy, target=target)
+    def flush(self, **filters: Any) -> int:
+        return self._answer("flush", 5, **filters)
+
+    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
+        return self._answer("interfaces", (answers.InterfaceDetail("eth0"),))
+
+    def begin_edit(self, seconds: int) -> answers.EditHold:
+        return self._answer("begin_edit", answers.EditHold("abc"), seconds=seconds)
+
+    def end_edit(self, token: str) -> None:
+        return self._answer("end_edit", None, token=token)
 
     def stats(self) -> answers.Stats:
         return self._answer("stats", STATS)
@@ -175,11 +186,16 @@ def commands() -> FakeCommands:
 
 
 @pytest.fixture
-def path(tmp_path: Path, commands: FakeCommands) -> Iterator[Path]:
+def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+def path(tmp_path: Path, commands: FakeCommands, events: Events) -> Iterator[Path]:
     path = tmp_path / "revproxyd.sock"
     with ThreadPoolExecutor(1) as pool:
         submit: Callable[[Callable[[], Any]], Future[Any]] = pool.submit
-        server = Server(path, commands, submit, INSTANCE)
+        server = Server(path, commands, submit, INSTANCE, events)
         server.start()
         yield path
         server.stop()
@@ -225,8 +241,8 @@ def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands
     assert client.down() == answers.TakenDown(("interface eth0",))
     assert commands.calls[3:] == [
         ("connections", {"proxy": "web", "target": "[2001:db8::1]:80"}),
-        ("connection_count", {"proxy": None, "target": "10.0.0.1:80"}),
-        ("flush", {"proxy": "web", "target": None}),
+        ("connection_count", {"target": "10.0.0.1:80"}),
+        ("flush", {"proxy": "web"}),
         ("stats", {}),
         ("test", {}),
         ("explain", {"source": "192.0.2.1:5", "to": "[::1]:80", "protocol": "udp", "interface": "eth0"}),
@@ -353,8 +369,8 @@ def test_a_mistake_of_ours_is_an_answer_with_a_reference(path: Path, commands: F
         (b"[]", "object"),
         (b'"x"', "object"),
         (b"\xff\xfe", "no JSON"),
-        (b'{"allow_empty": 1}', "allow_empty: must be bool"),
-        (b'{"allow_empty": "yes"}', "allow_empty: must be bool"),
+        (b'{"allow_empty": 1}', "allow_empty: must be boolean"),
+        (b'{"allow_empty": "yes"}', "allow_empty: must be boolean"),
         (b'{"alow_empty": true}', "alow_empty: unknown key"),
         (b"[" * 60000, "no JSON"),
     ],

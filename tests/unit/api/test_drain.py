@@ -9,9 +9,9 @@ import pytest
 from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.client import Client
-from tests.unit.api.test_api import DRAINING, FakeCommands, commands, path, post, raw
+from tests.unit.api.test_api import DRAINING, FakeCommands, commands, events, path, post, raw
 
-__all__ = ["commands", "path"]  # fixtures
+__all__ = ["commands", "events", "path"]  # fixtures
 
 
 def state(name: str, connections: int) -> answers.Draining:

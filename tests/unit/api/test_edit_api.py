@@ -12,7 +12,8 @@ import pytest
 
 from reconciler import answers
 from reconciler.api.client import DaemonClient
-from reconciler.api.server import MAX_EDIT_SEC, Server
+from reconciler.api.routes import MAX_EDIT_SEC
+from reconciler.api.server import Server
 from reconciler.client import Client
 from reconciler.errors import DaemonError, KernelError, LockedError, UsageError
 from reconciler.runtime.hold import Hold

@@ -1,0 +1,74 @@
+"""HTTP served from a thread with an event loop of its own: what the API and the metrics have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from aiohttp import web
+
+MAX_LINE_BYTES: Final = 8190
+"""The longest request line, and the longest header."""
+
+Listen = Callable[[web.AppRunner], Awaitable[None]]
+Site = tuple[Callable[[], web.Application], Listen]
+"""What makes an application, and what makes it listen somewhere."""
+
+
+class WebServer:
+    """Serves ``sites`` from :meth:`start` until :meth:`stop`. ``name``: of the thread. ``ending`` is called on the loop
+    when no more requests are taken, and before those at work are waited for."""
+
+    def __init__(self, name: str, sites: Sequence[Site], ending: Callable[[], None] = lambda: None) -> None:
+        self._sites, self._ending = sites, ending
+        self._quiet = logging.getLogger(f"{__name__}.{name}")  # what aiohttp says of requests that are no HTTP
+        self._quiet.setLevel(logging.CRITICAL)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Listen; returns when connections are taken. Raises :class:`OSError` if it can't listen."""
+        self._thread.start()
+        self._started.result()
+
+    def stop(self) -> None:
+        """Answer what is being answered, and end."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        except OSError as error:
+            self._started.set_exception(error)
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        runners: list[web.AppRunner] = []
+        try:
+            for application, listen in self._sites:
+                runner = web.AppRunner(
+                    application(),
+                    access_log=None,
+                    logger=self._quiet,
+                    max_line_size=MAX_LINE_BYTES,
+                    max_field_size=MAX_LINE_BYTES,
+                )
+                runners.append(runner)
+                await runner.setup()
+                await listen(runner)
+            self._started.set_result(None)
+            await self._stop.wait()
+        finally:
+            self._ending()
+            for runner in runners:
+                await runner.cleanup()
