@@ -12,8 +12,18 @@ from typing import Any
 
 from netlab import Lab, wait_for
 from netlab.process import Process
+from tests.e2e import forkserver
 
 PROGRAMS = Path(sys.executable).parent
+
+
+class _Forked(Process):
+    """A program in the background that the fork server started."""
+
+    def __init__(self, request: forkserver.Request, log: Path) -> None:
+        self.argv, self.log = request.argv, log
+        with log.open("ab") as output:
+            self._process = forkserver.Run(request, output.fileno(), output.fileno())  # type: ignore[assignment]
 
 
 class Instance:
@@ -54,8 +64,8 @@ class Instance:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``revproxyctl`` in the proxy host, whatever its exit status."""
-        command = self.lab.proxy.command(PROGRAMS / "revproxyctl", *words)
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        request = forkserver.request(self.lab.proxy.path, ("revproxyctl", *words), self.env)
+        return forkserver.run(request, timeout_sec=120)
 
     def ctl(self, *words: str, status: int = 0) -> str:
         """``revproxyctl``, which must end with this status; its standard output."""
@@ -81,8 +91,11 @@ class Instance:
 
     def start_daemon(self, *words: str, ready: bool = True) -> Process:
         """``revproxyd``; returns once its status is there, and Synced if ``ready``."""
-        command = (PROGRAMS / "revproxyd", "--log-format", "json", *words)
-        self.daemon = daemon = self.lab.spawn(self.lab.proxy, *command, env=self.env)
+        command = ("revproxyd", "--log-format", "json", *words)
+        request = forkserver.request(self.lab.proxy.path, command, self.env, new_session=True)
+        log = self.lab.directory / f"{len(self.lab.processes)}-revproxyd.log"
+        self.daemon = daemon = _Forked(request, log)
+        self.lab.processes.append(daemon)
         socket = self.run_dir / "revproxyd.sock"
         wait_for(lambda: socket.exists() or daemon.status is not None, "revproxyd's socket", timeout_sec=30)
         assert daemon.status is None, f"revproxyd ended: {daemon.status}\n{daemon.output()}"
