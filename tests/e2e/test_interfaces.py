@@ -84,3 +84,5 @@ def test_another_instance_on_the_interface_is_an_error_and_not_to_be_removed(lab
     assert "error    interface.programs: eth0: tc ingress" in other.ctl("doctor", status=1)
     assert "of another revproxy" in other.run("apply", "--yes").stderr
     instance.ctl("diff")
+    other.ctl("down")
+    assert not other.bpffs_dir.exists()
