@@ -38,6 +38,8 @@
 /* Places in MAP_XDP_CALLS and MAP_TC_CALLS. */
 #define CALL_OPEN4 0
 #define CALL_OPEN6 1
+#define CALL_XDP_RECLAIM4 2
+#define CALL_XDP_RECLAIM6 3
 #define CALL_FRAGMENT4 2
 #define CALL_FRAGMENT6 3
 #define CALL_ICMP4 4
@@ -47,6 +49,8 @@
 #define CALL_FORWARD6 11
 #define CALL_RESET4 12
 #define CALL_RESET6 13
+#define CALL_RECLAIM4 14
+#define CALL_RECLAIM6 15
 
 /* A number that no file descriptor reaches marks the instruction as one of ours to relocate. */
 #define MAP_BASE 0x52500000

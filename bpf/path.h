@@ -10,9 +10,10 @@
 #define ONCE_MORE (-101)
 
 /* How many members of a group (dnat) or source ports (fullnat) are tried for a connection whose reply would be
- * another's; ports in so many rounds, each a program called anew, for the verifier's sake. */
-#define CHOICES 8
-#define ROUNDS 4
+ * another's: so many in each round, which is a program called anew, for the verifier's sake. */
+#define CHOICES 4
+#define MEMBER_ROUNDS 2
+#define PORT_ROUNDS 8
 
 /* Ports are drawn for a time of 2^29 ns, so that CPUs with packets of one connection draw the same, and a client that
  * was refused draws others when it tries again. */
@@ -30,7 +31,7 @@ static __always_inline s64 lesser(s64 x, s64 y)
 /* The n-th port to try, counted from the first of the range: each in turn of a range that can be searched through. */
 static __always_inline u32 port_draw(u32 hash, u32 n, u32 ports)
 {
-	return (ports <= ROUNDS * CHOICES ? hash + n : hash3(hash, n, 0, HASH_SEED)) % ports;
+	return (ports <= PORT_ROUNDS * CHOICES ? hash + n : hash3(hash, n, 0, HASH_SEED)) % ports;
 }
 
 /* 1 if negative, else 0, without a branch. */
@@ -91,15 +92,14 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		return verdict_drop(hook, OUTCOME_DROP_DENIED);
 	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
 	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
-	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	for (u32 i = 0; i < CHOICES; i++) {
+		u32 source = 0, place, turn = scratch->round * CHOICES + i;
 		struct target *target;
-		u32 source = 0, place;
 
 		/* fullnat has other ports to try at the same target. */
 		scratch->target = id;
 		if (kind == DEST_GROUP)
-			scratch->target = group_choose(id, scratch->hash + (fullnat ? 0 : i * 0x9e3779b9));
+			scratch->target = group_choose(id, scratch->hash + (fullnat ? 0 : turn * 0x9e3779b9));
 		target = lookup_index(MAP(TARGET), scratch->target);
 		if (!target || target->family != FAMILY || (target->flags & TARGET_DRAINED))
 			continue;
@@ -115,18 +115,18 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 		if (fullnat) {
 			scratch->refused = OUTCOME_DROP_NO_PORT;
 			if (!source) {
-				scratch->round = ROUNDS;
+				scratch->round = PORT_ROUNDS;
 				break;
 			}
 			fresh->sport_be = bpf_htons(settings->port_first +
-						    port_draw(scratch->port_hash, scratch->round * CHOICES + i, ports));
+						    port_draw(scratch->port_hash, turn, ports));
 		}
 		fresh->c.target = scratch->target;
 		if (F(is_free)(p, fresh, settings, scratch))
 			return GO_ON;
 	}
 	scratch->round++;
-	if (scratch->refused == OUTCOME_DROP_NO_PORT && scratch->round < ROUNDS)
+	if (scratch->round < (fullnat ? PORT_ROUNDS : MEMBER_ROUNDS))
 		return ONCE_MORE;
 	return verdict_drop(hook, scratch->refused);
 }
@@ -237,7 +237,6 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 	if (!(proxy->flags & PROXY_PRESENT))
 		return verdict_pass(hook);
 
-	F(reclaim)(now, active, (void *)&scratch->key);
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	verdict = F(choose)(hook, p, proxy, settings, scratch, active);
 	if (verdict != GO_ON)
@@ -368,6 +367,7 @@ static __always_inline int F(forward)(void *ctx, int hook, const struct F(packet
 static __always_inline int F(ingress)(void *ctx, int hook)
 {
 	struct settings_slots *settings;
+	struct hint_head *hints;
 	struct F(packet) p = {};
 	struct scratch *scratch;
 	struct F(connection) *e;
@@ -413,6 +413,22 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	scratch->proxy = proxy;
 	scratch->replace = replace;
 	scratch->round = 0;
+	scratch->refused = OUTCOME_DROP_NO_TARGET;
+	hints = lookup_index(MAPF(HINT), 0);
+	if (hints && hints->full)
+		call(ctx, hook, hook == HOOK_XDP ? (FAMILY == 4 ? CALL_XDP_RECLAIM4 : CALL_XDP_RECLAIM6) :
+						(FAMILY == 4 ? CALL_RECLAIM4 : CALL_RECLAIM6));
+	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
+	return verdict_drop(hook, OUTCOME_DROP_ERROR);
+}
+
+/* Called by ingress ahead of open, when the table was full. */
+static __always_inline int F(make_room)(void *ctx, int hook)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+
+	if (scratch)
+		F(reclaim)(scratch->now, scratch->active & 1, (void *)&scratch->key);
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }

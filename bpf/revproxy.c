@@ -102,6 +102,26 @@ int xdp_open6(struct xdp_md *ctx)
 	return open6(ctx, HOOK_XDP);
 }
 
+int xdp_reclaim4(struct xdp_md *ctx)
+{
+	return make_room4(ctx, HOOK_XDP);
+}
+
+int xdp_reclaim6(struct xdp_md *ctx)
+{
+	return make_room6(ctx, HOOK_XDP);
+}
+
+int tc_reclaim4(struct __sk_buff *ctx)
+{
+	return make_room4(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_reclaim6(struct __sk_buff *ctx)
+{
+	return make_room6(ctx, HOOK_TC_INGRESS);
+}
+
 int tc_open4(struct __sk_buff *ctx)
 {
 	return open4(ctx, HOOK_TC_INGRESS);

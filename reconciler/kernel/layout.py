@@ -303,7 +303,7 @@ HINT_PLACES: Final = 4  # looked at for an empty one
 # Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one
 # set of programs, not to the instance.
 CALLS: Final[dict[str, tuple[str, ...]]] = {
-    "xdp_calls": ("xdp_open4", "xdp_open6"),
+    "xdp_calls": ("xdp_open4", "xdp_open6", "xdp_reclaim4", "xdp_reclaim6"),
     "tc_calls": (
         "tc_open4",
         "tc_open6",
@@ -319,6 +319,8 @@ CALLS: Final[dict[str, tuple[str, ...]]] = {
         "tc_forward6",
         "tc_reset4",
         "tc_reset6",
+        "tc_reclaim4",
+        "tc_reclaim6",
     ),
 }
 CALLS_NUMBER: Final = {"xdp_calls": 100, "tc_calls": 101}
