@@ -21,6 +21,7 @@
 #include "icmp.h"
 #include "reset.h"
 #include "path.h"
+#include "open.h"
 
 #undef F
 #undef MAPF
