@@ -19,25 +19,13 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.genetlink import xdp_features
+from reconciler.kernel.helpers import HELPERS, TC, XDP, refused_helper
 from reconciler.kernel.netlink import Request, asking
 from reconciler.state.objects import IPAddress
 
 _TAIL_CALL_MAP: Final = 3  # BPF_MAP_TYPE_PROG_ARRAY
 _FRAME: Final = bytes(64)
-_XDP, _TC = bpf.PROG_TYPE_XDP, bpf.PROG_TYPE_SCHED_CLS
-
-# The helpers that bpf/ calls: name, number (include/uapi/linux/bpf.h), in which kinds of programs.
-_HELPERS: Final = (
-    ("bpf_tail_call", 12, (_XDP, _TC)),
-    ("bpf_redirect", 23, (_XDP, _TC)),
-    ("bpf_fib_lookup", 69, (_XDP, _TC)),
-    ("bpf_ktime_get_coarse_ns", 160, (_XDP, _TC)),
-    ("bpf_get_prandom_u32", 7, (_XDP, _TC)),
-    ("bpf_l4_csum_replace", 11, (_TC,)),
-    ("bpf_csum_update", 40, (_TC,)),
-    ("bpf_skb_pull_data", 39, (_TC,)),
-)
-_KINDS: Final = {_XDP: "XDP", _TC: "TC"}
+_KINDS: Final = {XDP: "XDP", TC: "TC"}
 _STATE_NAMES: Final = ("incomplete", "reachable", "stale", "delay", "probe", "failed", "noarp", "permanent")
 _STATES: Final = {1 << bit: name for bit, name in enumerate(_STATE_NAMES)}  # NUD_... of linux/neighbour.h
 
@@ -60,7 +48,7 @@ def trials(gateway: Gateway) -> tuple[Trial, ...]:
         found.append(_tried(f"{name} programs, {JUST_IN_TIME}", partial(_compiled, kind, gateway)))
         found += [
             _tried(f"helper {helper} in {name}", partial(_call, kind, number, gateway))
-            for helper, number, kinds in _HELPERS
+            for helper, number, kinds in HELPERS
             if kind in kinds
         ]
     found.append(_tried("what drivers can do with XDP (netlink family netdev)", _features))
@@ -116,7 +104,7 @@ def _batch(gateway: Gateway) -> None:
 
 
 def _run(kind: int, gateway: Gateway) -> None:
-    result = 2 if kind == _XDP else 0
+    result = 2 if kind == XDP else 0
     program = gateway.call("load", "program", lambda: bpf.prog_load(kind, "rp_doctor", "GPL", _returning(result)))
     try:
         found = bpf.prog_test_run(program, _FRAME)
@@ -141,7 +129,7 @@ def _call(kind: int, helper: int, gateway: Gateway) -> None:
     try:
         _closed(gateway.call("load", "program", lambda: bpf.prog_load(kind, "rp_doctor", "GPL", code)))
     except KernelError as error:
-        if "unknown func" in error.detail or "invalid func" in error.detail or "cannot use helper" in error.detail:
+        if refused_helper(error):
             raise KernelError("load", "program", error.errno, "this kernel does not have it") from error
         if error.errno == errno.EPERM:
             raise

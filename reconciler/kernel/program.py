@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, maps
 from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
 from reconciler.kernel.foreign import Kept
 from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.helpers import explained
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms
 from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
@@ -64,9 +67,11 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
 def load_program(code: ObjectCode, function: str, fds: Mapping[str, int], gateway: Gateway) -> int:
     """Load one program over the maps with these descriptors; its own descriptor, for the caller to close."""
     instructions = code.instructions(function, fds)
-    return gateway.call(
-        "load", f"program {function}", lambda: bpf.prog_load(program_type(function), function, LICENSE, instructions)
-    )
+    load = partial(bpf.prog_load, program_type(function), function, LICENSE, instructions)
+    try:
+        return gateway.call("load", f"program {function}", load)
+    except KernelError as error:
+        raise explained(error) from error
 
 
 class Programs:
