@@ -324,7 +324,7 @@ class Runner:
         entry = model.connections.get(step.key)
         if entry is None:
             return
-        entry.last_ns = time.monotonic_ns() - step.seconds * SECOND_NS
+        entry.last_ns = max(1, time.monotonic_ns() - step.seconds * SECOND_NS)  # the clock begins at boot
         name, key = key_bytes(step.key)
         value = self.plane.get(name, key)
         if value is not None:  # if not, the comparison at the end says so
