@@ -29,6 +29,7 @@ from reconciler.runtime import logs, oneline
 
 if TYPE_CHECKING:
     from reconciler.engine import Engine
+    from reconciler.runtime.accesslog import AccessLog
     from reconciler.runtime.exporter import Exporter
     from reconciler.runtime.loop import Loop
     from reconciler.runtime.worker import Worker
@@ -127,9 +128,12 @@ class Daemon:
         command_line: bool = False,
         detach_on_exit: bool = False,
         resync_sec: float = RESYNC_SEC,
+        access_log: str | None = None,
     ) -> None:
         self._places, self._command_line, self._detach_on_exit = places, command_line, detach_on_exit
         self._resync_sec = resync_sec
+        self._access_log_target = access_log
+        self._access_log: AccessLog | None = None
         self._end = threading.Event()
 
     def run(self) -> None:
@@ -183,6 +187,7 @@ class Daemon:
         timers = (
             Timer("sweep", SWEEP_SEC, engine.sweep),
             Timer("record", RECORD_SEC, recorder.align),
+            Timer("access_log", RECORD_SEC, lambda: self._note_access_log(engine)),
             Timer("metrics", RECORD_SEC, lambda: self._exporter.align(_metrics_settings(engine))),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
@@ -190,6 +195,7 @@ class Daemon:
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
         parts.callback(self._exporter.stop)
+        self._log_connections(parts, engine)
         loop.hold.released = lambda: self._worker.wake("edit")
         watcher = Watcher(
             self._places.config_dir, lambda: self._worker.wake("files"), head=bool(self._places.require_signed)
@@ -216,6 +222,20 @@ class Daemon:
         server.start()
         parts.callback(server.stop)
         return engine, loop
+
+    def _log_connections(self, parts: contextlib.ExitStack, engine: Engine) -> None:
+        """The access log, if there is to be one. It ends after what feeds it."""
+        if self._access_log_target is None:
+            return
+        from reconciler.runtime.accesslog import AccessLog
+
+        self._access_log = AccessLog(self._access_log_target, engine.events)
+        self._access_log.start()
+        parts.callback(self._access_log.stop)
+
+    def _note_access_log(self, engine: Engine) -> None:
+        if self._access_log is not None and engine.config is not None:
+            self._access_log.note_settings(engine.config.settings.stats_enabled)
 
     def _alive(self) -> str | None:
         """What keeps this process from doing its work."""
@@ -283,6 +303,8 @@ class Daemon:
             worker = getattr(self, "_worker", None)
             if worker is not None:
                 worker.wake("reload")
+            if self._access_log is not None:
+                self._access_log.reopen()
 
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
@@ -349,6 +371,11 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     metavar="SECONDS",
     help="Compare everything that often without any reason.",
 )
+@click.option(
+    "--access-log",
+    metavar="FILE",
+    help="A line of JSON for each connection that has ended, with `stats_enabled: true`; -: to stdout.",
+)
 @click.option("-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen there (repeatable).")
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="Listen on this port.")
 @click.option(
@@ -367,8 +394,8 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
 def command(**options: Any) -> None:
     """Keep the kernel's reverse proxy equal to the files in the configuration directory.
 
-    Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now. SIGTERM: end; packets go on being
-    forwarded.
+    Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now, and open the access log anew.
+    SIGTERM: end; packets go on being forwarded.
     """
     places = Places.choose(options, require_signed=options["require_signed"])
     by_hand = _by_hand(options)
@@ -389,6 +416,7 @@ def command(**options: Any) -> None:
             command_line=by_hand is not None,
             detach_on_exit=options["detach_on_exit"],
             resync_sec=options["resync"],
+            access_log=options["access_log"],
         ).run()
     except RevproxyError as error:
         _fail(error)
