@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab lab-down test unit lint format bench soak man wheel deb test-deb lock clean
+.PHONY: help setup demo lab lab-down test test-vm unit lint format bench soak man wheel deb test-deb lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lab-down: setup ## take the lab down
 test: setup ## all tests; without root those that need none
 	@# What fails while all processors are busy is tried once more, alone: some tests wait for real time limits.
 	@$(PYTHON) -m pytest -n auto --dist worksteal || $(PYTHON) -m pytest --last-failed --last-failed-no-failures none
+
+test-vm: setup ## listed tests under another kernel, emulated (root; KERNEL=5.10|6.1|6.12|newest ARCH=amd64|arm64)
+	@tests/vm/test --kernel "$(or $(KERNEL),6.1)" --arch "$(or $(ARCH),amd64)"
 
 unit: setup ## the tests that need neither root nor a kernel
 	@$(PYTHON) -m pytest tests/unit

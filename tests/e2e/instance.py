@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from netlab import Lab, wait_for
+from netlab import PATIENCE, Lab, wait_for
 from netlab.process import Process
 from tests.e2e import forkserver
 
@@ -65,7 +65,7 @@ class Instance:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``revproxyctl`` in the proxy host, whatever its exit status."""
         request = forkserver.request(self.lab.proxy.path, ("revproxyctl", *words), self.env)
-        return forkserver.run(request, timeout_sec=120)
+        return forkserver.run(request, timeout_sec=120 * PATIENCE)
 
     def ctl(self, *words: str, status: int = 0) -> str:
         """``revproxyctl``, which must end with this status; its standard output."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from netlab import namespace_names
+from netlab import PATIENCE, namespace_names
 from tests.e2e.instance import web
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ README_DEMO = re.compile(r"<!-- make demo -->\n+```text\n(.*?)```", re.DOTALL)
 
 def run(*words: str | Path, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:
     """The demonstration, to its end; of its labs nothing may be left then."""
-    result = subprocess.run([python, DEMO, *words], capture_output=True, text=True, timeout=170, check=False)
+    result = subprocess.run([python, DEMO, *words], capture_output=True, text=True, timeout=170 * PATIENCE, check=False)
     assert_nothing_left(result.stdout)
     return result
 

@@ -10,10 +10,11 @@ from netlab.clients import EchoResult, ask_udp, connect, echo_tcp, http_connecti
 from netlab.lab import HTTP_PORT, TCP_PORT, UDP_PORT, Backend, Lab, lab_namespaces, remove_lab
 from netlab.namespace import CommandError, Namespace, namespace_names
 from netlab.process import Process
-from netlab.wait import wait_for
+from netlab.wait import PATIENCE, wait_for
 
 __all__ = [
     "HTTP_PORT",
+    "PATIENCE",
     "TCP_PORT",
     "UDP_PORT",
     "Backend",

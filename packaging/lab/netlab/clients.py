@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from netlab.namespace import Namespace
+from netlab.wait import PATIENCE
 
 IPAddress = IPv4Address | IPv6Address
 Address = tuple[IPAddress | str, int]
@@ -34,7 +35,7 @@ def connect(
     family = socket.AF_INET6 if ":" in str(to[0]) else socket.AF_INET
     connection = namespace.socket(family, kind)
     try:
-        connection.settimeout(timeout_sec)
+        connection.settimeout(timeout_sec * PATIENCE)
         if source is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             connection.bind((str(source[0]), source[1]))

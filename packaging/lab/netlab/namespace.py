@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from netlab.wait import PATIENCE
+
 T = TypeVar("T")
 
 NETNS_DIRECTORY = Path("/run/netns")
@@ -104,7 +106,7 @@ class Namespace:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=timeout_sec,
+            timeout=timeout_sec * PATIENCE,
             env={**os.environ, **(env or {})},
             cwd=cwd,
             check=False,

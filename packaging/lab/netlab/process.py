@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from netlab.wait import wait_for
+from netlab.wait import PATIENCE, wait_for
 
 
 class Process:
@@ -67,13 +67,13 @@ class Process:
 
     def wait(self, *, timeout_sec: float = 10.0) -> int:
         """Wait for its end and return its status."""
-        return self._process.wait(timeout_sec)
+        return self._process.wait(timeout_sec * PATIENCE)
 
     def stop(self, *, timeout_sec: float = 10.0) -> int:
         """SIGTERM, then SIGKILL to its group if it hasn't ended in time; returns its status."""
         self.send(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_sec)
+            self._process.wait(timeout_sec * PATIENCE)
         return self.kill()
 
     def kill(self) -> int:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+PATIENCE: Final = float(os.environ.get("REVPROXY_PATIENCE") or 1)
+"""How many times longer than usual everything may take: more than 1 on a machine that is slow, an emulated one say."""
 
 
 def wait_for(condition: Callable[[], T], what: str = "", *, timeout_sec: float = 10.0, interval_sec: float = 0.02) -> T:
     """Call ``condition`` until it returns something true, and return that.
 
     An :class:`AssertionError` or :class:`OSError` raised by it counts as "not yet". Raises :class:`TimeoutError` naming
-    ``what``, with what the last call gave, once ``timeout_sec`` have passed; it is called at least once.
+    ``what``, with what the last call gave, once ``timeout_sec`` (times :data:`PATIENCE`) have passed; it is called at
+    least once.
     """
+    timeout_sec *= PATIENCE
     deadline = time.monotonic() + timeout_sec
     while True:
         failure: Exception | None = None

@@ -1,0 +1,98 @@
+"""What a machine's report comes to, and which kernel is taken for what was asked for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.vm import fetch, images, results
+
+RELEASES = ["5.10.0-46-amd64", "6.1.0-9-amd64", "6.1.0-50-amd64", "6.12.95+deb12-amd64", "7.3.4+deb13-amd64"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "release"),
+    [
+        ("6.1", "6.1.0-50-amd64"),
+        ("6.12", "6.12.95+deb12-amd64"),
+        ("newest", "7.3.4+deb13-amd64"),
+        ("5.10", RELEASES[0]),
+    ],
+)
+def test_the_newest_of_a_series_is_taken(wanted: str, release: str) -> None:
+    assert fetch.choose(RELEASES, wanted) == release
+
+
+def test_a_kernel_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(fetch.Unavailable, match=r"no Linux 5.15; it has 5.10, 6.1, 6.12, 7.3"):
+        fetch.choose(RELEASES, "5.15")
+
+
+def test_every_line_of_the_list_is_a_test_that_is_there() -> None:
+    listed = results.features() | results.features(too_old=True)
+    assert all(listed.values())
+    assert list(results.features(too_old=True)) == [results.REFUSAL]
+    for selection in (each for tests in listed.values() for each in tests):
+        path, _, name = selection.partition("::")
+        text = (images.CHECKOUT / path).read_text()
+        assert not name or f"def {name}(" in text, selection
+
+
+def test_a_test_that_did_not_end_has_failed(tmp_path: Path) -> None:
+    report = tmp_path / "report.jsonl"
+    lines = [
+        {"id": "a.py::one", "outcome": "started"},
+        {"id": "a.py::one", "outcome": "passed", "seconds": 1, "reason": "", "properties": {"effort tc": "10 20 300"}},
+        {"id": "a.py::two[x]", "outcome": "started"},
+        {"id": "b.py::three", "outcome": "skipped", "seconds": 0, "reason": "no such thing", "properties": {}},
+    ]
+    report.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    listed = {"first": ["a.py"], "second": ["a.py::two"], "third": ["b.py::three", "b.py::th"]}
+    summary = results.summary(results.read_report(report), listed)
+    assert summary["features"] == {
+        "first": {"passed": 1, "failed": 1, "skipped": 0},
+        "second": {"passed": 0, "failed": 1, "skipped": 0},
+        "third": {"passed": 0, "failed": 0, "skipped": 1},
+    }
+    assert summary["not passed"] == {"a.py::two[x]": "it did not end", "b.py::three": "no such thing"}
+    assert summary["effort"] == {"tc": [10, 20, 300]}
+
+
+def test_a_kept_result_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.json"
+    results.keep("new", {"order": ["amd64", 6, 12]}, path)
+    results.keep("old", {"order": ["amd64", 6, 1]}, path)
+    results.keep("new", {"order": ["amd64", 6, 12], "again": True}, path)
+    assert json.loads(path.read_text()) == {
+        "old": {"order": ["amd64", 6, 1]},
+        "new": {"order": ["amd64", 6, 12], "again": True},
+    }
+
+
+def test_the_initial_ram_disk_is_one_that_cpio_reads() -> None:
+    content = b"".join(images._cpio({"dir": (0o40755, b""), "dir/file": (0o100644, b"hello")}))
+    assert content.count(b"070701") == 3
+    assert len(content) % 4 == 0
+    fields = [int(content[6 + 8 * place : 14 + 8 * place], 16) for place in range(13)]
+    assert fields[1] == 0o40755
+    assert fields[11] == len("dir") + 1
+    assert content[110:114] == b"dir\0"
+
+
+def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(
+        "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2.ko.xz kernel/lib/crc16.ko.xz\n"
+        "kernel/fs/jbd2.ko.xz: kernel/lib/crc16.ko.xz\nkernel/lib/crc16.ko.xz:\n"
+    )
+    order = [path.name for path in images._modules(tmp_path, ["ext4", "built-in"])]
+    assert order == ["crc16.ko.xz", "jbd2.ko.xz", "ext4.ko.xz"]
+
+
+@pytest.mark.root
+def test_without_root_it_says_so() -> None:
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(Path(results.HERE, "setup.sh"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "vm: this needs root\n")

@@ -1,0 +1,97 @@
+"""``python -m tests.vm start|run|stop|test``: machines with other kernels, and the tests in them (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from tests.vm import fetch, images, results
+from tests.vm.machine import Machine, MachineError
+
+OLDEST: Final = (5, 15)
+"""What the README promises. Of older kernels only that they are refused."""
+
+# Emulated, a processor is ten to twenty times slower, so everything may take longer and less is tried at random.
+TEST_ENVIRONMENT: Final = {"REVPROXY_PATIENCE": "10", "REVPROXY_DIFFERENTIAL_PACKETS": "8000"}
+
+
+def say(text: str) -> None:
+    """To whoever waits."""
+    print(f"vm: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Exit status 1 when something failed, 2 when it could not be tried."""
+    parser = argparse.ArgumentParser(prog="tests/vm", description=__doc__)
+    parser.add_argument("action", choices=["start", "run", "stop", "test"])
+    parser.add_argument("--kernel", default=os.environ.get("KERNEL") or "6.1")
+    parser.add_argument("--arch", default=os.environ.get("ARCH") or "amd64", choices=["amd64", "arm64"])
+    parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS")
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    folder = Path(os.environ.get("REVPROXY_VM_DIR") or images.CHECKOUT / ".vm").resolve()
+    machine = Machine(folder, options.kernel, options.arch)
+    try:
+        if options.action == "stop":
+            machine.stop()
+            return 0
+        if options.action == "test":
+            return test(machine, options.limit, options.words)
+        machine.start(say)
+        if options.action == "run":
+            return machine.run(" ".join(options.words), options.limit)
+    except (fetch.Unavailable, MachineError) as error:
+        say(str(error))
+        return 2
+    return 0
+
+
+def test(machine: Machine, limit_sec: float, words: list[str]) -> int:
+    """Run the list (or the tests that ``words`` name) in the machine that is up, or in one that is booted for it and
+    switched off again; the list's result is kept."""
+    was_up = machine.pid() is not None
+    began = time.monotonic()
+    machine.prepare(say)
+    listed = results.features(fetch.version(machine.release) < OLDEST)
+    chosen = words or [each for tests in listed.values() for each in tests]
+    try:
+        machine.start(say)
+        boot_sec, before = machine.boot_sec, machine.processor_sec()
+        report = machine.share / "report.jsonl"
+        report.unlink(missing_ok=True)
+        environment = TEST_ENVIRONMENT | {"REVPROXY_VM_REPORT": "/share/report.jsonl"}
+        command = f".venv/bin/python -m pytest -p tests.vm.report -v --junitxml=/share/junit.xml {' '.join(chosen)}"
+        try:
+            machine.run(command, limit_sec, environment)
+        except MachineError as error:
+            say(str(error))
+        processor_sec = max(0.0, machine.processor_sec() - before)
+        found = results.read_report(report)
+    finally:
+        if not was_up:
+            machine.stop()
+    summary = results.summary(found, listed)
+    counts = [sum(row[each] for row in summary["features"].values()) for each in ("passed", "failed", "skipped")]
+    for name, reason in summary["not passed"].items():
+        say(f"{found[name]['outcome']}: {name}: {reason}")
+    took = time.monotonic() - began
+    say(f"Linux {machine.release}: {counts[0]} passed, {counts[1]} failed, {counts[2]} skipped in {took:.0f} s")
+    unproven = [feature for feature, row in summary["features"].items() if not sum(row.values())]
+    if words:
+        return 1 if counts[1] or not found else 0
+    for feature in unproven:
+        say(f"nothing ran for: {feature}")
+    about = {"order": [machine.arch, *fetch.version(machine.release)], "release": machine.release, "arch": machine.arch}
+    about |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "boot_sec": round(boot_sec), "seconds": round(took)}
+    about |= {"processor_sec": round(processor_sec)}
+    results.keep(f"{machine.kernel}-{machine.arch}", about | summary)
+    return 1 if counts[1] or unproven else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

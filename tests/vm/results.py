@@ -1,0 +1,73 @@
+"""What came of the tests in a machine: read from its report, kept in ``man/kernels.json`` for the manual."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+HERE: Final = Path(__file__).parent
+LIST: Final = HERE / "list.txt"
+KEPT: Final = HERE.parents[1] / "man" / "kernels.json"
+
+
+REFUSAL: Final = "a kernel that is too old is refused in words"
+
+
+def features(too_old: bool = False, path: Path = LIST) -> dict[str, list[str]]:
+    """Tests (files or node ids) by the feature they prove, in the list's order: those for a kernel that is too old, or
+    the others."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in path.read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if heading := re.fullmatch(r"\[(.+)\]", text):
+            name = heading[1]
+            found[name] = []
+        elif text:
+            found[name].append(text)
+    return {name: tests for name, tests in found.items() if (name == REFUSAL) == too_old}
+
+
+def read_report(path: Path) -> dict[str, dict[str, Any]]:
+    """The last that is known of each test by its id; one that started and did not end has failed."""
+    found: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            found[entry["id"]] = entry
+    for entry in found.values():
+        if entry["outcome"] == "started":
+            entry.update(outcome="failed", seconds=0.0, reason="it did not end", properties={})
+    return found
+
+
+def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterable[str]]) -> dict[str, Any]:
+    """Counts, by feature and in all, what was skipped or failed and why, and the verifier's effort."""
+    rows = {}
+    for feature, selections in tests.items():
+        entries = [report[each] for each in report if any(_belongs(each, selection) for selection in selections)]
+        rows[feature] = {
+            outcome: sum(entry["outcome"] == outcome for entry in entries)
+            for outcome in ("passed", "failed", "skipped")
+        }
+    effort = {}
+    for entry in report.values():
+        for name, value in entry["properties"].items():
+            if name.startswith("effort "):
+                effort[name.removeprefix("effort ")] = [int(part) for part in value.split()]
+    left = {each: entry["reason"] for each, entry in report.items() if entry["outcome"] != "passed"}
+    return {"features": rows, "not passed": left, "effort": effort}
+
+
+def _belongs(test: str, selection: str) -> bool:
+    return test == selection or test.startswith((f"{selection}::", f"{selection}["))
+
+
+def keep(name: str, result: Mapping[str, Any], path: Path = KEPT) -> None:
+    """Put a machine's result in the place of its last one."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[name] = result
+    path.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: item[1]["order"])), indent=1) + "\n")
