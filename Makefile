@@ -3,10 +3,10 @@
 PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab lab-down test test-vm unit lint format bench soak man wheel deb test-deb lock clean
+.PHONY: help setup demo lab lab-down test test-vm unit lint format bench soak man wheel deb test-deb test-versions lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is needed: Debian's packages (as root) and .venv
 	@packaging/setup.sh
@@ -56,6 +56,9 @@ deb: ## build dist/revproxy_*.deb (as root it installs what that needs)
 
 test-deb: setup ## install, use, upgrade, purge the package in a Debian 12 tree under systemd (root; minutes)
 	@packaging/test-deb.sh
+
+test-versions: setup ## the tests with Debian 12's libraries and with the newest of PyPI (root; minutes)
+	@packaging/test-versions.sh $(ARGS)
 
 lock: ## write packaging/requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@packaging/lock.sh

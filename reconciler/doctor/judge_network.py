@@ -61,6 +61,7 @@ class _Used:
         yield from self._queues()
         yield from self._checksums()
         if self.listens:
+            yield self._forwarding()
             yield self._rp_filter()
         yield from self._programs()
 
@@ -131,6 +132,13 @@ class _Used:
             " and the peer's segmentation offload is lost"
         )
         yield warning("interface.checksums", text, "set settings.xdp_mode to auto", self._name)
+
+    def _forwarding(self) -> Finding:
+        """What it needs of the stack's forwarding it turns on itself (ip_forward is all interfaces' at once)."""
+        versions = ((4, self.facts.forwarding4), (6, self.facts.forwarding6))
+        on = " and ".join(f"IPv{version}" for version, forwards in versions if forwards) or "nothing"
+        text = f"the stack forwards {on} from here; what revproxy needs of that it turns on itself"
+        return ok("interface.forwarding", text, self._name)
 
     def _rp_filter(self) -> Finding:
         check = "interface.rp_filter"

@@ -5,6 +5,7 @@ Run by packaging/test-deb.sh, which builds what it needs.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import threading
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from netlab import Lab, wait_for
+from reconciler.kernel import bpf
 from tests.deb.conftest import Machine
 from tests.e2e.instance import web
+from tests.e2e.test_coexistence import XDP_PASS, pinned, xdp_id
 from tests.readme import block
 
 CONFIG = "/etc/revproxy/config.d/web.yaml"
@@ -157,6 +160,64 @@ def test_reload_crash_and_watchdog(machine: Machine, lab: Lab) -> None:
     assert set(seen) == {""}
 
 
+def test_a_daemon_that_hangs_is_replaced_and_no_connection_notices(machine: Machine, lab: Lab) -> None:
+    drop_in = "/run/systemd/system/revproxyd.service.d"
+    machine.run(f"mkdir -p {drop_in}; printf '[Service]\\nWatchdogSec=3\\n' > {drop_in}/soon.conf")
+    machine.run("systemctl daemon-reload; systemctl restart revproxyd")
+    was = machine.show("revproxyd", "MainPID")
+    target = lab.directory / "over-a-hang"
+    url = f"http://{lab.proxy4}/bytes/30000000"
+    download = lab.spawn(lab.client, "curl", "-sSf", "--limit-rate", "3M", "-o", str(target), url)
+    wait_for(lambda: target.exists() and target.stat().st_size > 0, "the download has begun")
+    with requests(lab) as seen:
+        machine.run(f"kill -STOP {was}")
+        wait_for(lambda: machine.show("revproxyd", "MainPID") not in (was, "0"), "replaced", timeout_sec=60)
+        wait_for(lambda: machine.out("systemctl is-active revproxyd || true") == "active", "ready", timeout_sec=60)
+    assert "watchdog" in machine.out("journalctl -u revproxyd --no-pager").lower()
+    assert len(seen) > 20
+    assert set(seen) == {""}
+    assert download.wait(timeout_sec=60) == 0, download.output()
+    assert target.stat().st_size == 30_000_000
+    machine.run(f"rm -r {drop_in}; systemctl daemon-reload; systemctl restart revproxyd")
+
+
+def test_checks_metrics_events_and_a_takeover_with_the_units_capabilities(machine: Machine, lab: Lab) -> None:
+    one, two, _ = lab.backends
+    text = f"""\
+apiVersion: revproxy/v1
+settings:
+  stats_enabled: true
+  metrics: {{enabled: true, listen: "127.0.0.1:9090"}}
+  takeover: true
+  xdp_mode: native
+proxies:
+  - name: web
+    listen: {{interfaces: [eth0], port: 80}}
+    health_check: {{type: http, interval_ms: 500, timeout_ms: 400}}
+    default_target:
+      - {{ip: {one.ip4}, port: 8080}}
+      - {{ip: {two.ip4}, port: 8080, health_check: {{type: tcp, port: 9, interval_ms: 500, timeout_ms: 400}}}}
+"""
+    with pinned(bpf.PROG_TYPE_XDP, XDP_PASS, "somebody") as (path, number):
+        lab.proxy.run("ip", "link", "set", "dev", "eth0", "xdpdrv", "pinned", path)
+        machine.write(CONFIG, text)
+        wait_for(lambda: "somebody" in machine.out("revproxyctl interfaces"), "taken over", timeout_sec=60)
+        wait_for(lambda: machine.run("revproxyctl status", status=None).returncode == 0, "Synced", timeout_sec=60)
+        wait_for(lambda: "unhealthy" in machine.out("revproxyctl status"), "unhealthy", timeout_sec=30)
+        assert servers(lab) == {one.name}
+        wait_for(lambda: '"fin"' in machine.out("revproxyctl events --kind connection_closed --output json"), "events")
+        assert two.ip4.exploded in machine.out("revproxyctl events --kind target_down --output json")
+        metrics = machine.out("curl -sSf http://127.0.0.1:9090/metrics")
+        assert re.search(r"^revproxy_\w*connections\w*{.*} [1-9]", metrics, re.MULTILINE)
+        assert machine.run("curl -sSf http://127.0.0.1:9090/readyz").returncode == 0
+        machine.write(CONFIG, text.replace("takeover: true\n  xdp_mode: native", "takeover: false"))
+        wait_for(lambda: xdp_id(lab, "eth0") == number, "put back", timeout_sec=60)
+        lab.proxy.run("ip", "link", "set", "dev", "eth0", "xdpdrv", "off")
+    assert "Traceback" not in machine.out("journalctl -u revproxyd --no-pager")
+    machine.write(CONFIG, web(f"{one.ip4}:8080", f"{two.ip4}:8080", f"[{one.ip6}]:8080", extra="mode: fullnat"))
+    wait_for(lambda: machine.run("revproxyctl status", status=None).returncode == 0, "Synced", timeout_sec=60)
+
+
 def test_members_of_the_group_may_look_and_others_may_not(machine: Machine) -> None:
     machine.run("useradd --groups revproxy member; useradd stranger")
     assert "web" in machine.out("runuser -u member -- revproxyctl status")
@@ -208,6 +269,8 @@ def test_configuration_out_of_git(machine: Machine, lab: Lab) -> None:
     # As the README says, but for the repository, whose owner is another user here.
     machine.run("git config --system safe.directory '*'")
     machine.run(block("git").replace("https://git.example/edge.git", "/srv/origin"))
+    wait_for(lambda: machine.show("revproxy-gitpull", "ExecMainExitTimestamp"), "the timer", timeout_sec=60)
+    assert machine.show("revproxy-gitpull", "ExecMainStatus") == "0"
     commit = machine.out(f"{git} rev-parse HEAD")
     assert servers(lab) == {two.name}
     machine.write("/srv/origin/web.yaml", web(f"{one.ip4}:8080"))

@@ -160,6 +160,17 @@ def test_each_trouble_is_found(found: Sight, check: str, level: Level, word: str
         assert not diagnose(found).fine
 
 
+def test_what_the_stack_forwards_is_said() -> None:
+    for forwards, said in (
+        ((True, True), "IPv4 and IPv6"),
+        ((False, True), "forwards IPv6"),
+        ((False, False), "forwards nothing"),
+    ):
+        eth0 = replace(ETH0, forwarding4=forwards[0], forwarding6=forwards[1])
+        (finding,) = (each for each in diagnose(sight(eth0=eth0)).findings if each.check == "interface.forwarding")
+        assert said in finding.message
+
+
 def test_full_nat_asks_nothing_of_the_way_back() -> None:
     assert troubles(sight(route=BEHIND, nat="fullnat")) == []
     assert troubles(sight(route=replace(ON_LINK, ifindex=2), nat="fullnat")) == []

@@ -19,6 +19,7 @@ import pytest
 from reconciler.cli import app
 from reconciler.daemon import command as daemon
 from reconciler.places import VARIABLES
+from tests.readme import block
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((ROOT / "schema" / "revproxy-v1.schema.json").read_text())
@@ -151,10 +152,7 @@ def test_it_renders_without_warnings(pages: dict[str, Path], name: str, command:
 
 
 def test_what_the_readme_says_to_type_for_git_is_what_the_manual_says(pages: dict[str, Path]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"<!-- git -->\n```sh\n(.*?)```", readme, re.DOTALL)
-    assert found
-    assert escape_block(found[1]) in pages["revproxyd.8"].read_text()
+    assert escape_block(block("git")) in pages["revproxyd.8"].read_text()
 
 
 def escape_block(commands: str) -> str:
