@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from reconciler import answers
 from reconciler.answers import Finding, Level
@@ -25,6 +24,7 @@ from reconciler.errors import Problem
 from reconciler.places import Places
 from reconciler.state.desired import desired
 from reconciler.state.facts import HostFacts, Interface, Route, RouteKind
+from tests.clirunner import CliRunner
 
 FILE = """\
 apiVersion: revproxy/v1

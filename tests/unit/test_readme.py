@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from reconciler.cli import app
 from reconciler.daemon import command as daemon
 from reconciler.places import Places
+from tests.clirunner import CliRunner
 from tests.readme import block
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -409,7 +409,7 @@ def test_what_is_too_large_is_refused(path: Path, commands: FakeCommands) -> Non
     assert commands.calls == []
 
 
-@pytest.mark.parametrize("request_", [b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n"])
+@pytest.mark.parametrize("request_", [b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", b"GET /v1/status HTTP/x.y\r\n\r\n"])
 def test_what_is_no_http_is_refused_and_the_server_goes_on(path: Path, request_: bytes) -> None:
     assert raw(path, request_)[0] == 400
     assert DaemonClient(path).status() == STATUS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from reconciler import answers
 from reconciler.answers import Sync
@@ -26,6 +26,7 @@ from reconciler.errors import (
     RevproxyError,
     StaleError,
 )
+from tests.clirunner import CliRunner
 
 GOOD = """\
 apiVersion: revproxy/v1

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from reconciler import daemon
 from reconciler.places import Places
 from reconciler.runtime import live, logs
+from tests.clirunner import CliRunner
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
 def test_what_it_refuses(started: list[Any], arguments: list[str], word: str) -> None:
     result = CliRunner().invoke(daemon.command, arguments)
     assert result.exit_code == 2
-    assert word in result.output
+    assert word in result.stderr
     assert started == []
 
 

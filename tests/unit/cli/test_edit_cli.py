@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import reconciler
 from reconciler import answers
@@ -17,6 +17,7 @@ from reconciler.cli import app
 from reconciler.cli.app import Session
 from reconciler.config.edit import SetSetting
 from reconciler.errors import EditError
+from tests.clirunner import CliRunner
 from tests.unit.cli.test_cli import CHANGE, FakeClient
 
 FILE = """\
