@@ -12,8 +12,6 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-import structlog
-
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf
 from reconciler.kernel.compiler import ENTRY_POINTS
@@ -21,9 +19,10 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.otherlayout import OtherLayout, carry_over, others, take_over
 from reconciler.kernel.program import Programs
+from reconciler.runtime.logger import Logger
 from reconciler.state.objects import ProgramState
 
-_log: Final = structlog.get_logger("takeover")
+_log: Final = Logger("takeover")
 
 
 class Takeover:
