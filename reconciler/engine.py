@@ -120,12 +120,15 @@ class Engine:
         """A digest of the files in the directory, of names and contents, also of those that are no configuration."""
         return self._fingerprints.take().hex()
 
-    def view(self, config: Config | None = None, origin: Origin | None = None) -> View:
-        """Look at both sides. ``config`` None: load the files. ``origin``: where those of ``config`` come from. Raises
+    def view(
+        self, config: Config | None = None, origin: Origin | None = None, *, routes_as_known: bool = False
+    ) -> View:
+        """Look at both sides. ``config`` None: load the files. ``origin``: where those of ``config`` come from.
+        ``routes_as_known``: take the routes for what this engine has read last and written since. Raises
         :class:`ConfigError`, :class:`KernelError`, :class:`ForeignProgramError`."""
         if config is None and self.places.config_dir.is_dir():
             config = self.load_config()
-        observed = self.live.observe()
+        observed = self.live.observe(routes_as_known=routes_as_known)
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()
@@ -139,7 +142,9 @@ class Engine:
         # Where nothing is and nothing is wanted, not even the programs are.
         idle = not config.proxies and not observed.exists
         changes = () if idle else diff(wanted, observed)
-        return View(config, facts, runtime, observed, wanted, changes, origin or Origin())
+        if not changes:
+            self.live.adopt(wanted.state.routes)
+        return View(config, facts, runtime, observed, wanted, changes, origin or Origin(), routes_as_known)
 
     # -- comparing -----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from reconciler.config.model import (
     SyncPolicy,
     WeightedTarget,
     XdpChoice,
+    mark,
 )
 from reconciler.config.notation import line_column
 from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
@@ -92,7 +94,17 @@ def fragment(document: Document) -> Fragment:
                 problems, warnings = check.proxy(proxy, built.paths[-1])
                 built.problems += problems
                 built.warnings += warnings
+                if proxy.source_routes:
+                    sources = (mark(route.source) for route in proxy.source_routes)
+                    built.marks[len(built.proxies) - 1] = array("q", sources)
     return built
+
+
+def routes(document: Document, formats: Formats, tree: Sequence) -> tuple[SourceRoute, ...] | None:
+    """Source routes from a tree that satisfies the schema; None if one is wrong, or has a health check."""
+    builder = _ProxyBuilder(document, formats, 0)
+    found = builder.routes(tree)
+    return None if builder.failed or builder.check_marks or document.problems else found
 
 
 def _place(document: Document, at: int) -> Place:
@@ -116,7 +128,7 @@ class _ProxyBuilder:
         listen = self._listen(tree["listen"])
         self.protocol = listen.protocol
         default_target = self._targets(tree["default_target"], "default_target")
-        routes = self._routes(tree.get("source_routes", ()))
+        routes = self.routes(tree.get("source_routes", ()))
         own = self._health_check(tree)
         checks = () if self.failed else self._checks(own, listen, default_target, routes)
         if self.failed:
@@ -225,7 +237,7 @@ class _ProxyBuilder:
             checks.append((endpoint, replace(chosen, port=port)))
         return tuple(checks)
 
-    def _routes(self, tree: Any) -> tuple[SourceRoute, ...]:
+    def routes(self, tree: Any) -> tuple[SourceRoute, ...]:
         routes = []
         for index, item in enumerate(tree):
             text = item["source"]

@@ -80,11 +80,7 @@ def metrics(settings: Metrics) -> str | None:
 def proxy(one: Proxy, path: str) -> Found:
     """Everything wrong or doubtful within one proxy. ``path``: its path in its file."""
     errors = list(_target_list(one.default_target, f"{path}.default_target", "the proxy"))
-    for index, route in enumerate(one.source_routes):
-        targets = route.targets
-        if len(targets) == 1 and targets[0].weight and targets[0].endpoint.ip.version == route.source.version:
-            continue  # the common case of a hundred thousand routes
-        errors += _route(route, f"{path}.source_routes[{index}]")
+    errors += routes(one.source_routes, path)
     errors += _identical_sources(one, path)
     warnings: list[Problem] = []
     if one.listen.addresses:
@@ -92,6 +88,15 @@ def proxy(one: Proxy, path: str) -> Found:
         family_errors, warnings = _families(one, path)
         errors += family_errors
     return errors, warnings
+
+
+def routes(some: Sequence[SourceRoute], path: str) -> Iterator[Problem]:
+    """Everything wrong with single source routes of a proxy."""
+    for index, route in enumerate(some):
+        targets = route.targets
+        if len(targets) == 1 and targets[0].weight and targets[0].endpoint.ip.version == route.source.version:
+            continue  # the common case of a hundred thousand routes
+        yield from _route(route, f"{path}.source_routes[{index}]")
 
 
 def _target_list(targets: Sequence[WeightedTarget], path: str, owner: str) -> Iterator[Problem]:
@@ -144,6 +149,8 @@ def _target_path(path: str, route: int | None) -> str:
 
 def _own_listener(one: Proxy, path: str) -> Iterator[Problem]:
     ports = {0, *one.listen.ports}
+    if not any(each.port in ports and each.ip in one.listen.addresses for each in one.endpoints):
+        return
     for target, route in all_targets(one):
         if target.endpoint.port in ports and target.endpoint.ip in one.listen.addresses:
             text = f"the target {target.endpoint} is the proxy's own listener: it would forward to itself"

@@ -66,17 +66,18 @@ class Document:
         self.problems.append(Problem(self.file, line, column, path, message))
 
 
-def parse(file: str, content: bytes) -> Document:
+def parse(file: str, content: bytes, lines_before: int = 0) -> Document:
     """Read one file. A name ending in .json makes it JSON, any other YAML. Never raises: what is wrong is in
-    ``problems``; the tree holds what could be read all the same."""
+    ``problems``; the tree holds what could be read all the same. ``lines_before``: how many lines stand before
+    ``content`` in the file."""
     try:
         text = notation.decode(content)
         if file.endswith(".json"):
             return _built(file, notation.json_events(text))
         try:
-            return _built(file, notation.yaml_events(text))
+            return _built(file, notation.moved(notation.yaml_events(text), lines_before))
         except notation.FastParserProblem:
-            return _built(file, notation.yaml_events(text, fast=False))
+            return _built(file, notation.moved(notation.yaml_events(text, fast=False), lines_before))
     except SyntaxProblem as problem:
         document = Document(file)
         document.problem(problem.at, problem.message)

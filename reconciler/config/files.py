@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from reconciler.config import build, check, packet_tests
+from reconciler.config import build, check, packet_tests, patch
 from reconciler.config.document import parse
 from reconciler.config.model import Config, Fragment, SourceFile
 from reconciler.errors import ConfigError, Problem
@@ -18,6 +19,8 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES: Final = 8 << 20
 """The largest file that is read: 8 MiB, room for some 100,000 source routes."""
 _REMEMBERED_LOADS: Final = 4
+_SETTLED_NS: Final = 50_000_000
+"""The kernel's clock for files goes in steps of up to 10 ms: a file this old that changes gets another time."""
 
 
 class Cache:
@@ -26,21 +29,48 @@ class Cache:
 
     def __init__(self) -> None:
         self._fragments: dict[tuple[str, bytes], tuple[int, Fragment]] = {}
+        self._newest: dict[str, tuple[SourceFile, Fragment]] = {}  # by path
         self._load = 0
+        self._read: dict[Path, tuple[tuple[int, ...], SourceFile]] = {}
+
+    def read(self, path: Path, *, own: bool) -> SourceFile:
+        """The file, read now, or before if it is still the same one. ``own``: as :func:`_read` says. Raises
+        :class:`OSError`, and :class:`ValueError` for what is not to be read."""
+        found = os.stat(path)  # noqa: PTH116  # of each of a thousand files at each look
+        identity = (own, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._read.pop(path, None)
+        if known is None or known[0] != identity:
+            file = _source_file(_display(path), _content(path))
+            if own and anybody_may_write(path.stat()):
+                raise ValueError(_open_to_all(path))
+            if time.time_ns() - found.st_ctime_ns < _SETTLED_NS:
+                return file  # it might change and still look the same
+            known = (identity, file)
+        self._read[path] = known
+        return known[1]
 
     def begin(self) -> None:
         """A load begins."""
         self._load += 1
         oldest = self._load - _REMEMBERED_LOADS
         self._fragments = {key: entry for key, entry in self._fragments.items() if entry[0] >= oldest}
+        kept = {key[0] for key in self._fragments}
+        self._newest = {path: newest for path, newest in self._newest.items() if path in kept}
+        self._read = {path: known for path, known in self._read.items() if known[1].path in kept}
 
     def fragment(self, file: SourceFile) -> Fragment:
         """What the file holds, parsed now or before."""
         key = (file.path, file.digest)
         known = self._fragments.get(key)
-        fragment = known[1] if known else build.fragment(parse(file.path, file.content))
+        fragment = known[1] if known else self._parsed(file)
         self._fragments[key] = (self._load, fragment)
+        self._newest[file.path] = (file, fragment)
         return fragment
+
+    def _parsed(self, file: SourceFile) -> Fragment:
+        newest = self._newest.get(file.path)
+        found = patch.patched(*newest, file) if newest else None
+        return found or build.fragment(parse(file.path, file.content))
 
 
 def load(directory: Path, cache: Cache | None = None) -> Config:
@@ -48,7 +78,8 @@ def load(directory: Path, cache: Cache | None = None) -> Config:
     there is no such directory, or if anybody may write it or its files. A directory without files is an empty
     configuration."""
     problems: list[Problem] = []
-    return _config(_read(_discover(directory, problems, own=True), problems, own=True), problems, cache)
+    cache = cache or Cache()
+    return _config(_read(_discover(directory, problems, own=True), problems, cache, own=True), problems, cache)
 
 
 def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
@@ -116,21 +147,19 @@ def _open_to_all(path: Path) -> str:
     return f"can be written by anybody, so that it is not applied: `chmod o-w {_display(path)}`"
 
 
-def _read(paths: Iterable[Path], problems: list[Problem], *, own: bool = False) -> list[SourceFile]:
+def _read(
+    paths: Iterable[Path], problems: list[Problem], cache: Cache | None = None, *, own: bool = False
+) -> list[SourceFile]:
     """``own``: they are the instance's own, and nobody else's."""
-    files = []
+    cache, files = cache or Cache(), []
     for path in paths:
         try:
-            content = _content(path)
-            if own and anybody_may_write(path.stat()):
-                raise ValueError(_open_to_all(path))
+            files.append(cache.read(path, own=own))
         except OSError as error:
             dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
             problems.append(_whole(path, "a symbolic link to nothing" if dangling else _words(error)))
         except ValueError as error:
             problems.append(_whole(path, str(error)))
-        else:
-            files.append(_source_file(_display(path), content))
     return files
 
 

@@ -7,6 +7,8 @@ they ask for the same, wherever in the files they do it.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -67,6 +69,11 @@ class SourceRoute:
     place: Place = field(default=NOWHERE, compare=False)
 
 
+def mark(source: IPNetwork) -> int:
+    """A number that two different sources hardly ever share."""
+    return hash((source.version, int(source.network_address), source.prefixlen))
+
+
 @dataclass(frozen=True, slots=True)
 class Listen:
     """What a proxy takes. No ``addresses``: the interfaces' own, of the families the proxy has targets for."""
@@ -93,13 +100,42 @@ class Proxy:
     connection_timeout_sec: int | None = None
     place: Place = field(default=NOWHERE, compare=False)
     checks: tuple[tuple[Endpoint, HealthCheck], ...] = ()
+    _endpoints: Mapping[Endpoint, int] | None = field(default=None, init=False, compare=False, repr=False)
+
+    @property
+    def endpoints(self) -> Mapping[Endpoint, int]:
+        """Where any target of the proxy is, and how many are there. Counted once: some endpoints stand for a hundred
+        thousand routes."""
+        if self._endpoints is None:
+            self.count_endpoints(_counted((self.default_target, *(route.targets for route in self.source_routes))))
+        assert self._endpoints is not None
+        return self._endpoints
+
+    def count_endpoints(self, found: Mapping[Endpoint, int]) -> None:
+        """Say what :attr:`endpoints` is, for who knows already: it follows from the rest."""
+        object.__setattr__(self, "_endpoints", found)
 
     @property
     def families(self) -> frozenset[int]:
         """The address families, 4 and 6, that any target of the proxy belongs to."""
-        found = {target.endpoint.ip.version for target in self.default_target}
-        found.update(target.endpoint.ip.version for route in self.source_routes for target in route.targets)
-        return frozenset(found)
+        return frozenset(endpoint.ip.version for endpoint in self.endpoints)
+
+
+def _counted(lists: Iterable[tuple[WeightedTarget, ...]]) -> dict[Endpoint, int]:
+    """How often each endpoint stands in some lists. Few objects stand for many: hashing an address takes longer."""
+    by_identity: dict[int, list[Endpoint]] = {}
+    for targets in lists:
+        for target in targets:
+            endpoint = target.endpoint
+            known = by_identity.get(id(endpoint))
+            if known is None:
+                by_identity[id(endpoint)] = [endpoint]
+            else:
+                known.append(endpoint)
+    found: dict[Endpoint, int] = {}
+    for same in by_identity.values():
+        found[same[0]] = found.get(same[0], 0) + len(same)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +222,9 @@ class Config:
 @dataclass(slots=True)
 class Fragment:
     """What one file contributes; not changed once built. ``names``: every proxy's name with its place and path, also
-    of those that are too wrong to be in ``proxies``; ``paths`` goes with ``proxies``; ``target_ips``: all of them."""
+    of those that are too wrong to be in ``proxies``; ``paths`` goes with ``proxies``; ``target_ips``: all of them, and
+    maybe some that were. ``marks`` and ``plain`` are :mod:`reconciler.config.patch`'s: a number for the source of each
+    route of the proxies that are right, and whether the text is of the kind that can be parsed in parts."""
 
     file: str
     settings: Settings | None = None
@@ -198,3 +236,5 @@ class Fragment:
     tests: list[PacketTest] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    marks: dict[int, array[int]] = field(default_factory=dict)
+    plain: bool | None = None

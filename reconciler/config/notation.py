@@ -155,6 +155,13 @@ def yaml_events(text: str, *, fast: bool = True) -> Iterator[Event]:
         raise SyntaxProblem(0, f"not YAML: {error}") from None
 
 
+def moved(events: Iterator[Event], lines: int) -> Iterator[Event]:
+    """The same, so many lines further down."""
+    if not lines:
+        return events
+    return ((kind, at + (lines << _LINE), value, anchor) for kind, at, value, anchor in events)
+
+
 def _document_start(event: DocumentStartEvent, text: str, at: int, count: int) -> None:
     if count > 1:
         raise SyntaxProblem(at, "a second document begins: a file holds one")

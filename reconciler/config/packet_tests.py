@@ -8,7 +8,7 @@ from collections.abc import Mapping as Names
 from typing import Any, Final
 
 from reconciler.config import schema
-from reconciler.config.check import all_targets, problem
+from reconciler.config.check import problem
 from reconciler.config.document import Document, Mapping
 from reconciler.config.formats import Formats
 from reconciler.config.messages import hint, path_text
@@ -68,7 +68,7 @@ def across(fragments: Sequence[Fragment]) -> Iterator[Problem]:
     names = [name for fragment in fragments for name, _, _ in fragment.names]
     if {proxy.name for proxy in proxies} != set(names):
         return  # a proxy is wrong, and its error is the one to mend first
-    targets = {proxy.name: frozenset(target.endpoint for target, _ in all_targets(proxy)) for proxy in proxies}
+    targets = {proxy.name: frozenset(proxy.endpoints) for proxy in proxies}
     for test in tests:
         yield from _against(test, proxies, names, targets)
 

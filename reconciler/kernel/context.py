@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reconciler.kernel.maps import Maps
+from reconciler.kernel.store import Packer
 from reconciler.state.objects import Attachment
 from reconciler.state.operations import LoadProgram
 
@@ -54,9 +55,11 @@ class ProgramLoader(Protocol):
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a commit works with. ``verify`` is called with the standby slot before the switch and raises
-    :class:`RevproxyError` to stop the commit. ``maps`` need not be open, nor exist before a LoadProgram."""
+    :class:`RevproxyError` to stop the commit. ``maps`` need not be open, nor exist before a LoadProgram. ``packer``: of
+    earlier commits, for what they have stored already."""
 
     maps: Maps
     host: Host
     programs: ProgramLoader
     verify: Callable[[int], None] | None = None
+    packer: Packer | None = None

@@ -16,7 +16,8 @@ import ctypes as ct
 import errno
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, layoutpin
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
+from reconciler.kernel.mirror import Mirror
 
 CHUNK: Final = 4096
 """Entries in one batch call: the kernel allocates memory for all of them at once."""
@@ -78,8 +80,9 @@ def connections_for(spec: MapSpec, entries: int) -> int:
 class Map:
     """One open map."""
 
-    def __init__(self, spec: MapSpec, fd: int, gateway: Gateway) -> None:
+    def __init__(self, spec: MapSpec, fd: int, gateway: Gateway, mirror: Mirror | None = None) -> None:
         self.spec, self.fd, self.gateway = spec, fd, gateway
+        self._mirror, self._id = mirror, bpf.map_info(fd).id if mirror else 0
         self.subject = f"map {spec.name}"
         cpus = bpf.possible_cpus() if spec.type in _PER_CPU else 0
         self.value_dtype: np.dtype[Any] = np.dtype((spec.value, (cpus,))) if cpus else spec.value
@@ -135,6 +138,12 @@ class Map:
     def items(self) -> tuple[Array, Array]:
         """All keys and values. What is written or deleted meanwhile may or may not be among them; in a hash that
         others write to, an entry may come twice."""
+        found = self._items()
+        if self._mirror:
+            self._mirror.fill(self._id, *found)
+        return found
+
+    def _items(self) -> tuple[Array, Array]:
         if self.spec.flags & layout.F_MMAPABLE:
             values = self.mapped(lambda content: content.copy())
             return np.arange(len(values), dtype=self.spec.key), values
@@ -207,6 +216,11 @@ class Map:
             sums[field] = values[field].sum(axis=1)
         return sums
 
+    def known(self) -> tuple[Array, Array]:
+        """:meth:`items` as far as this process knows them: what was read last, and what it has written since."""
+        found = self._mirror.read(self._id) if self._mirror else None
+        return self.items() if found is None else found
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def put(self, key: Any, value: Array) -> None:
@@ -215,12 +229,19 @@ class Map:
         values = np.ascontiguousarray(np.asarray(value, self.spec.value))
         if values.nbytes != self.value_size:
             raise ValueError(f"{self.subject}: a value of {values.nbytes} bytes instead of {self.value_size}")
-        self.gateway.call("update", self.subject, lambda: bpf.map_update(self.fd, address(keys), address(values)))
+        with self._followed():
+            self.gateway.call("update", self.subject, lambda: bpf.map_update(self.fd, address(keys), address(values)))
+            if self._mirror:
+                self._mirror.put(self._id, keys, values.reshape(-1))
 
     def delete(self, key: Any) -> bool:
         """Delete one entry. False if there was none. One gateway call."""
         keys = self.keys_array(key)
-        return self.gateway.call("delete", self.subject, lambda: bpf.map_delete(self.fd, address(keys)))
+        with self._followed():
+            deleted = self.gateway.call("delete", self.subject, lambda: bpf.map_delete(self.fd, address(keys)))
+            if self._mirror:
+                self._mirror.delete(self._id, keys)
+        return deleted
 
     def put_many(self, keys: Array, values: Array) -> None:
         """Write many entries, in order. One gateway call for each :data:`CHUNK` of them; when it fails, some of that
@@ -229,22 +250,38 @@ class Map:
         values = np.ascontiguousarray(np.asarray(values, self.spec.value))
         if values.nbytes != len(keys) * self.value_size:
             raise ValueError(f"{self.subject}: {len(keys)} keys but {values.nbytes} bytes of values")
-        for start in range(0, len(keys), CHUNK):
-            self.gateway.call(
-                "update batch",
-                self.subject,
-                lambda at=start: self._put_chunk(keys[at : at + CHUNK], values[at : at + CHUNK]),  # type: ignore[misc]
-            )
+        with self._followed():
+            for start in range(0, len(keys), CHUNK):
+                self.gateway.call(
+                    "update batch",
+                    self.subject,
+                    lambda at=start: self._put_chunk(keys[at : at + CHUNK], values[at : at + CHUNK]),  # type: ignore[misc]
+                )
+            if self._mirror:
+                self._mirror.put(self._id, keys, values)
 
     def delete_many(self, keys: Array) -> None:
         """Delete many entries; those that do not exist are passed over. One gateway call for each chunk."""
         keys = self.keys_array(keys)
-        for start in range(0, len(keys), CHUNK):
-            self.gateway.call(
-                "delete batch",
-                self.subject,
-                lambda at=start: self._delete_chunk(keys[at : at + CHUNK]),  # type: ignore[misc]
-            )
+        with self._followed():
+            for start in range(0, len(keys), CHUNK):
+                self.gateway.call(
+                    "delete batch",
+                    self.subject,
+                    lambda at=start: self._delete_chunk(keys[at : at + CHUNK]),  # type: ignore[misc]
+                )
+            if self._mirror:
+                self._mirror.delete(self._id, keys)
+
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """What fails within may have been done in part: then nothing is known any more."""
+        try:
+            yield
+        except BaseException:
+            if self._mirror:
+                self._mirror.forget()
+            raise
 
     def _put_chunk(self, keys: Array, values: Array) -> None:
         done, failed = bpf.map_update_batch(self.fd, address(keys), address(values), len(keys))
@@ -292,6 +329,7 @@ class Maps:
         self.directory = self.root / "maps"
         self.gateway = gateway or Gateway()
         self._maps: dict[str, Map] = {}
+        self.mirrors = {spec.name: Mirror() for spec in layout.MAPS.values() if spec.type is MapType.LPM_TRIE}
 
     def __getitem__(self, name: str) -> Map:
         if not self._maps:
@@ -372,7 +410,7 @@ class Maps:
         except KernelError:
             os.close(fd)
             raise
-        return Map(spec, fd, self.gateway)
+        return Map(spec, fd, self.gateway, self.mirrors.get(spec.name))
 
 
 def create_map(spec: MapSpec, max_connections: int) -> int:

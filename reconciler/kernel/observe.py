@@ -11,7 +11,7 @@ A hundred thousand routes are read and resolved in 0.4 s, an empty set of maps i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from reconciler.kernel import codec, snapshot, store
 from reconciler.kernel.codec import ID_MASK, C
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.recover import repairs
 from reconciler.kernel.snapshot import Snapshot
 from reconciler.state.objects import (
@@ -40,11 +40,15 @@ from reconciler.state.objects import (
     RouteKey,
     Share,
 )
+from reconciler.state.routes import Routes
 from reconciler.state.share import recipe, weigh
 
 _MODES = {number: mode for mode, number in codec.MODES.items()}
 _BALANCES = {number: balance for balance, number in codec.BALANCES.items()}
 _LOST = Destination()
+
+Words = dict[tuple[int, int], tuple[str, Destination]]
+"""(proxy id, destination word) -> proxy's name, destination."""
 
 UNKNOWN_SEC: Final = 0xFFFFFFFF
 """136 years: no file asks for it."""
@@ -56,17 +60,20 @@ def observe(
     program: ProgramState | None = None,
     attachments: Mapping[int, Attachment] | None = None,
     read_sysctls: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
+    memory: RouteMemory | None = None,
+    routes_as_known: bool = False,
 ) -> Observed:
     """Read everything. ``maps`` need not be open; with none pinned the state is empty but for the attachments.
 
     ``program`` and ``attachments`` come from those who look after them; ``read_sysctls`` gives the live values of
-    the sysctls that our map remembers. Raises :class:`KernelError` if the pinned maps can't be read.
+    the sysctls that our map remembers. ``memory``: of the same maps' last observation. ``routes_as_known``: see
+    :func:`snapshot.take`. Raises :class:`KernelError` if the pinned maps can't be read.
     """
     if not maps.is_open:
         if not maps.exists:
             return Observed(KernelState(program=program, attachments=dict(attachments or {})), Allocation())
         maps.open()
-    taken = snapshot.take(maps)
+    taken = snapshot.take(maps, routes_as_known=routes_as_known)
     resolver = _Resolver(taken)
     remembered = _remembered(taken)
     live = read_sysctls(remembered) if read_sysctls else {}
@@ -75,7 +82,7 @@ def observe(
         settings=codec.unpack_settings(taken.settings[0]["slot"][taken.active]),
         proxies=resolver.proxies(),
         listeners=resolver.listeners(),
-        routes=resolver.routes(),
+        routes=resolver.routes(memory or RouteMemory()),
         attachments=dict(attachments or {}),
         sysctls=dict(live),
         devices=_flagged(taken, "DEVICE_XDP_REDIRECT"),
@@ -112,6 +119,20 @@ def _remembered(taken: Snapshot) -> dict[str, tuple[str, str]]:
         )
         for key, value in zip(keys, values, strict=True)
     }
+
+
+class RouteMemory:
+    """The routes that were observed last. Those that have not changed since are not put into words again."""
+
+    def __init__(self) -> None:
+        self.routes: Routes | None = None
+        self.words: dict[tuple[int, int], tuple[str, Destination]] = {}  # (proxy, destination word) -> what it means
+
+    def adopt(self, routes: Routes) -> None:
+        """These are equal to those that were observed: have the next ones be of the same objects, so that comparing
+        the two costs little."""
+        if self.routes is not None:
+            self.routes = routes
 
 
 class _Resolver:
@@ -204,25 +225,62 @@ class _Resolver:
                 found[key] = self.name(proxy)
         return found
 
-    def routes(self) -> dict[RouteKey, Destination]:
-        found: dict[RouteKey, Destination] = {}
+    def routes(self, memory: RouteMemory) -> Routes:
+        """Those of ``memory`` with what has changed since, where that is known."""
+        mirrors = self.taken.mirrors
+        words = self._words()
+        changed = {version: mirror.changed for version, mirror in mirrors.items()}
+        same = all(memory.words.get(pair, meaning) == meaning for pair, meaning in words.items())
+        if memory.routes is None or not same or None in changed.values():
+            found: dict[RouteKey, Destination] = {}
+            for version, (keys, values) in self.taken.routes.items():
+                chosen = self.taken.present_routes(version)
+                found.update(self._routes(version, keys[chosen], values[chosen], words))
+            memory.routes = Routes(found)
+        else:
+            self._follow(memory, {version: keys for version, keys in changed.items() if keys}, words)
+        memory.words = words
+        for mirror in mirrors.values():
+            mirror.note_taken()
+        return memory.routes
+
+    def _follow(self, memory: RouteMemory, changed: Mapping[int, list[bytes]], words: Words) -> None:
+        removed: dict[RouteKey, None] = {}
+        put: dict[RouteKey, Destination] = {}
+        for version, raw in changed.items():
+            keys, values = self.taken.routes[version]
+            wanted = np.frombuffer(b"".join(dict.fromkeys(raw)), keys.dtype)
+            chosen = self.taken.present_routes(version)
+            chosen &= np.isin(_whole(keys), _whole(wanted))
+            put.update(self._routes(version, keys[chosen], values[chosen], words))
+            removed.update(dict.fromkeys(self._keys(version, wanted)))
+        known = memory.routes or Routes()
+        gone = [key for key in removed if key not in put and key in known]
+        if gone or put:
+            memory.routes = known.patched(gone, put)
+
+    def _words(self) -> Words:
+        """A few destinations and proxies stand for many routes: each is resolved once."""
+        found: Words = {}
         for version, (keys, values) in self.taken.routes.items():
             chosen = self.taken.present_routes(version)
-            rows = keys[chosen]
-            if not len(rows):
-                continue
-            # A few destinations and proxies stand for many routes: resolve each once.
-            words = rows["proxy"].astype(np.uint64) << 32 | values["slot"]["dest"][chosen, self.taken.active]
-            unique, places = np.unique(words, return_inverse=True)
-            pairs = [(int(word) >> 32, int(word) & 0xFFFFFFFF) for word in unique]
-            destinations = [self.destination(*pair) or _LOST for pair in pairs]
-            names = [self.name(number) for number, _ in pairs]
-            picks, lengths = places.tolist(), (rows["prefixlen"] - 32).tolist()
-            route_keys = map(
-                RouteKey.of_numbers, (names[pick] for pick in picks), repeat(version), _networks(rows, version), lengths
-            )
-            found.update(zip(route_keys, (destinations[pick] for pick in picks), strict=True))
+            if chosen.any():
+                words = keys["proxy"][chosen].astype(np.uint64) << 32
+                words |= values["slot"]["dest"][chosen, self.taken.active]
+                for word in np.unique(words).tolist():
+                    pair = (word >> 32, word & 0xFFFFFFFF)
+                    found[pair] = self.name(pair[0]), self.destination(*pair) or _LOST
         return found
+
+    def _keys(self, version: int, keys: Array) -> Iterator[RouteKey]:
+        names = map(self.name, keys["proxy"].tolist())
+        lengths = (keys["prefixlen"].astype(np.int64) - 32).tolist()
+        return map(RouteKey.of_numbers, names, repeat(version), _networks(keys, version), lengths)
+
+    def _routes(self, version: int, keys: Array, values: Array, words: Words) -> Iterator[tuple[RouteKey, Destination]]:
+        active = values["slot"]["dest"][:, self.taken.active].tolist()
+        pairs = zip(keys["proxy"].tolist(), active, strict=True)
+        return zip(self._keys(version, keys), (words[pair][1] for pair in pairs), strict=True)
 
     def sources(self, used_only: bool) -> dict[tuple[str, Endpoint], IPAddress]:
         """Of every target's entry that has one."""
@@ -305,6 +363,11 @@ def _names(taken: Snapshot) -> dict[int, str]:
         found[number] = name if name and name not in given else f"?{number}"
         given.add(name)
     return found
+
+
+def _whole(keys: Array) -> Array:
+    """Each key's bytes as one value, to be compared as a whole."""
+    return np.ascontiguousarray(keys).view(np.dtype((np.void, keys.dtype.itemsize))).reshape(-1)
 
 
 def _networks(keys: Any, version: int) -> list[int]:

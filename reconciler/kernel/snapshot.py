@@ -14,6 +14,7 @@ from reconciler.kernel import groups, store
 from reconciler.kernel.codec import ID_MASK, PROTOCOLS, C
 from reconciler.kernel.connections import Busy, busy
 from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.mirror import Mirror
 
 Bools = npt.NDArray[np.bool_]
 Entries = tuple[Array, Array]
@@ -49,6 +50,7 @@ class Snapshot:
     blobs: Mapping[bytes, Array]
     manifest: frozenset[bytes]  # digests that the active revision needs
     busy: Callable[[], Busy]
+    mirrors: Mapping[int, Mirror]  # of the routes, by IP version
 
     @property
     def tables(self) -> npt.NDArray[np.uint32]:
@@ -114,8 +116,9 @@ class Snapshot:
         return np.asarray(words[words >> C["DEST_KIND_SHIFT"] == kind] & ID_MASK)
 
 
-def take(maps: Maps) -> Snapshot:
-    """Read it all. The connection tables are read when ``busy`` is first called."""
+def take(maps: Maps, *, routes_as_known: bool = False) -> Snapshot:
+    """Read it all. The connection tables are read when ``busy`` is first called. ``routes_as_known``: the routes as
+    this process knows them, see :mod:`~reconciler.kernel.mirror`."""
     cached: list[Busy] = []
 
     def busy_once() -> Busy:
@@ -133,7 +136,9 @@ def take(maps: Maps) -> Snapshot:
         settings=maps["settings"].items()[1],
         listeners={version: maps[name].items() for version, name in LISTENERS.items()},
         proxies=maps["proxy"].prefix(),
-        routes={version: maps[name].items() for version, name in ROUTES.items()},
+        routes={
+            version: maps[name].known() if routes_as_known else maps[name].items() for version, name in ROUTES.items()
+        },
         targets=maps["target"].prefix(),
         recipes=groups.read_recipes(maps),
         members=maps["group_member"].items(),
@@ -145,6 +150,7 @@ def take(maps: Maps) -> Snapshot:
         blobs=store.stored_digests(maps),
         manifest=_needed_blobs(maps, manifest),
         busy=busy_once,
+        mirrors={version: maps.mirrors[name] for version, name in ROUTES.items()},
     )
 
 

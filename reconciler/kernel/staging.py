@@ -50,8 +50,8 @@ class _Level:
 class Stage:
     """Writes one commit's values, noting them in ``journal``. Without a ``switch`` no slots can be staged."""
 
-    def __init__(self, maps: Maps, journal: Journal, switch: Switch | None) -> None:
-        self.maps, self.journal, self.switch = maps, journal, switch
+    def __init__(self, maps: Maps, journal: Journal, switch: Switch | None, packer: store.Packer | None = None) -> None:
+        self.maps, self.journal, self.switch, self.packer = maps, journal, switch, packer
         self._levels: list[_Level] = []
 
     def run(self, kind: type[Operation], operations: Sequence[Operation]) -> None:
@@ -118,7 +118,7 @@ class Stage:
                 self._put("device", [each.ifindex], np.asarray([each.after], layout.u32))
 
     def _blobs(self, operations: Run) -> None:
-        encoded = [store.encode_blob(each.digest, each.content) for each in operations]
+        encoded = [store.encode_blob(each.digest, each.content, self.packer) for each in operations]
         self._put("blob", np.concatenate([k for k, _ in encoded]), np.concatenate([v for _, v in encoded]))
 
     def _put(self, name: str, keys: Any, values: Array) -> None:

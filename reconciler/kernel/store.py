@@ -77,9 +77,43 @@ def decode_manifest(content: bytes) -> Manifest:
         raise ValueError(f"not a manifest: {error!r}") from error
 
 
-def encode_blob(digest: bytes, content: bytes) -> tuple[Array, Array]:
+class Packer:
+    """Compresses, as zlib does, and remembers the pieces of what it has compressed last: those that have not changed
+    need not be compressed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, bytes] = {}
+
+    def pack(self, content: bytes) -> bytes:
+        """``content`` as a stream in zlib's format (RFC 1950), each piece of it ended by a full flush."""
+        if len(content) <= _PIECE:
+            return zlib.compress(content, _LEVEL)
+        pieces: dict[bytes, bytes] = {}
+        parts = [_HEADER]
+        for start in range(0, len(content), _PIECE):
+            piece = content[start : start + _PIECE]
+            digest = digest_of(piece)
+            pieces[digest] = self._known.get(digest) or _deflated(piece)
+            parts.append(pieces[digest])
+        self._known = pieces
+        return b"".join((*parts, _END, zlib.adler32(content).to_bytes(4, "big")))
+
+
+_PIECE: Final = 128 << 10
+_LEVEL: Final = 6
+_HEADER: Final = b"\x78\x9c"  # deflate with a window of 32 KiB
+_END: Final = b"\x03\x00"  # an empty last block
+
+
+def _deflated(piece: bytes) -> bytes:
+    """A part of a raw deflate stream that refers to nothing before it."""
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return compressor.compress(piece) + compressor.flush(zlib.Z_FULL_FLUSH)
+
+
+def encode_blob(digest: bytes, content: bytes, packer: Packer | None = None) -> tuple[Array, Array]:
     """Keys and values for the blob map, in the order in which they are to be written: chunk 0 last."""
-    packed = zlib.compress(content, 6)
+    packed = (packer or Packer()).pack(content)
     count = -(-len(packed) // layout.BLOB_CHUNK)
     keys, values = np.zeros(count, layout.blob_key), np.zeros(count, layout.blob_chunk)
     for place, chunk in enumerate(reversed(range(count))):

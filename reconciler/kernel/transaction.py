@@ -65,7 +65,7 @@ def execute(plan: PlanLike, context: Context) -> Result:
     if maps.is_open:
         _check_base(plan, maps)
     journal = Journal()
-    stage = Stage(maps, journal, plan.switch)
+    stage = Stage(maps, journal, plan.switch, context.packer)
     try:
         for kind, operations in _runs((*plan.stage, *plan.attach)):
             _stage_run(kind, operations, stage, context, journal)

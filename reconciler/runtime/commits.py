@@ -108,11 +108,11 @@ class Commits:
                 raise error.cause from error
             if not self._serve_through_tc(error, view):
                 raise
-            return self.run(engine.view(view.config, view.origin))
+            return self.run(engine.view(view.config, view.origin, routes_as_known=view.routes_as_known))
         self._held_tests = view.config.tests
         if result.pending is not None:
             _log.warning("clean_up_pending", error=str(result.pending))
-        after = self._tidied(engine.view(view.config, view.origin))
+        after = self._tidied(engine.view(view.config, view.origin, routes_as_known=view.routes_as_known))
         revision, commit = after.observed.revision.number, engine.commit_in_force(after.observed)
         self._tell(view, planned, revision, time.monotonic() - started)
         restored = {each.name for each in planned.plan.finish if isinstance(each, RestoreSysctl)}
@@ -142,7 +142,11 @@ class Commits:
         """After a commit: the view once everything is cleared up. What could not be is left to the next commit or
         the next start."""
         try:
-            return self._engine.view(view.config, view.origin) if self._engine.recover(view.observed) else view
+            return (
+                self._engine.view(view.config, view.origin, routes_as_known=view.routes_as_known)
+                if self._engine.recover(view.observed)
+                else view
+            )
         except KernelError as error:
             _log.warning("clean_up_pending", error=str(error))
             return view

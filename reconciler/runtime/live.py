@@ -26,7 +26,7 @@ from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
 from reconciler.kernel.maps import Array, Maps
-from reconciler.kernel.observe import observe
+from reconciler.kernel.observe import RouteMemory, observe
 from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
@@ -39,9 +39,10 @@ from reconciler.state.allocate import Limits
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.local import opens
-from reconciler.state.objects import Attachment, Endpoint, Observed, Revision
+from reconciler.state.objects import Attachment, Destination, Endpoint, Observed, Revision, RouteKey
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
+from reconciler.state.routes import Routes
 from reconciler.state.selection import Query
 
 # Groups' tables and programs on interfaces are opened by their ids, which CAP_BPF is not enough for. What it and
@@ -80,6 +81,7 @@ class Live:
     def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
         check_privileges()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
+        self._packer = store.Packer()
         self._seen: OwnPrograms | None = None  # by an observation, for the facts that go with it
         self.ended: Callable[[Array], None] = lambda _: None
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
@@ -87,6 +89,7 @@ class Live:
 
     def _use(self, directory: Path) -> None:
         self.maps = Maps(directory, self._gateway)
+        self._memory = RouteMemory()
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
         self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
         self.takeover = Takeover(self.maps, self.programs, self._gateway)
@@ -116,8 +119,9 @@ class Live:
         self.probe.tag = tag
         return self._open()
 
-    def observe(self) -> Observed:
-        """Read everything. Raises :class:`KernelError`."""
+    def observe(self, *, routes_as_known: bool = False) -> Observed:
+        """Read everything. ``routes_as_known``: but the routes, which are taken for what this object has read last and
+        written since. Raises :class:`KernelError`."""
         self.close()
         bpffs.locate(self._bpffs_dir)  # that it may be used
         own = self._seen = self._own()
@@ -125,12 +129,24 @@ class Live:
         attached = seen.attachments
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
         program = (self.programs.current or self.takeover.program) if self.maps.exists else None
-        found = observe(self.maps, program=program, attachments=attached, read_sysctls=sysctls.read_all)
+        found = observe(
+            self.maps,
+            program=program,
+            attachments=attached,
+            read_sysctls=sysctls.read_all,
+            memory=self._memory,
+            routes_as_known=routes_as_known,
+        )
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
         )
         left = left or self.takeover.pending
         return replace(found, unfinished=found.unfinished or left)
+
+    def adopt(self, routes: Mapping[RouteKey, Destination]) -> None:
+        """What was observed last has routes equal to these: see :class:`~reconciler.kernel.observe.RouteMemory`."""
+        if isinstance(routes, Routes):
+            self._memory.adopt(routes)
 
     def _own(self) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""
@@ -226,7 +242,7 @@ class Live:
         :func:`~reconciler.kernel.transaction.execute` does."""
         self._use_provided()
         try:
-            result = execute(plan, Context(self.maps, self, self.programs, verify))
+            result = execute(plan, Context(self.maps, self, self.programs, verify, self._packer))
         except BaseException:
             self.probe.close()
             raise

@@ -20,6 +20,9 @@ _FIRST_RETRY_SEC: Final = 1.0
 _LAST_RETRY_SEC: Final = 60.0
 _EXPIRE_RETRY_SEC: Final = 5.0
 
+_OF_FILES: Final = frozenset({"files", "edit"})
+"""Reasons that say nothing of the kernel: then its hundred thousand routes need not be read again."""
+
 _log = Logger("reconciler")
 
 
@@ -92,7 +95,7 @@ class Loop:
         try:
             if first:  # also when the files turn out to be broken
                 self._engine.recover(self._engine.observe())
-            view = self._engine.view()
+            view = self._engine.view(routes_as_known=not first and reasons <= _OF_FILES)
             waiting = self._engine.revisions.waiting(view)
             if waiting:
                 return self._wait(view, waiting, first)

@@ -64,9 +64,9 @@ class Fingerprints:
         return digest.digest()
 
     def _one(self, name: str) -> tuple[_Identity, bytes]:
-        path = self.directory / name
+        path = os.path.join(self.directory, name)  # noqa: PTH118  # a thousand of them at each look
         try:
-            found = path.stat()
+            found = os.stat(path)  # noqa: PTH116
             identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             self.newest_ns = max(self.newest_ns, found.st_ctime_ns)
             known = self._digests.get(name)
@@ -75,7 +75,7 @@ class Fingerprints:
             if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
                 return identity, hashlib.sha256(repr((found.st_mode, identity)).encode()).digest()
             open_to_all = b"open" if anybody_may_write(found) else b""
-            return identity, hashlib.sha256(path.read_bytes()).digest() + open_to_all
+            return identity, hashlib.sha256(Path(path).read_bytes()).digest() + open_to_all
         except OSError as error:
             return (0, 0, 0, 0, 0), f"errno {error.errno}".encode()
 

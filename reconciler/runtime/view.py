@@ -41,6 +41,7 @@ class View:
     desired: Desired
     changes: tuple[Change, ...]
     origin: Origin = field(default_factory=Origin)
+    routes_as_known: bool = False
 
     @property
     def warnings(self) -> tuple[Problem, ...]:

@@ -6,7 +6,7 @@ hold things; that is :mod:`reconciler.state.plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from reconciler.state.objects import (
     RouteKey,
     XdpMode,
 )
+from reconciler.state.routes import Routes, common_ends
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config, Place, Proxy, WeightedTarget
@@ -38,7 +39,9 @@ class Causes:
     """Where in the files an object of the desired state comes from. Looked up when asked for: of a hundred thousand
     routes a change concerns a few."""
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, fresh: Mapping[RouteKey, Place] | None = None) -> None:
+        """``fresh``: where some of the routes stand, to spare looking through all of them."""
+        self._fresh = fresh or {}
         self._settings = config.settings.place if config else None
         self._proxies = {proxy.name: proxy for proxy in config.proxies} if config else {}
         self._routes: dict[str, dict[tuple[int, int, int], Place]] = {}
@@ -60,6 +63,9 @@ class Causes:
         return self._named(proxy.place)
 
     def _route(self, proxy: Proxy, source: IPNetwork) -> Place | None:
+        place = self._fresh.get(RouteKey(proxy.name, source))
+        if place is not None:
+            return place
         if proxy.name not in self._routes:
             self._routes[proxy.name] = {_numbers(route.source): route.place for route in proxy.source_routes}
         return self._routes[proxy.name].get(_numbers(source))
@@ -91,19 +97,55 @@ class Desired:
 
 
 class Memo:
-    """Destinations and routes of proxies met before, to be handed to each call of :func:`desired` by a caller that
-    makes many. A proxy that is the same object as last time costs nothing."""
+    """Destinations and routes met before, to be handed to each call of :func:`desired` by a caller that makes many. A
+    proxy that is the same object as last time costs nothing, another one what its routes differ by."""
 
     def __init__(self) -> None:
         self.destinations: dict[tuple[WeightedTarget, ...], Destination] = {}
-        self.routes: dict[int, tuple[Proxy, dict[RouteKey, Destination]]] = {}
+        self._proxies: dict[str, Proxy] = {}  # that the routes are of
+        self._routes = Routes()
+        self.fresh: dict[RouteKey, Place] = {}  # where the routes stand that the last difference was made of
 
-    def keep_only(self, proxies: Iterable[Proxy]) -> None:
-        """Forget what these proxies do not use."""
-        identities = {id(proxy) for proxy in proxies}
-        self.routes = {key: value for key, value in self.routes.items() if key in identities}
-        if len(self.destinations) > 1024 + 2 * sum(len(routes) for _, routes in self.routes.values()):
+    def all_routes(self, proxies: Sequence[Proxy]) -> Routes:
+        """The source routes of all proxies: those of last time, with what differs."""
+        named = {proxy.name: proxy for proxy in proxies}
+        removed: dict[RouteKey, None] = {}
+        put: dict[RouteKey, Destination] = {}
+        if len(named) != len(self._proxies) or any(self._proxies.get(each.name) is not each for each in proxies):
+            self.fresh = {}
+        for name in self._proxies.keys() | named.keys():
+            old, new = self._proxies.get(name), named.get(name)
+            if old is not new:
+                before, after = (each.source_routes if each else () for each in (old, new))
+                start, stop = common_ends(before, after)
+                removed.update((RouteKey(name, each.source), None) for each in before[start : len(before) - stop])
+                for each in after[start : len(after) - stop]:
+                    key = RouteKey(name, each.source)
+                    put[key] = DENY if each.deny else self.destination(each.targets)
+                    if stop:
+                        self.fresh[key] = each.place
+        for key in put:
+            removed.pop(key, None)
+        if removed or put:
+            whole = not self._routes or (len(named) and not self._proxies.keys() & named.keys())
+            self._routes = Routes(put) if whole else self._routes.patched(removed, put)
+        self._proxies = named
+        if len(self.destinations) > 1024 + 2 * len(self._routes):
             self.destinations.clear()
+        return self._routes
+
+    def destination(self, targets: tuple[WeightedTarget, ...]) -> Destination:
+        """One family's targets as a destination; equal ones are the same object. An endpoint named twice has the sum;
+        the weight of one that stands alone says nothing, and is 1."""
+        found = self.destinations.get(targets)
+        if found is None:
+            weights: dict[Endpoint, int] = {}
+            for target in targets:
+                weights[target.endpoint] = weights.get(target.endpoint, 0) + target.weight
+            if len(weights) == 1:
+                weights = {endpoint: min(weight, 1) for endpoint, weight in weights.items()}
+            found = self.destinations[targets] = Destination(tuple(sorted(weights.items())))
+        return found
 
 
 def desired(
@@ -124,9 +166,7 @@ def desired(
     if on_loopback is not None:
         lo = next(each for each in host.interfaces.values() if each.ifindex == on_loopback)
         attachments.setdefault(on_loopback, Attachment(on_loopback, lo.name, XdpMode.OFF))
-    routes: dict[RouteKey, Destination] = {}
-    for proxy in config.proxies:
-        routes.update(_routes(proxy, memo))
+    routes = memo.all_routes(config.proxies)
     sysctls = _sysctls(config, host, listeners, attachments, warnings)
     _warn_of_targets(config, host, warnings)
     local.warn_of_ports(config, host, warnings)
@@ -150,14 +190,13 @@ def desired(
     )
     if runtime.drains or runtime.health:
         state = replace(state, shares=share.shares(share.endpoints(state), runtime.health, runtime.drains))
-    memo.keep_only(config.proxies)
     return Desired(
         state=state,
         waiting=tuple(
             sorted({name for proxy in config.proxies for name in proxy.listen.interfaces} - set(host.interfaces))
         ),
         warnings=tuple(warnings),
-        causes=Causes(config),
+        causes=Causes(config, memo.fresh),
         names={interface.ifindex: interface.name for interface in host.interfaces.values()},
         live_sysctls={name: host.sysctls[name] for name in sysctls},
     )
@@ -165,9 +204,7 @@ def desired(
 
 def target_addresses(config: Config) -> frozenset[IPAddress]:
     """Every address whose way out :func:`desired` wants to find in ``HostFacts.route_to``."""
-    addresses = {target.endpoint.ip for proxy in config.proxies for target in proxy.default_target}
-    addresses.update(t.endpoint.ip for proxy in config.proxies for route in proxy.source_routes for t in route.targets)
-    return frozenset(addresses)
+    return frozenset(endpoint.ip for proxy in config.proxies for endpoint in proxy.endpoints)
 
 
 def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
@@ -191,25 +228,11 @@ def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
 # -- proxies and routes --------------------------------------------------------------------------------------------
 
 
-def _destination(targets: tuple[WeightedTarget, ...], memo: Memo) -> Destination:
-    """One family's targets as a destination; equal ones are the same object. An endpoint named twice has the sum; the
-    weight of one that stands alone says nothing, and is 1."""
-    found = memo.destinations.get(targets)
-    if found is None:
-        weights: dict[Endpoint, int] = {}
-        for target in targets:
-            weights[target.endpoint] = weights.get(target.endpoint, 0) + target.weight
-        if len(weights) == 1:
-            weights = {endpoint: min(weight, 1) for endpoint, weight in weights.items()}
-        found = memo.destinations[targets] = Destination(tuple(sorted(weights.items())))
-    return found
-
-
 def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
     families = [
         tuple(target for target in proxy.default_target if target.endpoint.ip.version == version) for version in (4, 6)
     ]
-    default4, default6 = (_destination(targets, memo) if targets else None for targets in families)
+    default4, default6 = (memo.destination(targets) if targets else None for targets in families)
     idle_sec = proxy.connection_timeout_sec
     return ProxyState(
         name=proxy.name,
@@ -219,17 +242,6 @@ def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
         default4=default4,
         default6=default6,
     )
-
-
-def _routes(proxy: Proxy, memo: Memo) -> dict[RouteKey, Destination]:
-    known = memo.routes.get(id(proxy))
-    if known is None:  # it holds the proxy, so that no other can have its identity
-        routes = {
-            RouteKey(proxy.name, route.source): DENY if route.deny else _destination(route.targets, memo)
-            for route in proxy.source_routes
-        }
-        known = memo.routes[id(proxy)] = (proxy, routes)
-    return known[1]
 
 
 # -- listeners -----------------------------------------------------------------------------------------------------
@@ -283,6 +295,8 @@ def _own_targets(config: Config, listeners: Mapping[ListenerKey, str]) -> Iterat
     heard = {(name, key.ip, key.port): key for key, name in listeners.items()}
     ips = {(name, ip) for name, ip, _ in heard}
     for proxy in config.proxies:
+        if not any((proxy.name, endpoint.ip) in ips for endpoint in proxy.endpoints):
+            continue
         lists = (proxy.default_target, *(route.targets for route in proxy.source_routes))
         for target in (target for targets in lists for target in targets):
             ip, port = target.endpoint.ip, target.endpoint.port

@@ -27,6 +27,7 @@ from reconciler.state.objects import (
     Share,
 )
 from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
+from reconciler.state.routes import uncommon, uses
 
 if TYPE_CHECKING:
     from reconciler.config.model import Place
@@ -121,6 +122,7 @@ def compare(desired: Desired, observed: Observed) -> Delta:
 def difference(old: Mapping[K, V], new: Mapping[K, V]) -> dict[K, Pair[V]]:
     """The keys whose values differ, with both values. Values are compared once per pair of objects, since a few
     objects usually stand for many keys."""
+    old, new = uncommon(old, new)
     found: dict[K, Pair[V]] = {}
     verdicts: dict[tuple[int, int], bool] = {}
     added = 0
@@ -147,7 +149,7 @@ def difference(old: Mapping[K, V], new: Mapping[K, V]) -> dict[K, Pair[V]]:
 
 def destinations(state: KernelState) -> dict[tuple[str, int], Destination]:
     """Every destination of a state once per proxy and object, by (proxy name, identity)."""
-    found = {(key[0], id(destination)): destination for key, destination in state.routes.items()}
+    found = {(use[0], use[2]): destination for use, (destination, _) in uses(state.routes).items()}
     for proxy in state.proxies.values():
         for destination in (proxy.default4, proxy.default6):
             if destination is not None:

@@ -22,6 +22,7 @@ from reconciler.state.objects import (
     ProxyState,
     RouteKey,
 )
+from reconciler.state.routes import uses
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config, Proxy
@@ -48,7 +49,7 @@ def sources(
     wanted: dict[tuple[str, int], Destination] = {}
     for name, proxy in fullnat.items():
         wanted.update(((name, id(each)), each) for each in (proxy.default4, proxy.default6) if each)
-    wanted.update(((key[0], id(each)), each) for key, each in routes.items() if key[0] in fullnat)
+    wanted.update(((use[0], use[2]), each) for use, (each, _) in uses(routes).items() if use[0] in fullnat)
     found: dict[tuple[str, Endpoint], IPAddress] = {}
     lacking: set[IPAddress] = set()
     for (name, _), destination in wanted.items():
@@ -102,8 +103,7 @@ def _opened(config: Config, host: HostFacts) -> list[Interface]:
 
 
 def _has_loopback4(proxy: Proxy) -> bool:
-    lists = (proxy.default_target, *(route.targets for route in proxy.source_routes))
-    return any(_is_loopback4(target.endpoint.ip) for targets in lists for target in targets)
+    return any(_is_loopback4(endpoint.ip) for endpoint in proxy.endpoints)
 
 
 def _is_loopback4(ip: IPAddress) -> bool:

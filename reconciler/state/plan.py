@@ -47,6 +47,7 @@ from reconciler.state.operations import (
     StageSettings,
     Switch,
 )
+from reconciler.state.routes import uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _check_capacity(delta: Delta, old: KernelState, limits: Limits) -> None:
         limits.check(f"listener{version}", listeners, f"IPv{version} listeners")
         added = sum(before is None and key.version == version for key, (before, _) in delta.routes.items())
         if added:
-            routes = sum(key[1] == version for key in old.routes)
+            routes = sum(count for use, (_, count) in uses(old.routes).items() if use[1] == version)
             limits.check(f"route{version}", routes + added, f"IPv{version} source routes")
 
 
@@ -257,7 +258,7 @@ def _proxy_slots(
 
 def _families(state: KernelState, names: Iterable[str]) -> set[tuple[str, int]]:
     """(proxy, IP version) for which there is a route."""
-    return {(key[0], key[1]) for key in state.routes if key[0] in names}
+    return {(use[0], use[1]) for use in uses(state.routes) if use[0] in names}
 
 
 def _proxy_slot(proxy: ProxyState | None, dests: DestNumbers, families: set[tuple[str, int]]) -> ProxySlot | None:

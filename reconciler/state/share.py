@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reconciler.state import maglev
 from reconciler.state.objects import FULL, QUARTERS, Destination, Endpoint, KernelState, Share
+from reconciler.state.routes import uses
 
 Shares = Mapping[tuple[str, Endpoint], Share]
 
@@ -50,8 +51,8 @@ def endpoints(state: KernelState) -> set[tuple[str, Endpoint]]:
             seen.add((proxy, id(destination)))
             found.update((proxy, endpoint) for endpoint, _ in destination.members)
 
-    for key, destination in state.routes.items():
-        add(key[0], destination)
+    for use, (destination, _) in uses(state.routes).items():
+        add(use[0], destination)
     for name, proxy in state.proxies.items():
         add(name, proxy.default4)
         add(name, proxy.default6)

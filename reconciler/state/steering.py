@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from reconciler.state import share
 from reconciler.state.objects import FULL, Allocation, Destination, Endpoint, KernelState, Observed
 from reconciler.state.operations import Operation, SetShare, SwapTable
+from reconciler.state.routes import uses
 
 
 def members(
@@ -67,7 +68,7 @@ def _tables(new: KernelState, observed: Observed, names: set[str]) -> Iterator[S
 
 def _destinations(state: KernelState, names: set[str]) -> set[tuple[str, Destination]]:
     """The destinations of these proxies, each once."""
-    by_identity = {(key[0], id(each)): each for key, each in state.routes.items() if key[0] in names}
+    by_identity = {(use[0], use[2]): each for use, (each, _) in uses(state.routes).items() if use[0] in names}
     for name in names & state.proxies.keys():
         proxy = state.proxies[name]
         by_identity.update({(name, id(each)): each for each in (proxy.default4, proxy.default6) if each is not None})

@@ -12,11 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packaging" / "lab"))  # netlab is no installed package
 
-from tests.bench import lab, packet_cost
+from tests.bench import control_plane, lab, packet_cost
 from tests.bench.lab_cells import CELLS
 
 Bench = Callable[[Sequence[str]], tuple[str, list[dict[str, object]]]]
-BENCHES: dict[str, Bench] = {"packet-cost": lambda _cells: packet_cost.run(), "lab": lab.run}
+BENCHES: dict[str, Bench] = {
+    "packet-cost": lambda _cells: packet_cost.run(),
+    "lab": lab.run,
+    "control-plane": lambda _cells: control_plane.run(),
+}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -119,3 +120,13 @@ def test_revision_of_the_active_slot(maps: Maps) -> None:
     switch["active"] = 1
     maps["control"].put(0, switch)
     assert store.read_revision(maps) == wanted
+
+
+def test_pieces_packed_before_make_the_same_blob() -> None:
+    chance = np.random.default_rng(3)
+    content = b"".join(b"line %d\n" % number for number in chance.integers(0, 1 << 30, 60_000))
+    packer = store.Packer()
+    for edited in (content, content[:300_000] + b"x" + content[300_001:], content[:-1], b"short", content):
+        packed = packer.pack(edited)
+        assert packed == store.Packer().pack(edited)
+        assert zlib.decompress(packed) == edited

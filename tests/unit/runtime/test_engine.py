@@ -54,8 +54,12 @@ class FakeLive:
     def close(self) -> None:
         pass
 
-    def observe(self) -> Observed:
+    def observe(self, *, routes_as_known: bool = False) -> Observed:
+        del routes_as_known
         return self.state
+
+    def adopt(self, routes: object) -> None:
+        del routes
 
     def facts(self, config: Config) -> HostFacts:
         self.config = config

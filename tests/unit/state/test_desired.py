@@ -145,7 +145,8 @@ def test_a_memo_changes_nothing_and_forgets_what_has_gone() -> None:
     second = config(first.proxies[0], proxy("b", ports=[81], routes=(route("11.0.0.0/8", "10.0.0.5:1"),)))
     for each in (first, second, first, second):
         assert desired(each, host(), tag="tag", memo=memo) == desired(each, host(), tag="tag")
-    assert len(memo.routes) == 2
+    assert len(memo.all_routes(second.proxies)) == 2
+    assert not memo.all_routes(())
 
 
 # -- interfaces

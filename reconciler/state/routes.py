@@ -1,0 +1,109 @@
+"""Source routes by the hundred thousand: a dictionary that knows what it is made of and what differs between two.
+
+A few destinations stand for many routes. Which they are is counted once; a dictionary that is another one with some
+changes takes the counts over. So an edit costs what it changes, and some copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from reconciler.state.objects import Destination, RouteKey
+
+_STEP: Final = 4096
+
+Use = tuple[str, int, int]
+"""Proxy, IP version, identity of a destination."""
+
+
+class Routes(dict[RouteKey, Destination]):
+    """Not changed once it is in a state; :meth:`patched` makes another one."""
+
+    __slots__ = ("_uses",)
+
+    def __init__(self, routes: Mapping[RouteKey, Destination] | None = None) -> None:
+        super().__init__(routes or {})
+        self._uses: dict[Use, tuple[Destination, int]] | None = None
+
+    @property
+    def uses(self) -> Mapping[Use, tuple[Destination, int]]:
+        """Every destination of each proxy and family, with the number of routes that lead to it."""
+        if self._uses is None:
+            found: dict[Use, tuple[Destination, int]] = {}
+            for key, destination in self.items():
+                use = (key[0], key[1], id(destination))
+                known = found.get(use)
+                found[use] = (destination, known[1] + 1 if known else 1)
+            self._uses = found
+        return self._uses
+
+    def patched(self, removed: Iterable[RouteKey], put: Mapping[RouteKey, Destination]) -> Routes:
+        """These routes without ``removed`` and with ``put``, what was there in its place."""
+        made = Routes(self)
+        uses = made._uses = dict(self.uses)
+        for key in removed:
+            _count(uses, key, made.pop(key), -1)
+        for key, destination in put.items():
+            before = made.get(key)
+            if before is not None:
+                _count(uses, key, before, -1)
+            made[key] = destination
+            _count(uses, key, destination, 1)
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Routes, (dict(self),)
+
+
+def _count(uses: dict[Use, tuple[Destination, int]], key: RouteKey, destination: Destination, change: int) -> None:
+    use = (key[0], key[1], id(destination))
+    known = uses.get(use)
+    count = (known[1] if known else 0) + change
+    if count:
+        uses[use] = (destination, count)
+    else:
+        del uses[use]
+
+
+def uses(routes: Mapping[RouteKey, Destination]) -> Mapping[Use, tuple[Destination, int]]:
+    """:attr:`Routes.uses` of any mapping."""
+    return (routes if isinstance(routes, Routes) else Routes(routes)).uses
+
+
+def common_ends(one: Sequence[Any], other: Sequence[Any]) -> tuple[int, int]:
+    """How many items two sequences have in common at their beginning and, of what is left, at their end. Runs of the
+    very same objects cost next to nothing."""
+    shorter = min(len(one), len(other))
+    start = _common(one, other, shorter)
+    rest = shorter - start
+    backwards = (one[len(one) - rest :][::-1], other[len(other) - rest :][::-1])
+    return start, _common(*backwards, rest)
+
+
+def _common(one: Sequence[Any], other: Sequence[Any], most: int) -> int:
+    start = 0
+    while start < most:
+        stop = min(start + _STEP, most)
+        if one[start:stop] != other[start:stop]:
+            while one[start] == other[start]:
+                start += 1
+            return start
+        start = stop
+    return start
+
+
+def uncommon(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+    """The parts of two mappings without what both hold alike in the same order at their beginning and end: of two of
+    which one was made from the other, what differs and what stands between."""
+    if len(old) < _STEP or len(new) < _STEP:
+        return old, new
+    sides = [(list(each), list(each.values())) for each in (old, new)]
+    (old_keys, old_values), (new_keys, new_values) = sides
+    most = min(len(old), len(new))
+    start = min(_common(old_keys, new_keys, most), _common(old_values, new_values, most))
+    rest = most - start
+    tails = [[each[len(each) - rest :][::-1] for each in side] for side in sides]
+    stop = min(_common(one, other, rest) for one, other in zip(*tails, strict=True))
+    return tuple(dict(islice(each.items(), start, len(each) - stop)) for each in (old, new))  # type: ignore[return-value]

@@ -1,0 +1,154 @@
+"""Edit after edit in a large file: what is parsed in parts is what parsing all of it gives, places included."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from reconciler.config import files, patch
+from reconciler.config.model import Config, SourceRoute
+from reconciler.errors import ConfigError
+
+ROUTES = 700
+
+
+def item(chance: random.Random, number: int) -> str:
+    source = f"20.{number >> 8 & 255}.{number & 255}.0/24"
+    target = f"10.0.0.{chance.randint(1, 5)}"
+    return chance.choice(
+        (
+            f"      - source: {source}\n        target: {{ip: {target}, port: 8080}}\n",
+            f"      - source: {source}\n        target: {{ip: {target}}}\n",
+            f"      # why\n      - {{source: {source}, target: {{ip: {target}, port: {chance.randint(1, 99)}}}}}\n",
+            f"      - source: {source}\n        action: deny\n",
+            f"      - source: {source}\n        target:\n        - {{ip: {target}}}\n        - {{ip: 10.0.0.9}}\n\n",
+        )
+    )
+
+
+def head(name: str, port: int, more: str = "") -> str:
+    return (
+        f"  - name: {name}\n    listen: {{interfaces: [eth0], port: {port}}}\n{more}"
+        "    default_target: {ip: 10.0.0.1, port: 80}\n    source_routes:\n"
+    )
+
+
+class Writer:
+    """Two proxies, and edits of their routes."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance, self._next = chance, 2 * ROUTES
+        self.items = [[item(chance, number) for number in range(first, first + ROUTES)] for first in (0, ROUTES)]
+        self.end = ""
+
+    def text(self) -> bytes:
+        one, two = ("".join(items) for items in self.items)
+        return f"apiVersion: revproxy/v1\nproxies:\n{head('a', 80)}{one}{head('b', 81)}{two}{self.end}".encode()
+
+    def edit(self) -> None:
+        items = self.chance.choice(self.items)
+        place = self.chance.choice((0, self.chance.randrange(len(items)), len(items)))
+        self._next += 1
+        match self.chance.randrange(4):
+            case 0:
+                items.insert(place, item(self.chance, self._next))
+            case 1 if len(items) > ROUTES // 2:
+                del items[place - 1 : place + self.chance.randrange(2)]
+            case 2:
+                items[place - 1 : place + 1] = [item(self.chance, self._next)]
+            case _:
+                items[place - 1] = items[place - 1].replace("10.0.0.", "10.0.1.")
+
+
+def everything(config: Config) -> str:
+    """Also what comparing leaves out."""
+    counted = [sorted((str(each), count) for each, count in proxy.endpoints.items()) for proxy in config.proxies]
+    return f"{config!r} {counted}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_edits_give_what_a_fresh_reading_gives(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[bool] = []
+    whole = patch.patched
+
+    def counted(*arguments: object) -> object:
+        found = whole(*arguments)  # type: ignore[arg-type]
+        parts.append(found is not None)
+        return found
+
+    monkeypatch.setattr(patch, "patched", counted)
+    cache, writer = files.Cache(), Writer(random.Random(seed))
+    for _ in range(25):
+        (tmp_path / "a.yaml").write_bytes(writer.text())
+        found, fresh = files.load(tmp_path, cache), files.load(tmp_path)
+        assert everything(found) == everything(fresh)
+        for _ in range(writer.chance.choice((1, 1, 1, 3))):
+            writer.edit()
+    assert sum(parts) > len(parts) // 2, parts  # the edits at both ends of the file are not the only ones left
+
+
+def large(*items: str, more: str = "", end: str = "") -> bytes:
+    filler = "".join(item(random.Random(1), number) for number in range(ROUTES))
+    return f"apiVersion: revproxy/v1\nproxies:\n{head('a', 80, more)}{filler}{''.join(items)}{end}".encode()
+
+
+LAST = "      - source: 30.0.0.0/8\n        target: {ip: 10.0.0.1}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(large(LAST), large(LAST.replace("30.", "20.0.0.0/24 #")), id="the same source twice"),
+        pytest.param(large(LAST), large(LAST.replace("ip:", "pi:")), id="unknown key"),
+        pytest.param(large(LAST), large(LAST.replace("}", "")), id="open bracket"),
+        pytest.param(large(LAST), large(LAST.replace("/8", "/7")), id="host bits"),
+        pytest.param(large(LAST), large(LAST.replace("10.0.0.1", "fd00::1")), id="other family"),
+        pytest.param(large(LAST), large(LAST.replace("{ip", "&a {ip")), id="anchor"),
+        pytest.param(large(LAST), large(LAST + "    mode: dnat\n"), id="a key behind"),
+        pytest.param(large(LAST), large(LAST + "tests:\n  - 1\n"), id="tests behind"),
+        pytest.param(
+            large(LAST, end="tests: []\n"), large(LAST, LAST.replace("30", "31"), end="tests: []\n"), id="tests"
+        ),
+        pytest.param(large(LAST), large(LAST + "---\n"), id="a second document"),
+        pytest.param(large(LAST), large(LAST.replace("10.0.0.1", "'10.0.0.1")), id="open quote"),
+        pytest.param(
+            large(LAST, more="    health_check: {type: tcp, port: 1}\n"),
+            large(LAST.replace("0.0.1", "0.0.8"), more="    health_check: {type: tcp, port: 1}\n"),
+            id="checked targets",
+        ),
+        pytest.param(
+            large(LAST, end="    mode: dnat\n"),
+            large(LAST + LAST.replace("30", "31"), end="    mode: dnat\n"),
+            id="own key",
+        ),
+        pytest.param(large(LAST), large(), id="the last one gone"),
+        pytest.param(large(), large(LAST), id="one more"),
+        pytest.param(large(LAST), large(LAST.replace("8\n", "8\n\n\n")), id="blank lines"),
+        pytest.param(large(LAST), large(LAST.rstrip()), id="no line's end"),
+    ],
+)
+def test_edit_is_judged_as_by_a_fresh_reading(tmp_path: Path, before: bytes, after: bytes) -> None:
+    def outcome(cache: files.Cache | None) -> str:
+        try:
+            return everything(files.load(tmp_path, cache))
+        except ConfigError as error:
+            return str(error)
+
+    cache = files.Cache()
+    (tmp_path / "a.yaml").write_bytes(before)
+    outcome(cache)
+    (tmp_path / "a.yaml").write_bytes(after)
+    assert outcome(cache) == outcome(None)
+
+
+def test_an_edit_keeps_what_it_does_not_touch(tmp_path: Path) -> None:
+    """The same objects: so what follows need not compare them."""
+    cache = files.Cache()
+    (tmp_path / "a.yaml").write_bytes(large(LAST))
+    before: tuple[SourceRoute, ...] = files.load(tmp_path, cache).proxies[0].source_routes
+    (tmp_path / "a.yaml").write_bytes(large(LAST.replace("0.0.1", "0.0.2")))
+    after = files.load(tmp_path, cache).proxies[0].source_routes
+    assert all(one is other for one, other in zip(before[:-1], after[:-1], strict=True))
+    assert before[-1] != after[-1]

@@ -1,0 +1,106 @@
+"""Routes by the thousand: what is made or found from a difference is what doing it all gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from ipaddress import ip_network
+
+import pytest
+
+from reconciler.state.desired import Memo, desired
+from reconciler.state.diff import difference
+from reconciler.state.objects import Destination, Endpoint, RouteKey
+from reconciler.state.routes import Routes, common_ends, uncommon
+from tests.unit.state.build import config, host, proxy, route
+
+MANY = 9000
+
+
+def key(number: int, name: str = "a") -> RouteKey:
+    return RouteKey.of_numbers(name, 4, number << 8, 24)
+
+
+def destinations() -> list[Destination]:
+    from ipaddress import ip_address
+
+    return [Destination(((Endpoint(ip_address(f"10.0.0.{number}"), 80), 1),)) for number in range(1, 5)]
+
+
+def counts(routes: Routes) -> dict[tuple[str, int, int], int]:
+    return {use: count for use, (_, count) in routes.uses.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_patched_routes_are_what_making_them_gives(seed: int) -> None:
+    chance, some = random.Random(seed), destinations()
+    plain = {key(number, chance.choice("ab")): chance.choice(some) for number in range(MANY)}
+    routes = Routes(plain)
+    for _ in range(30):
+        removed = chance.sample(sorted(plain), chance.randrange(4))
+        put = {key(chance.randrange(2 * MANY), chance.choice("ab")): chance.choice(some) for _ in range(3)}
+        before = dict(plain)
+        removed = [each for each in removed if each not in put]
+        for each in removed:
+            del plain[each]
+        plain |= put
+        former, routes = routes, routes.patched(removed, put)
+        assert routes == plain
+        assert counts(routes) == counts(Routes(plain))
+        assert former == before
+        expected = {k: (before.get(k), plain.get(k)) for k in before | plain if before.get(k) != plain.get(k)}
+        assert difference(former, routes) == expected
+        assert difference(dict(sorted(former.items(), reverse=True)), routes) == expected
+        assert sum(map(len, uncommon(former, routes))) <= 2 * MANY
+
+
+def test_one_edit_leaves_little_to_compare() -> None:
+    some = destinations()
+    routes = Routes({key(number): some[0] for number in range(MANY)})
+    old, new = uncommon(routes, routes.patched([], {key(MANY // 2): some[1]}))
+    assert (dict(old), dict(new)) == ({key(MANY // 2): some[0]}, {key(MANY // 2): some[1]})
+    old, new = uncommon(routes, routes.patched([key(7)], {}))
+    assert (dict(old), dict(new)) == ({key(7): some[0]}, {})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ends"),
+    [
+        ("", "", (0, 0)),
+        ("abc", "abc", (3, 0)),
+        ("abc", "abxc", (2, 1)),
+        ("aaa", "aa", (2, 0)),
+        ("xbc", "ybc", (0, 2)),
+        ("abcabc", "abc", (3, 0)),
+    ],
+)
+def test_common_ends(one: str, other: str, ends: tuple[int, int]) -> None:
+    assert common_ends(one, other) == ends
+    assert common_ends(list(one), list(other)) == ends
+
+
+def test_a_memo_gives_what_no_memo_gives() -> None:
+    chance, memo = random.Random(5), Memo()
+    sources = [str(ip_network(((20 << 24) + (number << 8), 24))) for number in range(60)]
+
+    def routes(chosen: Iterable[str]) -> tuple[object, ...]:
+        return tuple(route(source, f"10.0.0.{chance.randint(1, 4)}:80") for source in chosen)
+
+    known = {name: proxy(name, ports=[80 + at], routes=routes(sources)) for at, name in enumerate("abc")}
+    for _ in range(60):
+        name = chance.choice("abcd")
+        if name in known and chance.random() < 0.2:
+            del known[name]
+        elif name in known:
+            old = list(known[name].source_routes)
+            at = chance.randrange(len(old) + 1)
+            fresh = routes({sources[chance.randrange(60)]} - {str(each.source) for each in old[:at] + old[at + 1 :]})
+            known[name] = proxy(name, ports=[80 + "abcd".index(name)], routes=(*old[:at], *fresh, *old[at + 1 :]))
+        else:
+            known[name] = proxy(name, ports=[80 + "abcd".index(name)], routes=routes(sources[:5]))
+        wanted = config(*known.values())
+        found, whole = (desired(wanted, host(), tag="tag", memo=each) for each in (memo, None))
+        assert found == whole
+        assert {each: found.causes.place("route", f"{each.proxy}/{each.source}") for each in found.state.routes} == {
+            each: whole.causes.place("route", f"{each.proxy}/{each.source}") for each in whole.state.routes
+        }
