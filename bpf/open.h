@@ -272,6 +272,7 @@ static __always_inline int F(open)(void *ctx, int hook)
 		return verdict;
 	if (hook != HOOK_XDP) {
 		/* The verifier would follow all of forwarding once for each choice. */
+		scratch->begun = 1;
 		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	}
@@ -279,23 +280,5 @@ static __always_inline int F(open)(void *ctx, int hook)
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	p.heard = 0; /* the entries say so already */
-	return F(forward)(ctx, hook, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
-}
-
-/* TC: called by open once the entries are made. */
-static __always_inline int F(forward_first)(struct __sk_buff *ctx)
-{
-	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
-	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
-	struct control *ctl = control();
-	struct F(packet) p = {};
-	struct F(connection) *e;
-
-	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
-		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-	e = lookup(MAPF(CONNECTION), &p.key);
-	if (!e)
-		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
-	p.heard = 0; /* as in open */
-	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
+	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }

@@ -117,12 +117,28 @@ static __always_inline int F(unusual)(void *ctx, int hook)
 	return TC_ACT_UNSPEC;
 }
 
-static __always_inline int F(forward)(void *ctx, int hook, const struct F(packet) *p, struct F(connection) *e,
-				      struct settings *settings, struct control *control, u64 now)
+/* A live connection's packet: by the way its entry remembers, if that is all there is to it. For everything else there
+ * is another program, since the verifier would follow each way of parsing through all of it. */
+static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
+					    struct settings *settings, struct control *control, u64 now, u32 active)
 {
-	if (hook == HOOK_XDP)
-		return F(forward_xdp)(ctx, p, e, settings, control, now);
-	return F(forward_tc)(ctx, p, e, settings, control, now);
+	struct scratch *scratch;
+
+	if ((settings->flags & SETTING_FAST_PATH) && way_is_fresh(&e->c, control->generation, now) &&
+	    p->hop_limit > 1 && p->length <= e->c.out_mtu) {
+		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, REWRITE_HOP | REWRITE_MAC))
+			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+		F(account)(e, p, now, OUTCOME_REDIRECT_TC);
+		return bpf_redirect(e->c.out_ifindex, 0);
+	}
+	scratch = lookup_index(MAP(SCRATCH), 0);
+	if (scratch) {
+		scratch->now = now;
+		scratch->active = active;
+		scratch->begun = 0;
+		call(ctx, HOOK_TC_INGRESS, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
+	}
+	return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 }
 
 static __always_inline int F(ingress)(void *ctx, int hook)
@@ -162,8 +178,10 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 				return XDP_PASS;
 			call(ctx, hook, FAMILY == 4 ? CALL_RESET4 : CALL_RESET6);
 		}
+		if (!replace && hook == HOOK_XDP)
+			return F(forward_xdp)(ctx, &p, e, &settings->slot[active], ctl, now);
 		if (!replace)
-			return F(forward)(ctx, hook, &p, e, &settings->slot[active], ctl, now);
+			return F(forward_known)(ctx, &p, e, &settings->slot[active], ctl, now, active);
 	}
 	proxy = F(listening)(&p, active);
 	scratch = lookup_index(MAP(SCRATCH), 0);
@@ -181,6 +199,24 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 						(FAMILY == 4 ? CALL_RECLAIM4 : CALL_RECLAIM6));
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
+}
+
+/* TC: called by open once the entries are made, and by ingress for what takes more than a look at the entry. */
+static __always_inline int F(forward_called)(struct __sk_buff *ctx)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(packet) p = {};
+	struct F(connection) *e;
+
+	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e)
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
+	p.heard &= scratch->begun - 1; /* nothing, if the entries say so already */
+	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 
 /* TC egress: a target's answer that came through the stack gets the listener's address as its source. Those of full

@@ -134,12 +134,12 @@ int tc_open6(struct __sk_buff *ctx)
 
 int tc_forward4(struct __sk_buff *ctx)
 {
-	return forward_first4(ctx);
+	return forward_called4(ctx);
 }
 
 int tc_forward6(struct __sk_buff *ctx)
 {
-	return forward_first6(ctx);
+	return forward_called6(ctx);
 }
 
 int tc_fragment4(struct __sk_buff *ctx)

@@ -285,7 +285,7 @@ struct scratch {
 	u32 hand4; /* this CPU's: which hint to take next */
 	u32 hand6;
 	u32 answered; /* the answers' key of the target just looked at has an entry */
-	u32 zero;
+	u32 begun; /* the entries were made for this packet */
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */

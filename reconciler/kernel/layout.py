@@ -139,7 +139,7 @@ scratch = np.dtype(
         ("hand4", u32),
         ("hand6", u32),
         ("answered", u32),
-        ("zero", u32),
+        ("begun", u32),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])
