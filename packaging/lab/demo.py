@@ -1,4 +1,4 @@
-"""The main job shown step by step: ``demo.py [--config DIR]``.
+"""The main job shown step by step: ``demo.py [--config DIR] [--step N]``.
 
 Builds client, proxy host and backends in network namespaces, runs revproxyd there on a copy of the example
 configuration, and verifies what it shows. Exit status 0: every step held. 1: one did not. 130: interrupted.
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 
@@ -33,8 +34,9 @@ PICTURE = """\
 """
 
 
-def play(screen: Screen, config: Path) -> None:
-    """Everything. Raises :class:`StepFailed` at the first thing that does not hold; the lab is then taken down."""
+def play(screen: Screen, config: Path, wanted: Collection[int]) -> None:
+    """The first step and those with the wanted numbers. Raises :class:`StepFailed` at the first thing that does not
+    hold; the lab is then taken down."""
     screen.text(
         "Three network namespaces, joined by veth pairs. What follows are real programs: HTTP servers, curl, revproxyd."
         f" The configuration is a copy of {config}."
@@ -45,6 +47,8 @@ def play(screen: Screen, config: Path) -> None:
         for name, place in stage.places.items():
             screen.command("proxy#", f"export {name}={place}")
         for number, step in enumerate(STEPS, 1):
+            if number not in wanted and number > 1:
+                continue
             title = f"{number}. {(step.__doc__ or '').strip().removesuffix('.')}"
             screen.heading(title)
             try:
@@ -62,7 +66,17 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description="Show revproxy at work in network namespaces.")
     parser.add_argument("--config", type=Path, default=EXAMPLE, metavar="DIR", help="instead of the example, config.d/")
+    numbers = range(1, len(STEPS) + 1)
+    parser.add_argument(
+        "--step",
+        type=int,
+        action="append",
+        choices=numbers,
+        metavar="N",
+        help="only this one and the first; repeatable",
+    )
     options = parser.parse_args()
+    wanted = {1, *(options.step or numbers)}
     if os.geteuid() != 0:
         print("demo: network namespaces and BPF take root: run it as root", file=sys.stderr)
         return 1
@@ -72,7 +86,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end)
     screen, started = Screen(), time.monotonic()
     try:
-        play(screen, options.config)
+        play(screen, options.config, wanted)
     except KeyboardInterrupt:
         screen.failed("interrupted; everything was taken down")
         return 130
@@ -83,7 +97,7 @@ def main() -> int:
         screen.failed(f"{type(error).__name__}: {error}", traceback.format_exc())
         return 1
     screen.heading("Every step held")
-    screen.text(f"{len(STEPS)} steps in {time.monotonic() - started:.0f} s, and everything was taken down.")
+    screen.text(f"{len(wanted)} steps in {time.monotonic() - started:.0f} s, and everything was taken down.")
     return 0
 
 

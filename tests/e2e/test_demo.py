@@ -137,7 +137,7 @@ def test_targets_that_do_not_answer_are_noticed(tmp_path: Path) -> None:
     config = tmp_path / "config.d"
     config.mkdir()
     (config / "10-web.yaml").write_text(web("10.90.2.99:8080"))
-    result = run("--config", config)
+    result = run("--config", config, "--step", "2")
     assert result.returncode == 1
     assert f"✗ step {TITLES[1]}: `curl" in result.stdout
     assert "commit_applied" in result.stdout.partition("✗")[2], "the end of the daemon's log"
@@ -149,7 +149,7 @@ def test_a_connection_that_moves_is_noticed(tmp_path: Path) -> None:
         tmp_path / "venv",
         revproxyctl='REAL "$@"; s=$?; [ "$1" = connections ] && REAL -q connections flush --all; exit $s\n',
     )
-    result = run(python=python)
+    result = run("--step", "3", python=python)
     assert result.returncode == 1
     assert f"✗ step {TITLES[2]}" in result.stdout
 
@@ -157,7 +157,7 @@ def test_a_connection_that_moves_is_noticed(tmp_path: Path) -> None:
 def test_something_left_behind_is_noticed(tmp_path: Path) -> None:
     """A ``down`` that takes the daemon down and nothing else."""
     script = '[ "$1" = down ] || exec REAL "$@"; kill "$(cat "$REVPROXY_RUN_DIR/revproxyd.pid")"\n'
-    result = run(python=broken_environment(tmp_path / "venv", revproxyctl=script))
+    result = run("--step", "6", python=broken_environment(tmp_path / "venv", revproxyctl=script))
     assert result.returncode == 1
     assert f"✗ step {TITLES[5]}" in result.stdout
 
