@@ -27,6 +27,7 @@ from reconciler.state.objects import Endpoint
 
 _STEP: Final = 1 << 16
 _FOREIGN: Final = (b"&", b"*", b"!", b"%", b"\r", b"\t", b"\x0b", b"\x0c", b"<<")
+_FEW: Final = 8
 _LARGE_BYTES: Final = 32 << 10
 """A smaller file is parsed as quickly as it is compared."""
 
@@ -135,11 +136,8 @@ def _with_routes(fragment: Fragment, region: _Region, routes: tuple[SourceRoute,
     for endpoint in _endpoints(routes):
         counts[endpoint] = counts.get(endpoint, 0) + 1
     counts = {endpoint: count for endpoint, count in counts.items() if count}
-    marks, fresh = fragment.marks[region.proxy], [mark(route.source) for route in routes]
-    leaving = [mark(route.source) for route in gone]
-    for number in set(fresh):
-        if marks.count(number) - leaving.count(number) + fresh.count(number) > 1:
-            return None
+    if _twice(fragment.marks[region.proxy], region, [mark(route.source) for route in routes]):
+        return None
     rest = proxy.source_routes[region.last :]
     if region.lines_added:
         rest = tuple(_shifted_route(route, region.lines_added) for route in rest)
@@ -148,6 +146,14 @@ def _with_routes(fragment: Fragment, region: _Region, routes: tuple[SourceRoute,
     if made.families != proxy.families or any(endpoint.ip in made.listen.addresses for endpoint in _endpoints(routes)):
         return None
     return made
+
+
+def _twice(marks: array[int], region: _Region, fresh: list[int]) -> bool:
+    """Whether a source would stand there twice."""
+    others = marks[: region.first] + marks[region.last :]
+    if len(fresh) > _FEW:
+        return len(set(fresh)) < len(fresh) or not set(others).isdisjoint(fresh)
+    return any(others.count(number) or fresh.count(number) > 1 for number in fresh)
 
 
 def _endpoints(routes: Items[SourceRoute]) -> list[Endpoint]:

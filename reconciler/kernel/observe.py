@@ -230,7 +230,11 @@ class _Resolver:
         mirrors = self.taken.mirrors
         words = self._words()
         changed = {version: mirror.changed for version, mirror in mirrors.items()}
-        same = all(memory.words.get(pair, meaning) == meaning for pair, meaning in words.items())
+        names = {proxy: name for (proxy, _), (name, _) in memory.words.items()}
+        same = all(
+            memory.words.get(pair, meaning) == meaning and names.get(pair[0], meaning[0]) == meaning[0]
+            for pair, meaning in words.items()
+        )
         if memory.routes is None or not same or None in changed.values():
             found: dict[RouteKey, Destination] = {}
             for version, (keys, values) in self.taken.routes.items():
@@ -238,13 +242,16 @@ class _Resolver:
                 found.update(self._routes(version, keys[chosen], values[chosen], words))
             memory.routes = Routes(found)
         else:
-            self._follow(memory, {version: keys for version, keys in changed.items() if keys}, words)
+            self._follow(memory, {version: keys for version, keys in changed.items() if keys}, words, names)
         memory.words = words
         for mirror in mirrors.values():
             mirror.note_taken()
         return memory.routes
 
-    def _follow(self, memory: RouteMemory, changed: Mapping[int, list[bytes]], words: Words) -> None:
+    def _follow(
+        self, memory: RouteMemory, changed: Mapping[int, list[bytes]], words: Words, names: Mapping[int, str]
+    ) -> None:
+        """``names``: of the proxies then, which may have gone since together with their names."""
         removed: dict[RouteKey, None] = {}
         put: dict[RouteKey, Destination] = {}
         for version, raw in changed.items():
@@ -253,7 +260,7 @@ class _Resolver:
             chosen = self.taken.present_routes(version)
             chosen &= np.isin(_whole(keys), _whole(wanted))
             put.update(self._routes(version, keys[chosen], values[chosen], words))
-            removed.update(dict.fromkeys(self._keys(version, wanted)))
+            removed.update(dict.fromkeys(self._keys(version, wanted, names)))
         known = memory.routes or Routes()
         gone = [key for key in removed if key not in put and key in known]
         if gone or put:
@@ -272,15 +279,15 @@ class _Resolver:
                     found[pair] = self.name(pair[0]), self.destination(*pair) or _LOST
         return found
 
-    def _keys(self, version: int, keys: Array) -> Iterator[RouteKey]:
-        names = map(self.name, keys["proxy"].tolist())
+    def _keys(self, version: int, keys: Array, names: Mapping[int, str]) -> Iterator[RouteKey]:
+        named = (names.get(proxy, f"?{proxy}") for proxy in keys["proxy"].tolist())
         lengths = (keys["prefixlen"].astype(np.int64) - 32).tolist()
-        return map(RouteKey.of_numbers, names, repeat(version), _networks(keys, version), lengths)
+        return map(RouteKey.of_numbers, named, repeat(version), _networks(keys, version), lengths)
 
     def _routes(self, version: int, keys: Array, values: Array, words: Words) -> Iterator[tuple[RouteKey, Destination]]:
         active = values["slot"]["dest"][:, self.taken.active].tolist()
         pairs = zip(keys["proxy"].tolist(), active, strict=True)
-        return zip(self._keys(version, keys), (words[pair][1] for pair in pairs), strict=True)
+        return zip(self._keys(version, keys, self.names), (words[pair][1] for pair in pairs), strict=True)
 
     def sources(self, used_only: bool) -> dict[tuple[str, Endpoint], IPAddress]:
         """Of every target's entry that has one."""

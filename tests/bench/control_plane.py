@@ -94,6 +94,7 @@ class Cell:
 
     def __init__(self, lab: Lab, instance: Instance, routes: int, files: int) -> None:
         self.lab, self.instance, self.routes, self.files = lab, instance, routes, files
+        self._edited: dict[int, int] = {}
 
     def run(self) -> Iterator[Figure]:
         """Every figure."""
@@ -128,7 +129,8 @@ class Cell:
         having = [each for each, mine in files.items() if mine]
         file = having[number * 7919 % len(having)]
         route = files[file][number * 7919 % len(files[file])]
-        content = text(self.lab, file, files[file], {route: 90 + number})
+        self._edited[route] = 90 + number
+        content = text(self.lab, file, files[file], self._edited)
         draft = self.instance.config_dir / ".draft"
         draft.write_text(content)
         maps = Maps(self.instance.bpffs_dir)

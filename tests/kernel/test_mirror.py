@@ -124,3 +124,16 @@ def test_after_a_failed_write_nothing_is_known(write: object) -> None:
             maps.close()
             gateway.fail_at = 0
             maps.remove()
+
+
+def test_a_proxy_that_went_with_its_name_has_no_routes(maps: Maps) -> None:
+    configure(maps)
+    memory = RouteMemory()
+    assert len(observe(maps, memory=memory).state.routes) == 1000
+    for number in range(0, 1000, 100):
+        maps["route4"].delete_many(keys(*range(number, number + 100)))
+        if number == 400:
+            assert len(observe(maps, memory=memory, routes_as_known=True).state.routes) == 500
+    maps["proxy"].put(1, maps["proxy"].values_array(1))
+    maps["proxy_name"].delete(1)
+    assert observe(maps, memory=memory, routes_as_known=True).state.routes == {}
