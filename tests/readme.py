@@ -10,6 +10,6 @@ TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 def block(name: str) -> str:
     """What stands in the block of that name."""
-    found = re.search(rf"<!-- {re.escape(name)} -->\n```(?:sh|yaml)\n(.*?)```", TEXT, re.DOTALL)
+    found = re.search(rf"<!-- {re.escape(name)} -->\n```(?:sh|yaml|ini)\n(.*?)```", TEXT, re.DOTALL)
     assert found, name
     return found[1]

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 from reconciler import __version__
 from reconciler.config import load
-from reconciler.places import Places
+from reconciler.places import REQUIRE_SIGNED, Places
+from tests.readme import block
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = ROOT / "packaging" / "systemd"
@@ -47,6 +48,15 @@ def test_systemd_has_nothing_to_say_about_a_unit(units: dict[str, Path], unit: s
     # The rest is about units of this host.
     own = [line for line in (done.stdout + done.stderr).splitlines() if "revproxy" in line]
     assert (own, done.returncode) == ([], 0), done.stderr
+
+
+@needs_systemd
+def test_systemd_has_nothing_to_say_about_the_readmes_drop_in(units: dict[str, Path]) -> None:
+    drop_in = units["revproxyd.service"].parent / "revproxyd.service.d"
+    drop_in.mkdir()
+    (drop_in / "override.conf").write_text(block("signed"))
+    assert f"\nEnvironment={REQUIRE_SIGNED}=/" in block("signed")
+    test_systemd_has_nothing_to_say_about_a_unit(units, "revproxyd.service")
 
 
 @needs_systemd

@@ -60,7 +60,7 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
 
 def test_everything_to_type_has_a_name_and_a_test_that_types_it() -> None:
     fences = re.findall(r"(?:<!-- (.*?) -->\n)?```(\w*)\n.*?```", README, re.DOTALL)
-    assert {language for _, language in fences} == {"sh", "yaml", "text"}
+    assert {language for _, language in fences} == {"sh", "yaml", "ini", "text"}
     assert [each for each in fences if not each[0]] == []
     names = [name for name, _ in fences]
     assert len(set(names)) == len(names)
