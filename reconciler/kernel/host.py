@@ -6,7 +6,7 @@ import ctypes as ct
 import errno
 import fcntl
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_interface
 from typing import Final
 
@@ -47,11 +47,15 @@ _NATIVE_DRIVERS: Final = frozenset(_NATIVE_DRIVER_NAMES.split())
 
 
 def host_facts(
-    targets: Iterable[IPAddress] = (), sysctl_names: Iterable[str] = (), own_programs: frozenset[int] = frozenset()
+    targets: Iterable[IPAddress] = (),
+    sysctl_names: Iterable[str] = (),
+    own_programs: frozenset[int] = frozenset(),
+    listed: Mapping[int, Link] | None = None,
 ) -> HostFacts:
     """One look at everything. ``targets``: addresses whose way out is wanted; ``own_programs``: ids of XDP programs
-    that are not foreign. Raises :class:`KernelError` if the kernel can't be asked."""
-    found = links.list_links()
+    that are not foreign; ``listed``: the interfaces as just listed. Raises :class:`KernelError` if the kernel can't be
+    asked."""
+    found = links.list_links() if listed is None else listed
     addresses = _addresses()
     features = xdp_features()
     routes = _routes(targets)

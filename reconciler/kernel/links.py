@@ -129,9 +129,9 @@ def list_links(ifindex: int | None = None) -> dict[int, Link]:
     return {link.ifindex: link for link in map(_parse_link, answers)}
 
 
-def observe_attachments(own: OwnPrograms) -> ObservedAttachments:
-    """Look at every interface of the calling thread's network namespace."""
-    links = list_links()
+def observe_attachments(own: OwnPrograms, links: Mapping[int, Link] | None = None) -> ObservedAttachments:
+    """Look at every interface of the calling thread's network namespace. ``links``: as just listed."""
+    links = list_links() if links is None else links
     interfaces: dict[int, InterfaceStatus] = {}
     with asking("list", "tc filters") as netlink:
         qdiscs = tc.ingress_qdiscs(netlink)
@@ -168,11 +168,11 @@ def stale(seen: ObservedAttachments, own: OwnPrograms) -> dict[int, str]:
     return found
 
 
-def unpinned(own: OwnPrograms) -> frozenset[int]:
+def unpinned(own: OwnPrograms, links: Mapping[int, Link] | None = None) -> frozenset[int]:
     """Ids of XDP programs that are ours although no pin says so any more: they work with the maps of a filter that
-    bears the instance's name, on the same interface."""
+    bears the instance's name, on the same interface. ``links``: as just listed."""
     found: set[int] = set()
-    for ifindex, link in list_links().items():
+    for ifindex, link in (list_links() if links is None else links).items():
         strange = set(link.xdp.values()) - own.ids
         if strange:
             filters = tc.query(ifindex, link.name)

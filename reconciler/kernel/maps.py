@@ -34,6 +34,7 @@ CHUNK: Final = 4096
 """Entries in one batch call: the kernel allocates memory for all of them at once."""
 
 _UNSUPPORTED: Final = (524, errno.EOPNOTSUPP, errno.EINVAL)  # 524 is the kernel's own ENOTSUPP
+_STEP: Final = 1024
 _PER_CPU: Final = (MapType.PERCPU_ARRAY,)
 
 Array = npt.NDArray[Any]
@@ -59,8 +60,14 @@ def _prefix(values: Array) -> Array:
     """A copy of all before the zeros at the end, which most of a large array is."""
     stride = values.strides[0]
     words = np.ndarray((len(values) * stride // 8,), np.uint64, values.base)
-    used = np.flatnonzero(words)
-    return values[: int(used[-1]) * 8 // stride + 1 if len(used) else 1].copy()
+    # In large steps first: looking for every word that is not zero takes three times as long.
+    whole = len(words) // _STEP * _STEP
+    steps = np.flatnonzero(np.bitwise_or.reduce(words[:whole].reshape(-1, _STEP), axis=1))
+    first = int(steps[-1]) * _STEP if len(steps) else 0
+    if words[whole:].any():
+        first = whole
+    used = np.flatnonzero(words[first : first + _STEP])
+    return values[: (first + int(used[-1])) * 8 // stride + 1 if len(used) else 1].copy()
 
 
 def capacity(spec: MapSpec, max_connections: int) -> int:

@@ -82,7 +82,8 @@ class Live:
         check_privileges()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
         self._packer = store.Packer()
-        self._seen: OwnPrograms | None = None  # by an observation, for the facts that go with it
+        self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
+        """By an observation, for the facts that go with it."""
         self.ended: Callable[[Array], None] = lambda _: None
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
         self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
@@ -124,8 +125,10 @@ class Live:
         written since. Raises :class:`KernelError`."""
         self.close()
         bpffs.locate(self._bpffs_dir)  # that it may be used
-        own = self._seen = self._own()
-        seen = links.observe_attachments(own)
+        listed = links.list_links()
+        own = self._own(listed)
+        self._seen = own, listed
+        seen = links.observe_attachments(own, listed)
         attached = seen.attachments
         # Programs whose maps are out of reach can't be told anything any more: they count as none.
         program = (self.programs.current or self.takeover.program) if self.maps.exists else None
@@ -148,18 +151,18 @@ class Live:
         if isinstance(routes, Routes):
             self._memory.adopt(routes)
 
-    def _own(self) -> OwnPrograms:
+    def _own(self, listed: Mapping[int, links.Link] | None = None) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""
         own = self.programs.own()
         own = replace(own, former=own.former | self.takeover.program_ids())
-        return replace(own, former=own.former | links.unpinned(own))
+        return replace(own, former=own.former | links.unpinned(own, listed))
 
     def facts(self, config: Config) -> HostFacts:
         """What the host is like, as far as this configuration asks. Right after :meth:`observe` our programs are what
         that has found."""
-        own, self._seen = self._seen or self._own(), None
+        (own, listed), self._seen = self._seen or (self._own(), None), None
         targets = target_addresses(config)
-        first = host.host_facts(targets, (), own.ids)
+        first = host.host_facts(targets, (), own.ids, listed)
         taken = {ifindex: each for ifindex, each in own.taken_over.items() if ifindex not in first.foreign_xdp}
         return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)), taken_over=taken)
 

@@ -45,7 +45,7 @@ class Recorder:
         self._lost = 0
         self._seen: set[int] = set()
         self._in_order: deque[int] = deque()
-        self._end = threading.Event()
+        self._end, self._reading = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def start(self) -> None:
@@ -55,6 +55,7 @@ class Recorder:
     def stop(self) -> None:
         """End. The ring stays, and takes what happens until the next daemon reads it."""
         self._end.set()
+        self._reading.set()
         if self._thread.is_alive():
             self._thread.join()
         with self._lock:
@@ -80,6 +81,7 @@ class Recorder:
             if wanted and self._ring is None:
                 self._lost = self._count_lost()
                 self._ring = eventring.provide(holder)
+                self._reading.set()
                 self._read_names()
                 _log.info("recording_started")
             elif not wanted and there is not None:
@@ -164,8 +166,11 @@ class Recorder:
         return chosen
 
     def _run(self) -> None:
-        while not self._end.wait(POLL_SEC):
+        while self._reading.wait() and not self._end.wait(POLL_SEC):
             with self._lock:
+                if self._ring is None:
+                    self._reading.clear()
+                    continue
                 try:
                     self._drain()
                 except KernelError as error:

@@ -52,6 +52,9 @@ class Endpoint:
     ip: IPAddress
     port: int
 
+    def __hash__(self) -> int:
+        return hash((int(self.ip), self.port))  # an address's own takes ten times as long
+
     def __str__(self) -> str:
         host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
         return f"{host}:{self.port}" if self.port else str(self.ip)

@@ -31,8 +31,8 @@ SIZES = (10, 1_000, 100_000)
 FILES = (1, 1_000)
 EDITS = 7
 OBSERVATIONS = 5
-IDLE_SEC = 65.0
-"""Two looks without a reason, and what happens every few seconds."""
+IDLE_SEC = 31.0
+"""One look without a reason, and what happens every few seconds."""
 TARGETS = 5
 FIRST_PORT = 1024
 

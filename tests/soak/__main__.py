@@ -69,6 +69,9 @@ class Soak:
                 self._say(passed, chaos, traffic)
             chaos.settle()
             held = traffic.held
+        if traffic.tally.lost:
+            assert instance.daemon is not None
+            self.failures.append("before that:\n" + "\n".join([*chaos.trace, instance.daemon.output()[-6000:]]))
         self._judge_traffic(traffic, held)
         self._judge_footprint(footprints)
         chaos.back_to_the_beginning()

@@ -7,8 +7,9 @@ import random
 import signal
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from netlab import TCP_PORT, UDP_PORT, Lab, wait_for
@@ -36,12 +37,17 @@ class Chaos:
         self.done: Counter[str] = Counter()
         self.commits: list[str] = []
         self.kills = 0
+        self.trace: deque[str] = deque(maxlen=25)
+        """What was done last, with times, for whoever has to find out."""
         self.client = Client(
             run_dir=instance.run_dir,
             config_dir=instance.config_dir,
             state_dir=instance.state_dir,
             bpffs_dir=instance.bpffs_dir,
         )
+
+    def _note(self, what: str) -> None:
+        self.trace.append(f"{time.monotonic():.1f} {what}")
 
     # -- the files -----------------------------------------------------------------------------------------------
 
@@ -135,6 +141,11 @@ class Chaos:
         ]
         return "\n".join(line for line in lines if line) + "\n"
 
+    def _files(self) -> str:
+        """What the files say in short."""
+        lines = [line.strip() for path in sorted(self.instance.config_dir.glob("*.yaml")) for line in _lines(path)]
+        return " ".join(line for line in lines if line.startswith(("- name", "mode", "settings")))
+
     def _git(self, *words: str) -> str:
         identity = ("-c", "user.name=soak", "-c", "user.email=soak@localhost")
         command = ["git", "-C", str(self.instance.config_dir), *identity, *words]
@@ -155,7 +166,10 @@ class Chaos:
         """Somebody meddles; it is put right before anything else happens. New connections may fail meanwhile."""
         self.settle()
         with self.windows.excused():
-            self.chance.choice((self._delete_entries, self._delete_entries, self._flush_qdisc, self._remove_xdp))()
+            choices = [self._delete_entries, self._delete_entries, self._remove_xdp]
+            if "fast_path: false" not in (self.instance.config_dir / "settings.yaml").read_text():
+                choices.append(self._flush_qdisc)  # else every reply needs the filters
+            self.chance.choice(choices)()
             time.sleep(RESYNC_SEC + 0.5)
             self.settle(REPAIR_SEC)
 
@@ -167,6 +181,7 @@ class Chaos:
             keys = maps[name].items()[0]
             chosen = [index for index in range(len(keys)) if self.chance.random() < 0.5]
             maps[name].delete_many(keys[chosen])
+            self._note(f"{len(chosen)} of {len(keys)} entries of {name} deleted")
             self.done[f"entries of {name} deleted"] += len(chosen)
         finally:
             maps.close()
@@ -176,12 +191,16 @@ class Chaos:
 
     def _flush_qdisc(self) -> None:
         """XDP goes on serving what is established."""
-        self.lab.proxy.run("tc", "qdisc", "del", "dev", self._interface(), "clsact", check=False)
+        interface = self._interface()
+        self._note(f"clsact of {interface} deleted")
+        self.lab.proxy.run("tc", "qdisc", "del", "dev", interface, "clsact", check=False)
         self.done["qdiscs deleted"] += 1
 
     def _remove_xdp(self) -> None:
         """TC goes on serving."""
-        self.lab.proxy.run("ip", "link", "set", "dev", self._interface(), "xdp", "off")
+        interface = self._interface()
+        self._note(f"XDP of {interface} off")
+        self.lab.proxy.run("ip", "link", "set", "dev", interface, "xdp", "off")
         self.done["XDP programs removed"] += 1
 
     # -- the process ---------------------------------------------------------------------------------------------
@@ -257,10 +276,19 @@ class Chaos:
             *([(8, self.kill), (4, self.restart)] if kills else []),
         ]
         action = self.chance.choices([each for _, each in actions], [weight for weight, _ in actions])[0]
+        self._note(action.__name__)
         action()
+        self._note(f"{action.__name__} done: {self._files()}")
         self.done[action.__name__] += 1
         if self.chance.random() < 0.5:
             self.settle()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _is_ours(line: str) -> bool:
