@@ -10,10 +10,8 @@ from scapy.layers.l2 import Ether
 
 from reconciler.kernel import layout
 from tests.kernel.dataplane import TC_REDIRECT, TC_SHOT, XDP_PASS, DataPlane
+from tests.kernel.flowing import families, new_flow, send, translated
 from tests.kernel.packets import Flow, frame
-from tests.kernel.test_dataplane import _plane, families, new_flow, plane, send, translated
-
-__all__ = ["_plane", "plane"]  # fixtures
 
 
 def mark(plane: DataPlane, flow: Flow) -> None:

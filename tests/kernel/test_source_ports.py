@@ -17,8 +17,8 @@ from reconciler.kernel.codec import change_sources, unpack_source
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
 from tests.kernel.dataplane import TC_SHOT, XDP_DROP, DataPlane, dest
+from tests.kernel.flowing import sent
 from tests.kernel.packets import Flow, frame
-from tests.kernel.test_dataplane import sent
 
 pytestmark = pytest.mark.root
 
