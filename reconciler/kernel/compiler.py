@@ -23,7 +23,7 @@ from reconciler.kernel import codecache, layout
 
 ENTRY_POINTS: Final = ("xdp_ingress", "tc_ingress", "tc_egress")
 FUNCTIONS: Final = (*ENTRY_POINTS, *(name for names in layout.CALLS.values() for name in names))
-TIMEOUT_SEC: Final = 120
+TIMEOUT_SEC: Final = 600  # 1 s as a rule, minutes on a machine that is emulated or starved
 MAP_BASE: Final = 0x52500000  # MAP_BASE of bpf/maps.h
 
 _INSTRUCTION = np.dtype([("code", "u1"), ("registers", "u1"), ("offset", "<i2"), ("immediate", "<i4")])

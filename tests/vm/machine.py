@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -161,19 +161,24 @@ class Machine:
         return "\n".join(texts)
 
     def run(
-        self, command: str, limit_sec: float, environment: Mapping[str, str] | None = None, checkout: bool = True
+        self,
+        command: str,
+        limit_sec: float,
+        environment: Mapping[str, str] | None = None,
+        tests: Sequence[str] | None = (),
     ) -> int:
-        """Run a shell command in ``/revproxy``, which is made a copy of this checkout first; its output goes to
-        standard output as it comes. Its exit status; raises :class:`MachineError` when the machine dies or the time is
-        over: then it is stopped.
+        """Run a shell command in ``/revproxy``; its output goes to standard output as it comes. Its exit status.
+
+        ``/revproxy`` is made a copy of this checkout first, but not if ``tests`` is None: what runs there already can
+        be looked at then. Raises :class:`MachineError` when the machine dies, or when the time is over: it is stopped.
         """
         jobs = self.share / "jobs"
         job = jobs / f"{len(list(jobs.iterdir())) + 1:03}"
         job.mkdir()
         variables = "".join(f"export {name}='{value}'\n" for name, value in (environment or {}).items())
         (job / "command").write_text(f"{variables}{command}\n")
-        if checkout:
-            pack_checkout(job / "checkout.tar")
+        if tests is not None:
+            pack_checkout(job / "checkout.tar", tests)
         (job / "ready").touch()
         output, status, shown = job / "output", job / "status", 0
         end = time.monotonic() + limit_sec
@@ -224,15 +229,22 @@ class Machine:
             os.waitpid(number, os.WNOHANG)
 
 
-def pack_checkout(path: Path) -> None:
-    """All files of this checkout that git knows or would take."""
-    listed = subprocess.run(
-        ["git", "-C", str(images.CHECKOUT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+def pack_checkout(path: Path, tests: Sequence[str] = ()) -> None:
+    """All files of this checkout that git knows or would take, and what Python compiled of them: in an emulated machine
+    that would take minutes. ``tests``: of these also as pytest compiles them."""
+    source = images.CHECKOUT
+    words = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split("\0")
+    for words in (
+        ["compileall", "-q", "reconciler", "packaging/lab", "tests"],
+        ["pytest", "--collect-only", "-q", *tests],
+    ):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-m", *words]
+        subprocess.run(command, cwd=source, env=environment, check=False, capture_output=True)
+    files = [source / name for name in listed if name and (source / name).exists()]
+    folders = {file.parent for file in files if file.suffix == ".py"}
+    files += [compiled for folder in sorted(folders) for compiled in (folder / "__pycache__").glob("*.pyc")]
     with tarfile.open(path, "w") as archive:
-        for name in listed.split("\0"):
-            if name and (images.CHECKOUT / name).exists():
-                archive.add(images.CHECKOUT / name, name, recursive=False)
+        for file in files:
+            archive.add(file, file.relative_to(source), recursive=False)

@@ -40,7 +40,7 @@ until [ -e /share/poweroff ]; do
     for job in /share/jobs/*/; do
         if [ -e "$job/ready" ] && [ ! -e "$job/started" ]; then
             : >"$job/started"
-            carry_out "$job"
+            carry_out "$job" &
         fi
     done
     sleep 0.3
