@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.vm import fetch, images, results
 from tests.vm.machine import Machine, MachineError
@@ -54,17 +54,20 @@ def main() -> int:
     return 0
 
 
-def test(machine: Machine, limit_sec: float, words: list[str]) -> int:
-    """Run the list (or the tests that ``words`` name) in the machine that is up, or in one that is booted for it and
-    switched off again; the list's result is kept."""
+def test(machine: Machine, limit_sec: float, rows: list[str]) -> int:
+    """Run the list, or what of it is for features with one of ``rows`` in their names, in the machine that is up, or in
+    one that is booted for it and switched off again. What came of it is kept."""
     was_up = machine.pid() is not None
     began = time.monotonic()
     machine.prepare(say)
     listed = results.features(fetch.version(machine.release) < OLDEST)
-    chosen = words or [each for tests in listed.values() for each in tests]
+    wanted = {name: tests for name, tests in listed.items() if not rows or any(row in name for row in rows)}
+    chosen = [each for tests in wanted.values() for each in tests]
+    about = {"order": [machine.arch, *fetch.version(machine.release)], "release": machine.release, "arch": machine.arch}
+    about["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
     try:
         machine.start(say)
-        boot_sec, before = machine.boot_sec, machine.processor_sec()
+        before = machine.processor_sec()
         report = machine.share / "report.jsonl"
         report.unlink(missing_ok=True)
         environment = TEST_ENVIRONMENT | {"REVPROXY_VM_REPORT": "/share/report.jsonl"}
@@ -73,32 +76,33 @@ def test(machine: Machine, limit_sec: float, words: list[str]) -> int:
             machine.run(command, limit_sec, environment, chosen)
         except MachineError as error:
             say(str(error))
-        processor_sec = max(0.0, machine.processor_sec() - before)
+        about |= {"boot_sec": round(machine.boot_sec), "seconds": round(time.monotonic() - began)}
+        about["processor_sec"] = round(max(0.0, machine.processor_sec() - before))
         found = results.read_report(report)
     finally:
         if not was_up:
             machine.stop()
+    return _conclude(machine, about, found, wanted)
+
+
+def _conclude(
+    machine: Machine, about: dict[str, Any], found: dict[str, dict[str, Any]], wanted: dict[str, list[str]]
+) -> int:
+    """Say and keep what came of it; the exit status."""
     if not found:
         say("no test ran")
         return 2
-    summary = results.summary(found, listed)
-    counts = [sum(row[each] for row in summary["features"].values()) for each in ("passed", "failed", "skipped")]
+    summary = results.summary(found, wanted)
+    results.keep(f"{machine.kernel}-{machine.arch}", about | summary)
     for name, reason in summary["not passed"].items():
         say(f"{found[name]['outcome']}: {name}: {reason}")
-    took = time.monotonic() - began
-    say(f"Linux {machine.release}: {counts[0]} passed, {counts[1]} failed, {counts[2]} skipped in {took:.0f} s")
-    unproven = [feature for feature, row in summary["features"].items() if not sum(row.values())]
-    if words:
-        return 1 if counts[1] else 0
-    for feature in unproven:
-        say(f"nothing ran for: {feature}")
-    if unproven:
-        return 1
-    about = {"order": [machine.arch, *fetch.version(machine.release)], "release": machine.release, "arch": machine.arch}
-    about |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "boot_sec": round(boot_sec), "seconds": round(took)}
-    about |= {"processor_sec": round(processor_sec)}
-    results.keep(f"{machine.kernel}-{machine.arch}", about | summary)
-    return 1 if counts[1] else 0
+    missing = [feature for feature in wanted if feature not in summary["features"]]
+    for feature in missing:
+        say(f"not done: {feature}")
+    outcomes = [entry["outcome"] for entry in found.values()]
+    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped"))
+    say(f"Linux {machine.release}: {counts} in {about['seconds']} s")
+    return 1 if missing or "failed" in outcomes else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ LIST: Final = HERE / "list.txt"
 KEPT: Final = HERE.parents[1] / "man" / "kernels.json"
 
 
+UNENDED: Final = "it did not end"
 REFUSAL: Final = "a kernel that is too old is refused in words"
 
 
@@ -40,15 +41,18 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
             found[entry["id"]] = entry
     for entry in found.values():
         if entry["outcome"] == "started":
-            entry.update(outcome="failed", seconds=0.0, reason="it did not end", properties={})
+            entry.update(outcome="failed", seconds=0.0, reason=UNENDED, properties={})
     return found
 
 
 def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """Counts, by feature and in all, what was skipped or failed and why, and the verifier's effort."""
+    """Counts by feature, what was skipped or failed and why, and the verifier's effort. A feature of which not every
+    test came to its end is left out."""
     rows = {}
     for feature, selections in tests.items():
         entries = [report[each] for each in report if any(_belongs(each, selection) for selection in selections)]
+        if not entries or any(entry["reason"] == UNENDED for entry in entries):
+            continue
         rows[feature] = {
             outcome: sum(entry["outcome"] == outcome for entry in entries)
             for outcome in ("passed", "failed", "skipped")
@@ -67,7 +71,14 @@ def _belongs(test: str, selection: str) -> bool:
 
 
 def keep(name: str, result: Mapping[str, Any], path: Path = KEPT) -> None:
-    """Put a machine's result in the place of its last one."""
+    """Put a machine's result in the place of its last one; what that one says of other features of the very same
+    kernel stays."""
     kept = json.loads(path.read_text()) if path.exists() else {}
-    kept[name] = result
+    last = kept.get(name, {})
+    merged = dict(result)
+    if last.get("release") == result["release"]:
+        merged["features"] = last["features"] | result["features"]
+        merged["not passed"] = last["not passed"] | result["not passed"]
+        merged["effort"] = result["effort"] or last["effort"]
+    kept[name] = merged
     path.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: item[1]["order"])), indent=1) + "\n")

@@ -51,25 +51,31 @@ def test_a_test_that_did_not_end_has_failed(tmp_path: Path) -> None:
     ]
     report.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     listed = {"first": ["a.py"], "second": ["a.py::two"], "third": ["b.py::three", "b.py::th"]}
+    listed |= {"fourth": ["a.py::one"], "fifth": ["c.py"]}
     summary = results.summary(results.read_report(report), listed)
     assert summary["features"] == {
-        "first": {"passed": 1, "failed": 1, "skipped": 0},
-        "second": {"passed": 0, "failed": 1, "skipped": 0},
         "third": {"passed": 0, "failed": 0, "skipped": 1},
-    }
+        "fourth": {"passed": 1, "failed": 0, "skipped": 0},
+    }, "not those of which a test did not end"
     assert summary["not passed"] == {"a.py::two[x]": "it did not end", "b.py::three": "no such thing"}
     assert summary["effort"] == {"tc": [10, 20, 300]}
 
 
 def test_a_kept_result_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
-    results.keep("new", {"order": ["amd64", 6, 12]}, path)
-    results.keep("old", {"order": ["amd64", 6, 1]}, path)
-    results.keep("new", {"order": ["amd64", 6, 12], "again": True}, path)
-    assert json.loads(path.read_text()) == {
-        "old": {"order": ["amd64", 6, 1]},
-        "new": {"order": ["amd64", 6, 12], "again": True},
-    }
+
+    def result(minor: int, release: str, **features: int) -> dict[str, object]:
+        effort = {"tc": [minor]} if "load" in features else {}
+        return {"order": [6, minor], "release": release, "features": features, "not passed": {}, "effort": effort}
+
+    results.keep("new", result(12, "6.12.1", load=1, tc=1), path)
+    results.keep("old", result(1, "6.1.1", load=1), path)
+    results.keep("new", result(12, "6.12.1", tc=2), path)
+    results.keep("old", result(1, "6.1.2", tc=2), path)
+    assert list(json.loads(path.read_text()).values()) == [
+        result(1, "6.1.2", tc=2),
+        result(12, "6.12.1", load=1, tc=2),
+    ], "other rows stay if they are of the same kernel; the oldest kernel comes first"
 
 
 def test_the_initial_ram_disk_is_one_that_cpio_reads() -> None:
