@@ -49,22 +49,36 @@ def _yaml(plain: Any) -> str:
 def table(
     session: Session, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
 ) -> None:
-    """Print rows under headings. Columns named in ``right`` are numbers."""
+    """Print rows under headings. Columns named in ``right`` are numbers. Where the terminal is narrow, cells of several
+    words are folded; single words stay whole: an address has to be readable, and to be copied."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold" if session.color else "", padding=(0, 2, 0, 0))
-    for column in columns:
-        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
-    console = Console(
-        file=sys.stdout, no_color=not session.color, highlight=False, width=None if sys.stdout.isatty() else _WIDE
-    )
+    lines = list(rows)
+    cells = [[column, *(line_[number] for line_ in lines)] for number, column in enumerate(columns)]
+    for column, texts in zip(columns, cells, strict=True):
+        single = not any(" " in text for text in texts)
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=single)
+    for line_ in lines:
+        grid.add_row(*map(Text, line_))
+    console = Console(file=sys.stdout, no_color=not session.color, highlight=False)
+    console.width = max(console.width, _least(cells)) if sys.stdout.isatty() else _WIDE
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(row.rstrip() for row in captured.get().splitlines()))
+
+
+def _least(columns: Sequence[Sequence[str]]) -> int:
+    """The width at which no word is broken: folding makes columns of several words equally wide."""
+    from rich.cells import cell_len
+
+    full = [max(map(cell_len, texts)) for texts in columns]
+    folds = [any(" " in text for text in texts) for texts in columns]
+    folded = [text for texts, fold in zip(columns, folds, strict=True) if fold for text in texts]
+    cap = max((cell_len(word) for text in folded for word in text.split()), default=0)
+    return sum(min(width, cap) if fold else width for width, fold in zip(full, folds, strict=True)) + 2 * len(columns)
 
 
 def style(session: Session, text: str, **how: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -71,6 +72,32 @@ def test_streams_that_are_closed(files: Path, stream: str) -> None:
     done = run(stream, "--config-dir", str(files), "--run-dir", str(files / "run"), "proxy", "list")
     assert (done.returncode, done.stderr) == (0, "")
     assert ("web" in done.stdout) == (">&-" not in stream.split())
+
+
+@pytest.mark.parametrize("name", ["ünï.yaml", os.fsdecode(b"b\xff.yaml")], ids=["umlaut", "bytes"])
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_names_of_files_that_the_locale_can_not_write(tmp_path: Path, name: str, output: str) -> None:
+    (tmp_path / name).write_text(GOOD.replace("listen", "lisen"))
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", START.format("revproxyctl"), "validate", str(tmp_path), "--output", output]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain}, check=False)
+    assert done.returncode == 1
+    assert b"unknown key 'lisen'" in done.stdout + done.stderr
+    assert b"internal error" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("columns", ["20", "1", "x"])
+def test_a_narrow_terminal(files: Path, columns: str) -> None:
+    several = '[{ip: 10.0.0.1}, {ip: 10.0.0.2, port: 8080}, {ip: "2001:db8:1::1234:5678", port: 8080}]'
+    (files / "web.yaml").write_text(GOOD.replace("{ip: 10.0.0.1}", several))
+    places = ["--config-dir", str(files), "--run-dir", str(files / "run")]
+    command = [sys.executable, "-c", START.format("revproxyctl"), *places, "proxy", "list"]
+    shell = ["script", "-qec", shlex.join(command), "/dev/null"]
+    done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "COLUMNS": columns}, check=False)
+    assert done.returncode == 0, done.stdout
+    for word in ("web", "10.0.0.1", "10.0.0.2:8080", "[2001:db8:1::1234:5678]:8080", f"{files}/web.yaml"):
+        assert word in done.stdout, "no word is broken"
 
 
 @pytest.mark.parametrize("content", ["", "{"])
