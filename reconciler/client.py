@@ -55,6 +55,8 @@ class Client(Edits):
         self._given = {name for name, value in options.items() if value}
         self._asked = self._given | {name for name, variable in VARIABLES.items() if os.environ.get(variable)}
         self._engine: Engine | None = None
+        self.progress: Callable[[int, int], None] | None = None
+        """Without a daemon: told how many bytes of the files' how many are read, while they are."""
 
     @property
     def places(self) -> Places:
@@ -385,6 +387,7 @@ class Client(Edits):
 
             when_used(_quiet)
             self._engine = Engine(self._places)
+            self._engine.show_progress(self.progress)
         return self._engine
 
 

@@ -88,6 +88,10 @@ class Engine:
         self._commits = Commits(self)
         self.conditions = Conditions(places.state_dir / "conditions.json")
 
+    def show_progress(self, told: Callable[[int, int], None] | None) -> None:
+        """Have this told how many bytes of the files' how many are read, while they are."""
+        self._cache.progress = told
+
     def close(self) -> None:
         """Give what is open back."""
         self.live.close()

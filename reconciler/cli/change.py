@@ -12,6 +12,7 @@ import click
 from reconciler import answers
 from reconciler.cli import duration, output
 from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.progress import bar
 from reconciler.errors import Problem, RevproxyError
 
 _MOST_STEPS = 100
@@ -33,7 +34,9 @@ def diff(context: click.Context) -> None:
     """
     session = context.ensure_object(Session)
     session.trouble = 2
-    found = session.client().diff()
+    client = session.client()
+    with bar(session, "comparing") as client.progress:
+        found = client.diff()
     _warn(session, found.warnings)
     if session.output != "table":
         output.data(session, found)
@@ -143,12 +146,14 @@ def apply(
         raise RevproxyError(f"{plan}: there is no such file")
     client = session.client()
     if plan is None and not yes and sys.stdin.isatty() and sys.stdout.isatty():
-        found = client.diff()
+        with bar(session, "comparing") as client.progress:
+            found = client.diff()
         if not found.empty:
             output.unified(session, found.changes)
             if not click.confirm(f"Apply {len(found.changes)} changes ({found.operations} operations)?", err=True):
                 raise RevproxyError("nothing was applied")
-    done = client.apply(plan=plan, allow_empty=allow_empty, confirm_within_sec=confirm_within)
+    with bar(session, "applying") as client.progress:
+        done = client.apply(plan=plan, allow_empty=allow_empty, confirm_within_sec=confirm_within)
     print_applied(session, done)
 
 

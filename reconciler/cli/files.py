@@ -8,6 +8,7 @@ import click
 
 from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.progress import bar
 from reconciler.errors import ConfigError, Problem
 
 
@@ -27,7 +28,9 @@ def validate(context: click.Context, paths: tuple[Path, ...]) -> None:
     session = context.ensure_object(Session)
     try:
         own = Places.choose(session.places).config_dir
-        config = config_files.parse_paths(paths) if paths else config_files.load(own)
+        cache = config_files.Cache()
+        with bar(session, "validating") as cache.progress:
+            config = config_files.parse_paths(paths, cache) if paths else config_files.load(own, cache)
     except ConfigError as error:
         if session.output == "table":
             for problem in error.problems:

@@ -6,7 +6,7 @@ nesting can blow up is bounded here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from reconciler.config.messages import show
 from reconciler.config.notation import ALIAS, END, LIST, MAP, MERGE, UNKNOWN_TAG, Event, SyntaxProblem, line_column
 from reconciler.errors import Problem
 
+_TELL: Final = 20_000  # events
 MAX_DEPTH: Final = 32
 """How deep lists and mappings may nest; the format itself needs eight."""
 MAX_VALUES: Final = 2_000_000
@@ -66,22 +67,30 @@ class Document:
         self.problems.append(Problem(self.file, line, column, path, message))
 
 
-def parse(file: str, content: bytes, lines_before: int = 0) -> Document:
+def parse(file: str, content: bytes, lines_before: int = 0, told: Callable[[float], None] | None = None) -> Document:
     """Read one file. A name ending in .json makes it JSON, any other YAML. Never raises: what is wrong is in
     ``problems``; the tree holds what could be read all the same. ``lines_before``: how many lines stand before
-    ``content`` in the file."""
+    ``content`` in the file. ``told``: now and then, of the part of its lines that is read."""
     try:
         text = notation.decode(content)
         if file.endswith(".json"):
             return _built(file, notation.json_events(text))
         try:
-            return _built(file, notation.moved(notation.yaml_events(text), lines_before))
+            events = notation.moved(notation.yaml_events(text), lines_before)
+            return _built(file, _watched(events, text.count("\n") + 1, told) if told else events)
         except notation.FastParserProblem:
             return _built(file, notation.moved(notation.yaml_events(text, fast=False), lines_before))
     except SyntaxProblem as problem:
         document = Document(file)
         document.problem(problem.at, problem.message)
         return document
+
+
+def _watched(events: Iterator[Event], lines: int, told: Callable[[float], None]) -> Iterator[Event]:
+    for count, event in enumerate(events):
+        if count % _TELL == 0:
+            told(line_column(event[1])[0] / lines)
+        yield event
 
 
 def _built(file: str, events: Iterator[Event]) -> Document:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES: Final = 8 << 20
 """The largest file that is read: 8 MiB, room for some 100,000 source routes."""
 _REMEMBERED_LOADS: Final = 4
+_PARSING: Final = 0.6  # the part that parsing a file has of what is done with it
 _SETTLED_NS: Final = 50_000_000
 """The kernel's clock for files goes in steps of up to 10 ms: a file this old that changes gets another time."""
 
@@ -31,6 +32,8 @@ class Cache:
         self._fragments: dict[tuple[str, bytes], tuple[int, Fragment]] = {}
         self._newest: dict[str, tuple[SourceFile, Fragment]] = {}  # by path
         self._load = 0
+        self.progress: Callable[[int, int], None] | None = None
+        """Told how many bytes of how many have been parsed."""
         self._read: dict[Path, tuple[tuple[int, ...], SourceFile]] = {}
 
     def read(self, path: Path, *, own: bool) -> SourceFile:
@@ -58,19 +61,34 @@ class Cache:
         self._newest = {path: newest for path, newest in self._newest.items() if path in kept}
         self._read = {path: known for path, known in self._read.items() if known[1].path in kept}
 
-    def fragment(self, file: SourceFile) -> Fragment:
-        """What the file holds, parsed now or before."""
+    def fragments(self, files: Sequence[SourceFile]) -> list[Fragment]:
+        """What each file holds, parsed now or before."""
+        found, done, of = [], 0, sum(len(file.content) for file in files)
+        for file in files:
+            found.append(self.fragment(file, done, of))
+            done += len(file.content)
+        if self.progress:
+            self.progress(of, of)
+        return found
+
+    def fragment(self, file: SourceFile, done: int = 0, of: int = 0) -> Fragment:
+        """What one holds. ``done``, ``of``: bytes, for who wants to be told of it."""
         key = (file.path, file.digest)
         known = self._fragments.get(key)
-        fragment = known[1] if known else self._parsed(file)
+        fragment = known[1] if known else self._parsed(file, done, of)
         self._fragments[key] = (self._load, fragment)
         self._newest[file.path] = (file, fragment)
         return fragment
 
-    def _parsed(self, file: SourceFile) -> Fragment:
-        newest = self._newest.get(file.path)
+    def _parsed(self, file: SourceFile, done: int, of: int) -> Fragment:
+        newest, progress = self._newest.get(file.path), self.progress
         found = patch.patched(*newest, file) if newest else None
-        return found or build.fragment(parse(file.path, file.content))
+        if found:
+            return found
+        told = None
+        if progress and of:
+            told = lambda part: progress(done + int(part * _PARSING * len(file.content)), of)  # noqa: E731
+        return build.fragment(parse(file.path, file.content, told=told))
 
 
 def load(directory: Path, cache: Cache | None = None) -> Config:
@@ -192,7 +210,7 @@ def _too_large(size: int) -> str:
 def _config(files: list[SourceFile], problems: list[Problem], cache: Cache | None) -> Config:
     cache = cache or Cache()
     cache.begin()
-    fragments = [cache.fragment(file) for file in files]
+    fragments = cache.fragments(files)
     problems, warnings = list(problems), []
     for fragment in fragments:
         problems += fragment.problems

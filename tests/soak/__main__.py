@@ -13,6 +13,7 @@ import random
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packaging" / "lab"))  # netlab is no installed package
@@ -182,7 +183,7 @@ def main() -> None:
     try:
         soak.run()
     except (AssertionError, RuntimeError) as error:
-        soak.failures.append(str(error))
+        soak.failures.append(str(error) or "".join(traceback.format_exception(error)))
     print("\n" + "\n".join(line for line in soak.lines if line))
     for failure in soak.failures:
         print(f"FAILED: {failure}")

@@ -226,7 +226,8 @@ class Chaos:
         self.start()
 
     def restart(self) -> None:
-        """End it as systemd does; start it again."""
+        """End it as systemd does, once it is at work; start it again."""
+        self.settle()
         daemon = self.instance.daemon
         assert daemon is not None
         assert self.instance.stop_daemon() == 0, daemon.output()

@@ -1,0 +1,58 @@
+"""The bar for long loads: on a terminal only, and it moves with what is read."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+from reconciler.config import files
+
+ROUTES = 30_000
+
+
+def write(directory: Path) -> None:
+    routes = "".join(
+        f"      - {{source: 20.{number >> 8}.{number & 255}.0/24, target: {{ip: 10.0.0.1}}}}\n"
+        for number in range(ROUTES)
+    )
+    head = "  - name: web\n    listen: {interfaces: [eth0], port: 80}\n    default_target: {ip: 10.0.0.1}\n"
+    text = f"apiVersion: revproxy/v1\nproxies:\n{head}    source_routes:\n{routes}"
+    (directory / "a.yaml").write_text(text)
+
+
+def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    write(tmp_path)
+    cache, told = files.Cache(), []
+    cache.progress = lambda done, of: told.append((done, of))
+    files.load(tmp_path, cache)
+    size = (tmp_path / "a.yaml").stat().st_size
+    assert told == sorted(told)
+    assert {of for _, of in told} == {size}
+    assert told[-1] == (size, size)
+    assert len(told) > 5
+
+
+def validate(directory: Path, stderr: int, *words: str) -> bytes:
+    command = [sys.executable, "-c", "from reconciler.cli import main; main()", *words, "validate", str(directory)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False)
+    assert done.returncode == 0
+    return done.stdout
+
+
+def test_bar_is_for_terminals(tmp_path: Path) -> None:
+    write(tmp_path)
+    terminal, end = pty.openpty()
+    output = validate(tmp_path, end)
+    os.set_blocking(terminal, False)
+    seen = os.read(terminal, 1 << 20)
+    assert b"reading files" in seen
+    _, _, rest = seen.rpartition(b"\x1b[2K")  # gone
+    assert b"reading files" not in rest and b"valid" in rest
+    with (tmp_path / "stderr").open("wb") as plain:
+        assert validate(tmp_path, plain.fileno()) == output
+    assert (tmp_path / "stderr").read_bytes().strip() == rest.strip().replace(b"\r", b"")
+    os.close(terminal)
+    os.close(end)
