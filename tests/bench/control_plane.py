@@ -239,18 +239,33 @@ def table(figures: Sequence[Figure], missing: str) -> str:
     """For a person."""
     lines = [missing] if missing else []
     lines.append(f"{'':10} {'':44} {'routes':>8} {'files':>6} {'value':>10} {'':6} {'goal':>6}")
-    for each in figures:
-        goal = f"{each.goal:6.4g}" + (" missed" if each.missed else "") if each.goal is not None else ""
-        what = f"{each.who:10} {each.name:44} {each.routes:>8} {each.files or '':>6}"
-        lines.append(f"{what} {each.value:>10.3f} {each.unit:6} {goal}")
+    lines += map(line, figures)
     return "\n".join(lines)
+
+
+def line(each: Figure) -> str:
+    """One figure."""
+    goal = f"{each.goal:6.4g}" + (" missed" if each.missed else "") if each.goal is not None else ""
+    what = f"{each.who:10} {each.name:44} {each.routes:>8} {each.files or '':>6}"
+    return f"{what} {each.value:>10.3f} {each.unit:6} {goal}"
 
 
 def run() -> tuple[str, list[dict[str, object]]]:
     """The table and the same as JSON-able rows."""
     if os.geteuid() != 0:
         return "skipped: takes root", []
-    figures = list(measure())
+    figures = []
+    try:
+        for figure in measure():
+            print(line(figure), file=sys.stderr, flush=True)
+            figures.append(figure)
+    except (AssertionError, OSError) as error:  # what was measured before is worth telling
+        figures += ratios(figures)
+        text = f"{table(figures, lab_tools.find().missing)}\nFAILED, what follows is left out: {error}"
+        return text, [*map(_row, figures), {"failed": [str(error)]}]
     figures += ratios(figures)
-    rows: list[dict[str, object]] = [asdict(each) | {"missed": each.missed} for each in figures]
-    return table(figures, lab_tools.find().missing), rows
+    return table(figures, lab_tools.find().missing), [_row(each) for each in figures]
+
+
+def _row(figure: Figure) -> dict[str, object]:
+    return asdict(figure) | {"missed": figure.missed}

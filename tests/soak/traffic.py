@@ -20,6 +20,7 @@ BEAT_SEC = 0.2
 FRESH_SEC = 0.02
 FRESH_PATIENCE_SEC = 5.0
 GRACE_SEC = 0.5
+_PORTS_TRIED = 3
 
 
 @dataclass
@@ -111,12 +112,28 @@ class Traffic:
     def hold(self, listener: tuple[str, int], kind: socket.SocketKind, count: int) -> None:
         """Open so many more through a listener, and keep them. Raises :class:`OSError`."""
         for _ in range(count):
-            connection = connect(self.lab.client, listener, kind=kind, timeout_sec=FRESH_PATIENCE_SEC)
+            connection = self._answered(listener, kind)
             connection.setblocking(False)
             now = time.monotonic()
             with self._lock:
                 self._held.append(Held(listener, kind, connection, now, now))
                 self.tally.held += 1
+
+    def _answered(self, listener: tuple[str, int], kind: socket.SocketKind) -> socket.socket:
+        """A connection that is one. A datagram from a port that another of the client's connections to the same target
+        has is dropped, as documented: then from another port."""
+        for _ in range(_PORTS_TRIED):
+            connection = connect(self.lab.client, listener, kind=kind, timeout_sec=FRESH_PATIENCE_SEC)
+            if kind is socket.SOCK_STREAM:
+                return connection
+            connection.send(b"first")
+            try:
+                connection.recv(100)
+            except TimeoutError:
+                connection.close()
+                continue
+            return connection
+        raise AssertionError(f"no answer by {listener} to {_PORTS_TRIED} ports")
 
     def release(self, count: int) -> None:
         """End the oldest."""
