@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import stat
@@ -352,6 +353,15 @@ def test_problems_in_the_files_come_through_one_by_one(path: Path, commands: Fak
     with pytest.raises(ConfigError) as caught:
         DaemonClient(path).apply()
     assert caught.value.problems == problems
+
+
+def test_a_trouble_of_the_host_is_told_as_that(path: Path, commands: FakeCommands) -> None:
+    commands.error = OSError(errno.ENOSPC, "No space left on device", "/var/lib/revproxy/x")
+    status, answer = get(path, "/v1/stats")
+    assert status == 500
+    assert answer["error"] == "/var/lib/revproxy/x: No space left on device: make room there"
+    commands.error = OSError(errno.EMFILE, "Too many open files")
+    assert get(path, "/v1/stats")[0] == 503
 
 
 def test_a_mistake_of_ours_is_an_answer_with_a_reference(path: Path, commands: FakeCommands) -> None:
