@@ -131,7 +131,9 @@ class Cell:
         route = files[file][number * 7919 % len(files[file])]
         self._edited[route] = 90 + number
         content = text(self.lab, file, files[file], self._edited)
-        draft = self.instance.config_dir / ".draft"
+        draft = self.instance.config_dir.with_name(
+            "draft"
+        )  # where nobody watches: a quiet moment begins with the rename
         draft.write_text(content)
         maps = Maps(self.instance.bpffs_dir)
         maps.open()
