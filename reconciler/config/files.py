@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import stat
@@ -19,6 +20,7 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES: Final = 8 << 20
 """The largest file that is read: 8 MiB, room for some 100,000 source routes."""
 _REMEMBERED_LOADS: Final = 4
+_LARGE_BYTES: Final = 1 << 20
 _PARSING: Final = 0.6  # the part that parsing a file has of what is done with it
 _SETTLED_NS: Final = 50_000_000
 """The kernel's clock for files goes in steps of up to 10 ms: a file this old that changes gets another time."""
@@ -88,7 +90,10 @@ class Cache:
         told = None
         if progress and of:
             told = lambda part: progress(done + int(part * _PARSING * len(file.content)), of)  # noqa: E731
-        return build.fragment(parse(file.path, file.content, told=told))
+        fragment = build.fragment(parse(file.path, file.content, told=told))
+        if len(file.content) > _LARGE_BYTES:
+            gc.collect()  # the tree and what the schema's check remembers: ten times the text, and in circles
+        return fragment
 
 
 def load(directory: Path, cache: Cache | None = None) -> Config:
