@@ -205,6 +205,35 @@ def example(text: str) -> str:
     return ".EX\n" + escape(text).replace("\n\n", "\n.sp\n") + ".EE\n"
 
 
+# -- kernels -------------------------------------------------------------------------------------------------
+
+
+def kernel_table(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """What ran on which kernel, as text in columns: a row for each feature, below it what a cell does not say."""
+    names = [re.split(r"[-+]", each["release"])[0] for each in kept.values()]
+    rows = {"": [str(each["arch"]) for each in kept.values()]}
+    for name in dict.fromkeys(feature for each in kept.values() for feature in each["features"]):
+        rows[name] = [_cell(each["features"].get(name, {})) for each in kept.values()]
+    efforts = [list(each["effort"].values()) for each in kept.values()]
+    for place, title in ((0, "instructions of the largest program"), (2, "most the verifier goes through")):
+        rows[title] = [f"{max(each[place] for each in effort):,}" if effort else "-" for effort in efforts]
+    wide = max(len(each) for each in rows)
+    columns = [max(len(name), *(len(row[place]) for row in rows.values())) for place, name in enumerate(names)]
+    lines = [
+        "  ".join([title.ljust(wide), *(cell.rjust(width) for cell, width in zip(cells, columns, strict=True))])
+        for title, cells in (("Linux", names), *rows.items())
+    ]
+    return ".EX\n" + escape("\n".join(lines)) + "\n.EE\n"
+
+
+def _cell(counts: Mapping[str, int]) -> str:
+    """Passed of those that could run; what was left out, the kernel having no such thing, does not count."""
+    tried = counts.get("passed", 0) + counts.get("failed", 0)
+    if not tried:
+        return "-"
+    return "yes" if not counts["failed"] else "no" if not counts["passed"] else f"{counts['passed']} of {tried}"
+
+
 # -- pages ---------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +254,7 @@ def values(day: str) -> dict[str, str]:
         "DAEMON_OPTIONS": common_options(daemon),
         "KEYS": key_sections(schema),
         "EXAMPLE": example((ROOT / "config.d" / "10-web.yaml").read_text().partition("\n")[2]),
+        "KERNELS": kernel_table(json.loads((ROOT / "man" / "kernels.json").read_text())),
         "SHARED": (ROOT / "man" / "shared.in").read_text(),
     }
 

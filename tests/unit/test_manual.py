@@ -127,6 +127,27 @@ def test_what_looks_like_roff_is_text(generator: ModuleType) -> None:
     assert generator.escape(".ip\n'x\\y --z") == "\\&.ip\n\\&'x\\ey \\-\\-z"
 
 
+def test_the_table_of_kernels_says_what_ran_where(generator: ModuleType, pages: dict[str, Path]) -> None:
+    def counts(passed: int, failed: int, skipped: int = 0) -> dict[str, int]:
+        return {"passed": passed, "failed": failed, "skipped": skipped}
+
+    old = {"release": "6.1.0-9-amd64", "arch": "amd64", "features": {"load": counts(0, 2)}, "effort": {}}
+    new = {"release": "6.12.1+deb13-arm64", "arch": "arm64", "effort": {"tc": [10, 20, 3000], "xdp": [40, 40, 50]}}
+    new["features"] = {"load": counts(2, 0, 1), "wire": counts(3, 1), "none": counts(0, 0, 4)}
+    lines = generator.kernel_table({"a": old, "b": new}).splitlines()
+    assert [re.split(r"  +", line.strip()) for line in lines[1:-1]] == [
+        ["Linux", "6.1.0", "6.12.1"],
+        ["amd64", "arm64"],
+        ["load", "no", "yes"],
+        ["wire", "\\-", "3 of 4"],
+        ["none", "\\-", "\\-"],
+        ["instructions of the largest program", "\\-", "40"],
+        ["most the verifier goes through", "\\-", "3,000"],
+    ]
+    for each in json.loads((ROOT / "man" / "kernels.json").read_text()).values():
+        assert re.split(r"[-+]", each["release"])[0] in text(pages["revproxyd.8"])
+
+
 def test_a_template_with_an_unknown_name_is_refused(generator: ModuleType) -> None:
     with pytest.raises(KeyError):
         generator.page("@NOTHING@\n", {})

@@ -19,7 +19,7 @@ OLDEST: Final = (5, 15)
 # Emulated, a processor is ten to twenty times slower, so everything may take longer and less is tried at random.
 TEST_ENVIRONMENT: Final = {"REVPROXY_PATIENCE": "10", "REVPROXY_DIFFERENTIAL_PACKETS": "8000"}
 
-PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest"
+PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1"
 
 
 def say(text: str) -> None:

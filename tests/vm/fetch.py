@@ -163,6 +163,7 @@ def fetch_root(tree: Path, arch: str) -> None:
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--arch={arch}"]
     command += [f"--include={ROOT_PACKAGES}", f"--setup-hook={links}", ROOT_SUITE, str(tree)]
     command += [f"deb {MIRROR}/debian {ROOT_SUITE} main"]
+    command += [f"deb {MIRROR}/debian-security {ROOT_SUITE}-security main"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])

@@ -21,8 +21,8 @@ from tests.vm import fetch
 
 CHECKOUT: Final = Path(__file__).parents[2]
 LOCK: Final = CHECKOUT / "packaging" / "requirements.lock"
-RECIPE: Final = "1"
-"""Another one when :func:`_finish_root` or :func:`_python_packages` changes: images are made anew then."""
+RECIPE: Final = "2"
+"""Another one when :func:`fetch.fetch_root` or what follows here changes: images are made anew then."""
 GUEST: Final = Path(__file__).parent / "guest"
 
 # For the root disk and the folders shared with the host; what these need comes by itself.

@@ -93,6 +93,7 @@ class Machine:
         kernel = fetch.fetch_kernel(self.folder, self.arch, self.kernel)
         cache = self.folder / "cache" / self.arch
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_programs(cache / "programs")
         program, *machine, console = ARCHITECTURES[self.arch]
         modules = (kernel / "lib/modules" / self.release).resolve()
         command = ["nice", "-n", "19", program, *machine, f"{console} {KERNEL_OPTIONS}"]
@@ -150,6 +151,14 @@ class Machine:
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         (self.place / "pid").write_text(str(process.pid))
+
+    @staticmethod
+    def _take_programs(place: Path) -> None:
+        """Give the machine what this checkout has compiled: it takes what its own compiler and headers would make too
+        (:mod:`reconciler.kernel.codecache`), and compiles the rest."""
+        place.mkdir(mode=0o700, exist_ok=True)
+        for made in (images.CHECKOUT / ".pytest_cache" / "programs").glob("*.json"):
+            shutil.copy2(made, place)
 
     def last_words(self) -> str:
         """The end of the console and what QEMU said."""
