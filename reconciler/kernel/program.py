@@ -107,15 +107,16 @@ class Programs:
             return None
         return _parse(name) if self._complete(self.directory / name) else None
 
-    def own(self) -> OwnPrograms:
+    def own(self, otherwise: Path | None = None) -> OwnPrograms:
         """What links are to attach and to know as ours. Descriptors stay open until :meth:`close`.
 
         A set that is loaded but not yet current (within a commit) is what is attached; the current one is then
-        among the former.
+        among the former. ``otherwise``: the set of a version with other maps, where there is neither.
         """
         sets = [path for path in self._sets() if self._complete(path)]
+        sets += [otherwise] if otherwise else []
         current = self.current
-        chosen = self._staged or (self._path(current) if current else None)
+        chosen = self._staged or (self._path(current) if current else otherwise)
         former = {program.info.id for path in sets if path != chosen for program in self._load(path)}
         programs = self._load_pins(chosen) if chosen in sets and chosen is not None else {}
         return OwnPrograms(

@@ -153,8 +153,8 @@ class Live:
 
     def _own(self, listed: Mapping[int, links.Link] | None = None) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""
-        own = self.programs.own()
-        own = replace(own, former=own.former | self.takeover.program_ids())
+        own = self.programs.own(self.takeover.set_in_force)
+        own = replace(own, former=own.former | (self.takeover.program_ids() - own.current))
         return replace(own, former=own.former | links.unpinned(own, listed))
 
     def facts(self, config: Config) -> HostFacts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Final
 
 from reconciler.errors import KernelError
@@ -46,6 +47,13 @@ class Takeover:
         """The programs that are to be exchanged, of the other version."""
         found = self.in_force()
         return Programs.named(found.current) if found and found.current else None
+
+    @property
+    def set_in_force(self) -> Path | None:
+        """Where those are pinned, if all entry points still are."""
+        found = self.in_force()
+        path = found.root / "progs" / found.current if found and found.current else None
+        return path if path and all((path / name).exists() for name in ENTRY_POINTS) else None
 
     def program_ids(self) -> frozenset[int]:
         """The other versions' programs, as far as they are pinned."""

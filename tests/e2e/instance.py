@@ -64,8 +64,18 @@ class Instance:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``revproxyctl`` in the proxy host, whatever its exit status."""
+        if self._other_code:
+            command = self.lab.proxy.command(PROGRAMS / "revproxyctl", *words)
+            return subprocess.run(
+                command, env=self.env, capture_output=True, text=True, timeout=120 * PATIENCE, check=False
+            )
         request = forkserver.request(self.lab.proxy.path, ("revproxyctl", *words), self.env)
         return forkserver.run(request, timeout_sec=120 * PATIENCE)
+
+    @property
+    def _other_code(self) -> bool:
+        """The programs are to be made of other code than the fork server has imported."""
+        return self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH")
 
     def ctl(self, *words: str, status: int = 0) -> str:
         """``revproxyctl``, which must end with this status; its standard output."""
@@ -92,10 +102,13 @@ class Instance:
     def start_daemon(self, *words: str, ready: bool = True) -> Process:
         """``revproxyd``; returns once its status is there, and Synced if ``ready``."""
         command = ("revproxyd", "--log-format", "json", *words)
-        request = forkserver.request(self.lab.proxy.path, command, self.env, new_session=True)
-        log = self.lab.directory / f"{len(self.lab.processes)}-revproxyd.log"
-        self.daemon = daemon = _Forked(request, log)
-        self.lab.processes.append(daemon)
+        if self._other_code:
+            daemon = self.lab.spawn(self.lab.proxy, PROGRAMS / command[0], *command[1:], env=self.env)
+        else:
+            request = forkserver.request(self.lab.proxy.path, command, self.env, new_session=True)
+            daemon = _Forked(request, self.lab.directory / f"{len(self.lab.processes)}-revproxyd.log")
+            self.lab.processes.append(daemon)
+        self.daemon = daemon
         socket = self.run_dir / "revproxyd.sock"
         wait_for(lambda: socket.exists() or daemon.status is not None, "revproxyd's socket", timeout_sec=30)
         assert daemon.status is None, f"revproxyd ended: {daemon.status}\n{daemon.output()}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import connect
 from reconciler.answers import Status, Sync
-from reconciler.api.client import DaemonClient
+from reconciler.api.client import DaemonClient, NoDaemonError
 from tests.e2e.instance import Instance
 from tests.e2e.watching import Requests, attached
 
@@ -119,7 +119,13 @@ def start(instance: Instance, version: Path) -> None:
     instance.env["PYTHONPATH"] = str(version)
     instance.run_dir.joinpath("revproxyd.sock").unlink(missing_ok=True)  # of one that was killed
     instance.start_daemon(ready=False)
-    wait_for(lambda: status(instance).sync is Sync.SYNCED, "Synced", timeout_sec=60)
+
+    def synced() -> bool:
+        with suppress(NoDaemonError):  # its socket is there a moment before it listens
+            return status(instance).sync is Sync.SYNCED
+        return False
+
+    wait_for(synced, "Synced", timeout_sec=60)
 
 
 def counted(instance: Instance) -> dict[str, int]:
