@@ -257,6 +257,8 @@ class Engine:
         for repair in self.live.recover():
             log = _log.debug if repair.routine else _log.warning
             log("idle_freed" if repair.routine else "commit_recovered", repair=str(repair))
+            if repair.drift:
+                self._commits.tell_drift([("update", "program", "revproxy")], observed.revision.number)
         return True
 
     def note(self, error: RevproxyError, view: View | None = None, cause: str = "apply") -> None:

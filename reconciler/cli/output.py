@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,11 @@ def _yaml(plain: Any) -> str:
     return stream.getvalue().removesuffix("...\n")
 
 
+def width() -> int:
+    """How many columns there are: the terminal's; as good as no limit where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+
+
 def table(
     session: Session, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
 ) -> None:
@@ -64,7 +70,7 @@ def table(
     for line_ in lines:
         grid.add_row(*map(Text, line_))
     console = Console(file=sys.stdout, no_color=not session.color, highlight=False)
-    console.width = max(console.width, _least(cells)) if sys.stdout.isatty() else _WIDE
+    console.width = max(width(), _least(cells)) if width() < _WIDE else _WIDE
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(row.rstrip() for row in captured.get().splitlines()))

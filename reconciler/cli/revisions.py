@@ -11,6 +11,8 @@ from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.change import print_applied
 
+_ROOMY: Final = 120  # columns of a terminal
+
 
 @click.command(context_settings=CONTEXT)
 @common_options
@@ -60,8 +62,19 @@ def history(context: click.Context, most: int | None) -> None:
     if not found:
         session.note("nothing was applied or refused yet")
         return
+    if output.width() < _ROOMY:
+        output.table(session, ("REVISION", "TIME", "RESULT", "WHAT"), map(_narrow_row, found), right=("REVISION",))
+        return
     columns = ("REVISION", "TIME", "RESULT", "CAUSE", "COMMIT", "AUTHOR", "MESSAGE", "FILES")
     output.table(session, columns, [_row(each) for each in found], right=("REVISION",))
+
+
+def _narrow_row(entry: answers.HistoryEntry) -> tuple[str, ...]:
+    """For terminals on which eight columns would be a few letters each."""
+    number, time, result, cause, commit, author, message, files = _row(entry)
+    said = f"{author}: {message}" if author and not entry.error else message
+    what = "; ".join(each for each in (cause, f"git {commit}" if commit else "", said, files) if each)
+    return number, time.partition(".")[0] + "Z", result, what
 
 
 def _row(entry: answers.HistoryEntry) -> tuple[str, ...]:

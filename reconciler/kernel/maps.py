@@ -420,6 +420,11 @@ class Maps:
         return Map(spec, fd, self.gateway, self.mirrors.get(spec.name))
 
 
+def kernel_name(name: str) -> str:
+    """What the kernel calls a map. One bears the layout in its name, for where no pin says it any more."""
+    return f"{name}_{layout.fingerprint()}"[:15] if name == "control" else name
+
+
 def create_map(spec: MapSpec, max_connections: int) -> int:
     """Make one map of the layout, not pinned, and return its descriptor."""
     inner = 0
@@ -428,7 +433,7 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     try:
         fd = bpf.map_create(
             spec.type,
-            spec.name,
+            kernel_name(spec.name),
             spec.key.itemsize,
             spec.value.itemsize,
             capacity(spec, max_connections),

@@ -91,15 +91,18 @@ def observe(
         shares=resolver.shares(used_only=True),
         wrong_tables=resolver.wrong_tables(),
     )
+    whole = store.whole_digests(maps, taken.blobs)
+    revision = store.decode_revision(taken.revision[0]["slot"][taken.active])
     return Observed(
         state=state,
         allocation=resolver.allocation(),
         active=taken.active,
-        revision=store.decode_revision(taken.revision[0]["slot"][taken.active]),
+        revision=revision,
         unfinished=any(True for _ in repairs(taken)),
         exists=True,
         ports={int(port): int(taken.ports[port]) for port in np.flatnonzero(taken.ports)},
-        blobs=frozenset(taken.blobs),
+        blobs=whole,
+        files_lost=bool(revision.manifest) and not (taken.manifest and taken.manifest <= whole),
         remembered=remembered,
     )
 

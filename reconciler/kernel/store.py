@@ -189,6 +189,15 @@ def read_sources(maps: Maps, manifest: Manifest) -> Mapping[str, bytes]:
     return {each.path: read_blob(maps, each.digest) for each in manifest.files}
 
 
+def whole_digests(maps: Maps, stored: Mapping[bytes, Array]) -> frozenset[bytes]:
+    """Those of :func:`stored_digests` of which no chunk is missing."""
+    if not stored:
+        return frozenset()
+    found, first = maps["blob"].get_many(np.concatenate([blob_keys(digest, 1) for digest in stored]))
+    counts = np.where(found, first["chunks"], 0).tolist()
+    return frozenset(digest for (digest, keys), count in zip(stored.items(), counts, strict=True) if count == len(keys))
+
+
 def stored_digests(maps: Maps) -> dict[bytes, Array]:
     """Every digest the map has chunks of, complete or not, with the keys of those chunks, chunk 0 first."""
     keys = maps["blob"].keys()

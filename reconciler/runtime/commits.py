@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -71,6 +71,8 @@ class Commits:
             digest, manifest = _manifest(view, commit)
             revision = Revision(self.next_number(view.observed), time.time_ns(), digest)
             blobs = {digest: manifest} | {file.digest: file.content for file in view.config.files}
+        elif view.observed.files_lost:
+            blobs = {file.digest: file.content for file in view.config.files}
         plan = make_plan(
             view.desired, view.observed, limits=live.limits, runtime=view.runtime, revision=revision, blobs=blobs
         )
@@ -172,10 +174,7 @@ class Commits:
         events, new = self._engine.events, planned.plan.revision is not None
         drifted = self._drifted(view, new)
         if drifted:
-            self.drift_repaired += len(drifted)
-            objects = [{"action": each.action, "object": each.object, "name": each.name} for each in drifted]
-            events.publish("drift_repaired", revision=revision, objects=objects)
-            _log.warning("drift_repaired", objects=[f"{each.object} {each.name}" for each in drifted])
+            self.tell_drift([(each.action, each.object, each.name) for each in drifted], revision)
         if not new:
             return
         try:
@@ -187,6 +186,14 @@ class Commits:
         entry = replace(entry, number=revision, operations=operations, duration_sec=round(duration_sec, 3))
         self._record(entry)
         events.publish("config_applied", revision=revision, commit=entry.commit, changes=len(view.changes))
+
+    def tell_drift(self, objects: Sequence[tuple[str, str, str]], revision: int) -> None:
+        """These objects (action, kind, name) were not as this instance had made them, and are put right: count it and
+        tell of it."""
+        self.drift_repaired += len(objects)
+        told = [{"action": action, "object": kind, "name": name} for action, kind, name in objects]
+        self._engine.events.publish("drift_repaired", revision=revision, objects=told)
+        _log.warning("drift_repaired", objects=[f"{kind} {name}" for _, kind, name in objects])
 
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
         """Objects that were not as this instance had made them, and are put right. Of what the first look after a start

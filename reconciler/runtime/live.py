@@ -30,6 +30,7 @@ from reconciler.kernel.observe import RouteMemory, observe
 from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
+from reconciler.kernel.rescue import rescue
 from reconciler.kernel.resets import reset
 from reconciler.kernel.store import Manifest
 from reconciler.kernel.targets import LiveTarget, live_targets
@@ -64,10 +65,12 @@ def check_privileges() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """One thing that was put right, in words. ``routine``: nothing need have been interrupted for it."""
+    """One thing that was put right, in words. ``routine``: nothing need have been interrupted for it; ``drift``: it was
+    somebody else's doing."""
 
     text: str
     routine: bool = False
+    drift: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -143,7 +146,7 @@ class Live:
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
         )
-        left = left or self.takeover.pending
+        left = left or self.takeover.pending or (not found.exists and bool(attached))
         return replace(found, unfinished=found.unfinished or left)
 
     def adopt(self, routes: Mapping[RouteKey, Destination]) -> None:
@@ -268,7 +271,8 @@ class Live:
         interfaces = seen.interfaces.values()
         attached = {each.program.id for one in interfaces for each in one.tc.filters if each.program}
         attached.update(number for one in interfaces for number in one.xdp.programs.values())
-        programs = [Recovered(text) for text in self.takeover.begin(attached)]
+        programs = [Recovered(text, drift=True) for text in self._rescue(seen, own)]
+        programs += [Recovered(text) for text in self.takeover.begin(attached)]
         if not self._open():
             return programs
         programs += [Recovered(text) for text in self.takeover.end(attached)]
@@ -276,6 +280,18 @@ class Live:
         programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]
         programs += [Recovered(text) for text in self._let_go(own, seen)]
         return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
+
+    def _rescue(self, seen: links.ObservedAttachments, own: OwnPrograms) -> Iterator[str]:
+        """Pin maps again whose pins somebody has removed; which, in words."""
+        if self.maps.exists or self.takeover.pending:
+            return
+        ours: set[int] = set()
+        for each in seen.interfaces.values():
+            ours.update(one.program.id for one in (each.tc_ingress, each.tc_egress) if one and one.program)
+            if running := each.xdp.own(own):
+                ours.add(running[1])
+        if found := rescue(self.maps, sorted(ours)):
+            yield f"maps of which the pins were gone found by the programs: {', '.join(found)}"
 
     def _use_provided(self) -> None:
         """Have a bpffs to pin to."""

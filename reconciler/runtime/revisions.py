@@ -111,7 +111,7 @@ class Revisions:
         view = self._stored_view(number, "rollback")
         self._engine.signatures.check(view.config.files, view.origin.commit.id if view.origin.commit else "")
         done = self._back(view, f"rolled back to revision {number}")
-        _log.warning("rolled_back", revision=done.revision, to=number, changes=len(done.changes))
+        _log.info("rolled_back", revision=done.revision, to=number, changes=len(done.changes))
         return done
 
     def _back(self, view: View, why: str) -> answers.Applied:

@@ -245,6 +245,8 @@ def _settings(delta: Delta, observed: Observed) -> Iterator[Change]:
     for port, bits in delta.lost_ports.items():
         there = observed.ports.get(port, 0)
         yield Change("update", "setting", f"port/{port}", _port_uses(there), _port_uses(there | bits))
+    if observed.files_lost:
+        yield Change("update", "setting", "files in force", "lost from the kernel", "kept in the kernel")
 
 
 def _port_uses(bits: int) -> list[str]:

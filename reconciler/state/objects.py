@@ -263,7 +263,8 @@ class Observed:
     """What was read from the kernel. ``unfinished``: slots differ or something is orphaned, so that a clean-up
     is due (a commit was interrupted). ``exists``: there are pinned maps at all.
 
-    ``ports`` is the port map's bytes other than 0 by port; ``blobs`` the digests stored in the blob map;
+    ``ports`` is the port map's bytes other than 0 by port; ``blobs`` the digests of what is whole in the blob map;
+    ``files_lost``: something of what ``revision`` was made from is not;
     ``remembered`` our sysctl map: name -> (what stood there before us, what we set). ``state.sysctls`` holds live
     values, at least of those remembered."""
 
@@ -275,4 +276,5 @@ class Observed:
     exists: bool = False
     ports: dict[int, int] = field(default_factory=dict)
     blobs: frozenset[bytes] = frozenset()
+    files_lost: bool = False
     remembered: dict[str, tuple[str, str]] = field(default_factory=dict)

@@ -117,8 +117,9 @@ def make_plan(
 
     ``revision`` and ``blobs`` (digest -> content) say what is being applied. They are recorded if anything changes for
     packets or, with any difference, if the manifest is another; a mere repair of interfaces or sysctls records
-    nothing. Targets and proxies that ``runtime`` says live connections use are kept until housekeeping finds
-    them idle. Raises CapacityError if the maps can't hold it.
+    nothing. Where the kernel has lost files in force, ``blobs`` brings them back. Targets and proxies that ``runtime``
+    says live connections use are kept until housekeeping finds them idle. Raises CapacityError if the maps can't hold
+    it.
     """
     delta = compare(desired, observed)
     changes = changes_of(delta, desired, observed)
@@ -130,7 +131,7 @@ def make_plan(
     recorded = revision if slots or (revision and revision.manifest != observed.revision.manifest) else None
     wanted_blobs = blobs or {}
     stage = [*_prepare(delta, desired.state, observed, numbers)]
-    if recorded:
+    if recorded or observed.files_lost:
         stage += [PutBlob(each, wanted_blobs[each]) for each in sorted(wanted_blobs.keys() - observed.blobs)]
     stage += slots
     if recorded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from netlab import HTTP_PORT, UDP_PORT, Lab, wait_for
-from netlab.clients import ask_udp
+from netlab.clients import ask_udp, connect
 from reconciler.kernel.maps import Maps
 from tests.e2e.instance import Instance
 from tests.e2e.watching import Requests, attached, held
@@ -126,6 +127,7 @@ MAPS: dict[str, tuple[Callable[[Instance], None], set[str]]] = {
     ),
     "names deleted": (delete_all("proxy_name"), {"proxy web", "proxy dns"}),
     "ports closed": (edit("port", close_ports), {"setting port/80", "setting port/53"}),
+    "files deleted": (delete_all("blob"), {"setting files in force"}),
     "devices deleted": (delete_all("device"), {"interface eth0", "interface eth1"}),
 }
 
@@ -200,19 +202,38 @@ def test_sysctls(running: Instance) -> None:
 
 
 def test_pins(running: Instance) -> None:
-    """A pin that is gone takes its map out of reach, and all the others are of no use without it."""
+    """The maps are found by the programs that use them, and pinned again: connections go on. (That of `listener4` is
+    gone first, then all.)"""
     lab = running.lab
     before = running.json("status", status=0)
+    two = lab.backends[1].ip4
     for number, pins in enumerate((["listener4"], None)):
+        # Open, and with a target that its packets would not be given to by now.
+        running.write(config(lab).replace("mode: fullnat", "mode: fullnat\n    balance: random"))
+        running.wait_synced()
+        held = connect(lab.client, (lab.proxy4, 53), kind=socket.SOCK_DGRAM)
+        held.send(b"?")
+        assert held.recv(200).split()[0] == b"backend3"
+        running.write(
+            config(lab).replace(f"ip: {lab.backends[2].ip4}, port: {UDP_PORT}", f"ip: {two}, port: {UDP_PORT}")
+        )
+        running.wait_synced()
         running.ctl("suspend")
         for path in sorted(running.bpffs_dir.rglob("*"), reverse=True):
             if path.is_file() and (pins is None or path.name in pins):
                 path.unlink()
         found = running.json("diff")["changes"]
         assert ("program", "revproxy") in {(each["object"], each["name"]) for each in found}, number
+        repaired = len(told(running))
         running.ctl("resume")
         running.wait_synced(timeout_sec=60)
+        wait_for(lambda n=repaired: ["program revproxy"] in told(running)[n:], "told")  # type: ignore[misc]
+        held.send(b"?")
+        assert held.recv(200).split()[0] == b"backend3", number
+        held.close()
         serves(lab)
+    running.write(config(lab))
+    running.wait_synced()
     after = running.json("status", status=0)
     assert after["interfaces"] == before["interfaces"]
     # That `down` puts sysctls back all the same is looked at when the instance goes.

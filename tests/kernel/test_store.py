@@ -130,3 +130,13 @@ def test_pieces_packed_before_make_the_same_blob() -> None:
         packed = packer.pack(edited)
         assert packed == store.Packer().pack(edited)
         assert zlib.decompress(packed) == edited
+
+
+def test_a_blob_is_whole_or_not_counted(maps: Maps) -> None:
+    first, last, other = (put(maps, os.urandom(20_000)) for _ in range(3))
+    stored = store.stored_digests(maps)
+    assert store.whole_digests(maps, stored) == stored.keys() == {first, last, other}
+    maps["blob"].delete_many(stored[first][:1])
+    maps["blob"].delete_many(stored[last][-1:])
+    assert store.whole_digests(maps, store.stored_digests(maps)) == {other}
+    assert store.whole_digests(maps, {}) == frozenset()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from click.testing import Result
 
 from reconciler import answers
 from reconciler.answers import Sync
-from reconciler.cli import app
+from reconciler.cli import app, output
 from reconciler.cli.app import Session
 from reconciler.errors import (
     ConfigError,
@@ -504,3 +505,15 @@ def test_an_explanation(client: FakeClient) -> None:
         data.items() >= {"verdict": "redirect", "proxy": "web", "rule": "10.0.0.0/8", "target": "10.0.0.1:80"}.items()
     )
     assert run("explain", "--from", "10.2.3.4").exit_code == 2
+
+
+def test_history_fits_a_terminal_of_eighty_columns(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(ENTRY, author="A. U. Thor", message="Move the shop to the new servers", files=("10-shop.yaml",) * 3)
+    client.answer = (replace(entry, number=1234, commit="0123456789abcdef" * 2 + "01234567"),)
+    monkeypatch.setattr(output, "width", lambda: 80)
+    lines = run("history").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 6
+    text = " ".join(" ".join(lines).split())
+    for word in ("1234", "applied", "git 0123456789ab", "A. U. Thor:", "new servers"):
+        assert word in text
