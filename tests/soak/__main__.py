@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packaging" / "lab"))  # netlab is no installed package
@@ -39,17 +40,24 @@ class Soak:
         self.chance = random.Random(seed)
         self.failures: list[str] = []
         self.lines: list[str] = []
+        self.trace: Sequence[str] = ()
 
     def run(self) -> None:
         """All of it; what did not hold is in ``failures``, the summary in ``lines``."""
         with Lab(offload=False, xdp_peers=True) as lab:
             with Instance(lab) as instance:
-                self._run(lab, instance)
+                try:
+                    self._run(lab, instance)
+                except AssertionError:
+                    files = sorted(instance.config_dir.glob("*.yaml"))
+                    self.failures += [f"the files then, {path.name}:\n{path.read_text()}" for path in files]
+                    raise
             self.lines.append("nothing left after down: no pin, program, filter, qdisc or setting")
 
     def _run(self, lab: Lab, instance: Instance) -> None:
         windows = Windows()
         chaos = Chaos(lab, instance, windows, self.seed, self.broken)
+        self.trace = chaos.trace
         chaos.begin()
         chaos.start()
         chaos.settle()
@@ -72,7 +80,8 @@ class Soak:
             held = traffic.held
         if traffic.tally.lost:
             assert instance.daemon is not None
-            self.failures.append("before that:\n" + "\n".join([*chaos.trace, instance.daemon.output()[-6000:]]))
+            told = [*chaos.trace, instance.daemon.output()[-6000:]]
+            self.failures.append("before that:\n" + "\n".join(told))
         self._judge_traffic(traffic, held)
         self._judge_footprint(footprints)
         chaos.back_to_the_beginning()
@@ -183,6 +192,7 @@ def main() -> None:
     try:
         soak.run()
     except (AssertionError, RuntimeError) as error:
+        soak.failures.append("before that:\n" + "\n".join(soak.trace))
         soak.failures.append(str(error) or "".join(traceback.format_exception(error)))
     print("\n" + "\n".join(line for line in soak.lines if line))
     for failure in soak.failures:
