@@ -18,6 +18,7 @@ from reconciler.kernel import layout
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import (
     VERSIONS,
+    Chosen,
     Indexes,
     Mask,
     Table,
@@ -122,7 +123,7 @@ def _chosen(
     """Of each family: the table, the entries that stand for the connections that are meant, and their records."""
     settings = active_settings(maps)
     for version in VERSIONS:
-        table = read_table(maps, version)
+        table = read_table(maps, version, _early(query))
         shown = table.one_each
         if not expired:
             shown &= ~expired_entries(table, settings, now_ns)
@@ -130,6 +131,34 @@ def _chosen(
         rows = records(table, indexes)
         matching = _matching(rows, query, names)
         yield table, indexes[matching], rows[matching]
+
+
+def _early(query: Query) -> Chosen | None:
+    """What either direction's entry says by itself of the client and the target, so that a query for a few of a million
+    connections pairs and sorts only those."""
+    if query.client is None and query.target is None:
+        return None
+
+    def chosen(keys: Array, values: Array) -> Mask:
+        reply = (values["c"]["flags"] & C["CONNECTION_REPLY"] != 0)[:, None]
+        found = np.ones(len(keys), np.bool_)
+        if query.client is not None:
+            mask, wanted = query.client.netmask.packed, query.client.network_address.packed
+            found &= _are(np.where(reply, values["daddr_be"], keys["saddr_be"]), wanted, mask)
+        if query.target is not None:
+            wanted = query.target.ip.packed
+            found &= _are(np.where(reply, keys["saddr_be"], values["daddr_be"]), wanted, b"\xff" * len(wanted))
+        return found
+
+    return chosen
+
+
+def _are(addresses: Array, wanted: bytes, mask: bytes) -> Mask:
+    """Which addresses are the wanted one under the mask; none of the other family."""
+    if addresses.shape[1] != len(wanted):
+        return np.zeros(len(addresses), np.bool_)
+    words = np.ascontiguousarray(addresses).view(np.uint32)
+    return np.asarray(((words & np.frombuffer(mask, np.uint32)) == np.frombuffer(wanted, np.uint32)).all(axis=1))
 
 
 def _matching(rows: Array, query: Query, names: Mapping[int, str]) -> Mask:

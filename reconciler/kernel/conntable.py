@@ -1,13 +1,13 @@
 """The connection tables as read from the kernel: entries of both directions brought together, column by column.
 
 The tables hold one entry per direction, keyed by the packet as it arrives. An entry also says how the packet leaves;
-that reversed is the other direction's key. A million connections are read and paired in about two seconds.
+that reversed is the other direction's key.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ _MULTIPLIER: Final = np.uint64(secrets.randbits(64) | 1)  # nobody outside can c
 
 Mask = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.int64]
+Chosen = Callable[[Array, Array], Mask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +49,31 @@ class Table:
         return np.asarray(~self.is_reply | (self.peer < 0))
 
 
-def read_table(maps: Maps, version: int) -> Table:
-    """All entries of one family."""
+def read_table(maps: Maps, version: int, chosen: Chosen | None = None) -> Table:
+    """All entries of one family, or those that ``chosen`` names by their keys and values: it has to name either both
+    directions' entries of a connection or none."""
     keys, values = maps[f"connection{version}"].items()
-    hashes = _hashes(keys)
-    order = np.argsort(hashes, kind="stable")
-    twice = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-    if len(twice):  # a table that is written to meanwhile may give an entry twice
-        once = np.ones(len(keys), np.bool_)
-        once[twice] = False
-        keys, values = keys[once], values[once]
-        hashes = hashes[once]
-        order = np.argsort(hashes, kind="stable")
-    return Table(version, keys, values, _peers(keys, hashes, order, reverse_keys(keys, values)))
+    if chosen is not None:
+        places = np.flatnonzero(chosen(keys, values))
+        keys, values = keys[places], values[places]
+    reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
+    own, other = _words(keys), _words(reverse_keys(keys, values))
+    words = np.hstack((np.where(reply[:, None], other, own), np.where(reply[:, None], own, other)))
+    hashes = _hashes(words)
+    order, same = _runs(hashes, words)
+    twice = same & (reply[order[1:]] == reply[order[:-1]])
+    twice[1:] |= same[1:] & same[:-1]  # three of one connection
+    if twice.any():  # a table that is written to meanwhile may give an entry twice
+        once = _once(hashes, reply)
+        keys, values, own, other = keys[once], values[once], own[once], other[once]
+        order, same = _runs(hashes[once], words[once])
+    peer = np.full(len(keys), -1, np.int64)
+    first, second = order[:-1][same], order[1:][same]
+    peer[first], peer[second] = second, first
+    alone = np.flatnonzero(peer < 0)
+    if len(alone):
+        peer[alone] = _places(own, other[alone])
+    return Table(version, keys, values, peer)
 
 
 def reverse_keys(keys: Array, values: Array) -> Array:
@@ -72,30 +85,45 @@ def reverse_keys(keys: Array, values: Array) -> Array:
     return reverse
 
 
-def _words(keys: Array) -> Array:
-    return np.ascontiguousarray(keys).view(np.uint64).reshape(len(keys), keys.dtype.itemsize // 8)
-
-
-def _hashes(keys: Array) -> Array:
-    """A number for each key."""
-    hashes = np.zeros(len(keys), np.uint64)
-    for word in _words(keys).T:
+def _hashes(words: Array) -> Array:
+    """A number for each row."""
+    hashes = np.zeros(len(words), np.uint64)
+    for word in words.T:
         hashes = (hashes ^ word) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(29)
     return hashes
 
 
-def _peers(keys: Array, hashes: Array, order: Indexes, reverse: Array) -> Indexes:
-    """For each of ``reverse`` its index in ``keys``, -1 if it is not there."""
-    if not len(keys):
-        return np.zeros(0, np.int64)
-    wanted = _hashes(reverse)
-    in_order = np.argsort(wanted)  # looked up in order, which the processor's caches like much better
-    places = np.searchsorted(hashes[order], wanted[in_order])
-    found = np.empty(len(keys), np.int64)
-    found[in_order] = order[np.minimum(places, len(keys) - 1)]
-    same = (_words(keys)[found] == _words(reverse)).all(axis=1)
-    return np.where(same, found, -1)
+def _places(words: Array, wanted: Array) -> Indexes:
+    """For each of a few wanted rows its place, -1 if it is not there. (The other direction of an entry may have found
+    another partner: two listeners' connections from one client's port to one target share it.)"""
+    hashes = _hashes(wanted)
+    order = np.argsort(hashes)
+    ordered, all_hashes = hashes[order], _hashes(words)
+    near = np.minimum(np.searchsorted(ordered, all_hashes), len(order) - 1)
+    candidates = np.flatnonzero(ordered[near] == all_hashes)
+    known = {bytes(words[place].tobytes()): int(place) for place in candidates.tolist()}
+    return np.fromiter((known.get(row.tobytes(), -1) for row in wanted), np.int64, len(wanted))
+
+
+def _runs(hashes: Array, words: Array) -> tuple[Indexes, Mask]:
+    """The entries in the order of their hashes, and for each but the last whether the next is of its connection.
+    ``words``: the keys of both its directions, the client's first."""
+    order = np.argsort(hashes)
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    places = np.flatnonzero(same)
+    same[places] = (words[order[places + 1]] == words[order[places]]).all(axis=1)
+    return order, same
+
+
+def _once(hashes: Array, reply: Mask) -> Indexes:
+    """One entry of each direction of each connection."""
+    _, first = np.unique(np.stack([hashes, reply.astype(np.uint64)]), axis=1, return_index=True)
+    return np.sort(first)
+
+
+def _words(keys: Array) -> Array:
+    return np.ascontiguousarray(keys).view(np.uint64).reshape(len(keys), keys.dtype.itemsize // 8)
 
 
 # -- what an entry's connection is like ------------------------------------------------------------------------

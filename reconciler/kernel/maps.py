@@ -181,24 +181,33 @@ class Map:
         return self.mapped(_prefix)
 
     def _items_in_batches(self) -> tuple[Array, Array]:
-        chunk = CHUNK
+        """The kernel writes each chunk to where it stays: memory that is not written to is never there."""
+        chunk, count, turn = CHUNK, 0, 0
         positions = [ct.create_string_buffer(max(self.key_size, 8)) for _ in range(2)]
-        keys, values = np.zeros(chunk, self.spec.key), self.values_array(chunk)
-        parts: list[tuple[Array, Array]] = []
+        keys, values = self._room(self.max_entries + chunk)
         position: int | None = None
         while True:
-            upcoming = ct.addressof(positions[len(parts) % 2])
-            count, failed = bpf.map_lookup_batch(self.fd, position, upcoming, address(keys), address(values), chunk)
+            if count + chunk > len(keys):  # an entry may come twice
+                more = self._room(2 * len(keys) + chunk)
+                more[0][:count], more[1][:count] = keys[:count], values[:count]
+                keys, values = more
+            upcoming = ct.addressof(positions[turn % 2])
+            found, failed = bpf.map_lookup_batch(
+                self.fd, position, upcoming, address(keys[count:]), address(values[count:]), chunk
+            )
             if failed == errno.ENOSPC:
                 chunk *= 2
-                keys, values = np.zeros(chunk, self.spec.key), self.values_array(chunk)
                 continue
             if failed not in (0, errno.ENOENT):
                 raise KernelError("read", self.subject, failed)
-            parts.append((keys[:count].copy(), values[:count].copy()))
+            count += found
             if failed == errno.ENOENT:
-                return join([k for k, _ in parts], keys), join([v for _, v in parts], values)
-            position = upcoming
+                whole = count > len(keys) // 2  # else what is not used would be kept along
+                return (keys[:count], values[:count]) if whole else (keys[:count].copy(), values[:count].copy())
+            position, turn = upcoming, turn + 1
+
+    def _room(self, count: int) -> tuple[Array, Array]:
+        return np.zeros(count, self.spec.key), self.values_array(count)
 
     def keys(self) -> Array:
         """All keys, without reading the values."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packaging" / "lab"))  # netlab is no installed package
 
-from tests.bench import control_plane, lab, packet_cost
+from tests.bench import connections, control_plane, lab, packet_cost
 from tests.bench.lab_cells import CELLS
 
 Bench = Callable[[Sequence[str]], tuple[str, list[dict[str, object]]]]
@@ -20,6 +20,7 @@ BENCHES: dict[str, Bench] = {
     "packet-cost": lambda _cells: packet_cost.run(),
     "lab": lab.run,
     "control-plane": lambda _cells: control_plane.run(),
+    "connections": connections.run,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from reconciler.kernel.codec import pack_settings, pack_target
 from reconciler.kernel.conntable import states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.maps import Maps
-from reconciler.state.objects import DataPlaneSettings
+from reconciler.state.objects import DataPlaneSettings, Endpoint
 from reconciler.state.selection import STATES, Query
 from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, small_arrays
 
@@ -208,3 +209,32 @@ def test_stats_are_sums_over_cpus(maps: Maps) -> None:
     }  # fmt: skip
     assert (web["connections"], web["bytes_reverse"], found["bytes_reverse"]) == (1, 2109, 2109)
     assert found["proxies"]["dns"]["opened"] == 0
+
+
+def test_a_filter_gives_just_those_of_all_that_it_fits(maps: Maps) -> None:
+    """With both directions' counters, and where only one direction is left."""
+    for number in range(60):
+        client, listen, target = (f"198.51.100.{number % 5}:{1000 + number % 3}", f"192.0.2.{number % 7}:80",
+                                  f"10.0.0.{number % 4}:8080")  # fmt: skip
+        only = {0: slice(0, 1), 1: slice(1, 2)}.get(number % 6, slice(0, 2))
+        put(maps, client, listen, target, only=only, counts=(1, 100, 2, 200))
+        put(maps, f"[2001:db8::{number % 5}]:{number + 1}", "[2001:db8::ff]:80", "[fd00::1]:80", version=6)
+    every = connections.connections(maps, now_ns=NOW)
+    assert len(every) == 120
+    assert {each.packets_reverse for each in every if each.client.ip.version == 4} == {0, 2}
+    for network in ("198.51.100.3/32", "198.51.100.0/30", "2001:db8::2/127", "192.0.2.0/24", "0.0.0.0/0", "::/0"):
+        asked = ip_network(network, strict=False)
+        found = connections.connections(maps, Query(client=asked), now_ns=NOW)
+        assert found == [each for each in every if each.client.ip in asked], network
+    for address in ("10.0.0.2", "fd00::1", "10.0.0.9"):
+        target = Endpoint(ip_address(address), 0)
+        found = connections.connections(maps, Query(target=target), now_ns=NOW)
+        assert found == [each for each in every if each.target.ip == target.ip], address
+
+
+def test_two_listeners_connections_from_one_port_to_one_target_share_an_entry(maps: Maps) -> None:
+    for listen in ("192.0.2.1:80", "192.0.2.2:80"):
+        put(maps, CLIENT, listen, TARGET, counts=(1, 100, 2, 200))
+    found = connections.connections(maps, now_ns=NOW)
+    assert sorted(str(each.listen) for each in found) == ["192.0.2.1:80", "192.0.2.2:80"]
+    assert [each.packets_reverse for each in found] == [2, 2]

@@ -1,0 +1,121 @@
+"""How long ``revproxyctl connections`` takes with a million live connections, as somebody types it, daemon and all."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from netlab import Lab
+from reconciler.kernel import layout
+from reconciler.kernel.maps import Maps
+from tests.e2e.instance import PROGRAMS, Instance, web
+
+LIVE = 1_000_000
+CHANCE = np.random.default_rng(5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``rows``: lines of output that there must be at least. ``goal_sec``: what it may take."""
+
+    name: str
+    words: Sequence[str]
+    rows: int
+    goal_sec: float
+
+
+CASES = (
+    Case("count", ("--count",), 1, 2),
+    Case("the 20 with most bytes", ("--limit", "20", "--sort", "bytes"), 20, 3),
+    Case("of one client", ("--client", "10.0.7.7"), 16, 2.5),
+    Case("of a network, counted", ("--client", "10.0.0.0/17", "--count"), 1, 2.5),
+    Case("to one target, 20", ("--target", "192.0.2.3:8080", "--limit", "20"), 20, 3),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``daemon_mb``: the daemon's memory at its peak so far."""
+
+    case: str
+    seconds: float
+    goal_sec: float
+    output_mb: float
+    daemon_mb: float
+    failed: str = ""
+
+
+def run(_cells: Sequence[str] = ()) -> tuple[str, list[dict[str, object]]]:
+    """Measure; text and figures."""
+    with Lab(offload=False, xdp_peers=True) as lab, Instance(lab) as instance:
+        instance.write(web("192.0.2.1:8080", settings=f"{{max_connections: {LIVE + 1000}}}"))
+        daemon = instance.start_daemon()
+        fill(instance.bpffs_dir)
+        figures = [measure(instance, case, daemon.pid) for case in CASES]
+    lines = [f"{'case':26} {'s':>6} {'goal':>5} {'MB out':>7} {'daemon MB':>9}"]
+    lines += [
+        f"{each.case:26} {each.seconds:6.2f} {each.goal_sec:5g} {each.output_mb:7.1f} {each.daemon_mb:9.0f} "
+        f"{each.failed}"
+        for each in figures
+    ]
+    return "\n".join(lines), [asdict(each) for each in figures]
+
+
+def measure(instance: Instance, case: Case, daemon: int) -> Figure:
+    """One command, into a file."""
+    out = instance.lab.directory / "out"
+    command = instance.lab.proxy.command(PROGRAMS / "revproxyctl", "connections", *case.words)
+    with out.open("wb") as stream:
+        started = time.monotonic()
+        done = subprocess.run(command, env=instance.env, stdout=stream, check=False)
+        seconds = time.monotonic() - started
+    lines = out.read_bytes().count(b"\n")
+    failed = "" if done.returncode == 0 and lines >= case.rows else f"status {done.returncode}, {lines} lines"
+    if seconds > case.goal_sec:
+        failed = failed or f"more than {case.goal_sec:g} s"
+    status = Path(f"/proc/{daemon}/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return Figure(case.name, seconds, case.goal_sec, out.stat().st_size / 1e6, peak, failed)
+
+
+def fill(bpffs_dir: Path) -> None:
+    """Write a million live connections into the table, both directions of each."""
+    maps: Maps = Maps(bpffs_dir)
+    maps.open()
+    now = time.monotonic_ns()
+    common = np.zeros(LIVE, layout.connection4["c"])
+    common["proxy"], common["target"], common["idle_sec"] = 1, 1, 3600
+    common["created_ns"] = now - CHANCE.integers(0, 10**11, LIVE)
+    common["last_ns"] = now
+    heard = layout.CONSTANTS["HEARD_ANY"] | layout.CONSTANTS["HEARD_SYN"]
+    number = np.arange(LIVE, dtype=np.uint64)
+    client = address(np.uint64(10 << 24) + number // 16)
+    ports = (1024 + number % 16 * 4001).astype(np.uint16)
+    listen, target = address(np.full(LIVE, 0xC6336401, np.uint64)), address(0xC0000200 + number % 7)
+    for reply in (False, True):
+        keys, values = np.zeros(LIVE, layout.connection_key4), np.zeros(LIVE, layout.connection4)
+        values["c"] = common
+        values["c"]["flags"] = layout.CONSTANTS["CONNECTION_REPLY"] if reply else 0
+        plain = layout.CONSTANTS["HEARD_PLAIN"]
+        values["c"]["own"], values["c"]["peer"] = (heard, heard | plain) if reply else (heard | plain, heard)
+        values["c"]["packets"] = CHANCE.integers(1, 1000, LIVE)
+        values["c"]["bytes"] = CHANCE.integers(60, 10**9, LIVE)
+        for entry, source, source_port, to, to_port in (
+            (keys, *((target, 8080, client, ports) if reply else (client, ports, listen, 80))),
+            (values, *((listen, 80, client, ports) if reply else (client, ports, target, 8080))),
+        ):
+            entry["saddr_be"], entry["daddr_be"] = source, to
+            entry["sport_be"], entry["dport_be"] = source_port, to_port
+        keys["protocol"] = 6
+        maps["connection4"].put_many(keys, values)
+    maps.close()
+
+
+def address(numbers: np.ndarray) -> np.ndarray:
+    """IPv4 addresses as the tables have them."""
+    return np.ascontiguousarray(numbers.astype(">u4")).view(np.uint8).reshape(len(numbers), 4)
