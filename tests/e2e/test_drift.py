@@ -191,7 +191,7 @@ def test_links(running: Instance, damage: str) -> None:
     # And at once, without being asked.
     repaired = len(told(running))
     running.lab.proxy.run(*words.split())
-    wait_for(lambda: attached(running.lab) == before, "at once", timeout_sec=5)
+    wait_for(lambda: attached(running.lab) == before, "at once", timeout_sec=2)
     wait_for(lambda: len(told(running)) == repaired + 1, "told", timeout_sec=5)
     assert {text for objects in told(running)[repaired:] for text in objects} >= named
 
