@@ -15,7 +15,7 @@ FILES_EACH = 4
 """Open files that a listener takes while one set of workers is exchanged for the next. Where so many may not be opened
 as there would be listeners, HAProxy and nginx are left out."""
 _TIMEOUT_SEC = 60.0
-_RESTING = ("ep_poll", "do_epoll_wait", "sigsuspend", "do_sigtimedwait", "__x64_sys_rt_sigsuspend")
+_RESTING = ("ep_poll", "do_epoll_wait")
 
 Row = tuple[str, str, str, float]  # who, what, unit, value
 
@@ -96,6 +96,10 @@ def _nginx(lab: Lab, tools: Tools, listeners: int) -> Row:
     return "nginx", "reload with as many listeners", "ms", took * 1e3
 
 
+def _sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def _reload(process: Process, name: str, workers: int) -> float:
     """Seconds from the signal until a whole set of new workers is there and has come to rest."""
     import signal
@@ -104,7 +108,7 @@ def _reload(process: Process, name: str, workers: int) -> float:
         return set(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 
     def at_work() -> bool:
-        return len(children()) >= workers and resting({process.pid} | children())
+        return len(children()) >= workers and resting(children()) and _sleeps(process.pid)
 
     def resting(pids: set[int]) -> bool:
         try:
