@@ -114,6 +114,13 @@ def test_top_shows_sorts_and_quits(lab: Lab, terminal: Terminal) -> None:
         return first(terminal) == "proxy03"
 
     wait_for(busiest, "the busiest first", timeout_sec=20)
+    fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 60, 0, 0))
+
+    def small() -> bool:
+        lines = terminal.frame()
+        return len(lines) <= 12 and max(map(len, lines)) <= 60
+
+    wait_for(small, "a picture that fits the smaller terminal", timeout_sec=20)
     terminal.press("q")
     assert _ended(terminal) == 0
     assert "\x1b[?1049l" in terminal.output  # the screen is as it was
