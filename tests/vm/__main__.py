@@ -93,7 +93,7 @@ def _conclude(
         say("no test ran")
         return 2
     summary = results.summary(found, wanted)
-    results.keep(f"{machine.kernel}-{machine.arch}", about | summary)
+    results.keep(f"{machine.kernel}-{machine.arch}", about | summary, ran=found)
     for name, reason in summary["not passed"].items():
         say(f"{found[name]['outcome']}: {name}: {reason}")
     missing = [feature for feature in wanted if feature not in summary["features"]]

@@ -70,15 +70,17 @@ def _belongs(test: str, selection: str) -> bool:
     return test == selection or test.startswith((f"{selection}::", f"{selection}["))
 
 
-def keep(name: str, result: Mapping[str, Any], path: Path = KEPT) -> None:
+def keep(name: str, result: Mapping[str, Any], path: Path = KEPT, ran: Iterable[str] = ()) -> None:
     """Put a machine's result in the place of its last one; what that one says of other features of the very same
-    kernel stays."""
+    kernel stays, but not of the tests that ``ran``."""
     kept = json.loads(path.read_text()) if path.exists() else {}
     last = kept.get(name, {})
     merged = dict(result)
     if last.get("release") == result["release"]:
         merged["features"] = last["features"] | result["features"]
-        merged["not passed"] = last["not passed"] | result["not passed"]
+        merged["not passed"] = {test: why for test, why in last["not passed"].items() if test not in set(ran)} | result[
+            "not passed"
+        ]
         merged["effort"] = result["effort"] or last["effort"]
     kept[name] = merged
     path.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: item[1]["order"])), indent=1) + "\n")
