@@ -31,6 +31,7 @@ from reconciler.state.operations import (
     StageRevision,
     StageRoute,
     StageSettings,
+    SwapTable,
     Switch,
 )
 
@@ -99,6 +100,9 @@ class Stage:
         keys = np.zeros(len(members), layout.group_member_key)
         keys["group"], keys["target"] = [group for group, _, _ in members], [target for _, target, _ in members]
         self._put("group_member", keys, np.asarray([weight for _, _, weight in members], layout.u32))
+        self._tables(operations)
+
+    def _tables(self, operations: Run) -> None:
         made = [groups.make(each) for each in operations]
         self.journal.put_groups(
             self.maps, [each.id for each in operations], [table for table, _ in made], [recipe for _, recipe in made]
@@ -192,6 +196,7 @@ _HANDLERS: Final[dict[type[Operation], Callable[[Stage, Run], None]]] = {
     SetSource: Stage._sources,
     SetShare: Stage._shares,
     PutGroup: Stage._groups,
+    SwapTable: Stage._tables,
     OpenPort: Stage._ports,
     PutDevice: Stage._devices,
     PutBlob: Stage._blobs,

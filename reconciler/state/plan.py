@@ -136,7 +136,7 @@ def make_plan(
     stage += slots
     if recorded:
         stage.append(StageRevision(observed.revision, recorded))
-    finish = [*steering.operations(desired.state, observed)]
+    finish = [*steering.operations(desired.state, observed, mend=False)]
     finish += [*_detach_and_restore(delta, desired.state), *_free_groups(observed, numbers)]
     finish += (each for each in _sources(desired.state, observed, numbers) if each.after is None)
     finish += _free_idle(desired.state, observed, runtime, numbers)
@@ -201,6 +201,7 @@ def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Number
         proxy, destination = group
         members, keys = steering.members(proxy, destination, numbers.targets)
         yield PutGroup(numbers.groups[group], members, keys, steering.effective(proxy, destination, new.shares))
+    yield from steering.mended(new, observed)
     for port, bits in delta.ports.items():
         there = observed.ports.get(port, 0)
         yield OpenPort(port, there, there | bits)

@@ -30,8 +30,9 @@ def effective(proxy: str, destination: Destination, shares: share.Shares) -> tup
     return share.effective(proxy, destination, shares)
 
 
-def operations(new: KernelState, observed: Observed) -> Iterator[Operation]:
-    """What gives the targets and groups that are in use, and stay, the shares of ``new``.
+def operations(new: KernelState, observed: Observed, *, mend: bool = True) -> Iterator[Operation]:
+    """What gives the targets and groups that are in use, and stay, the shares of ``new``. ``mend``: and puts tables
+    right that are wrong, unless :func:`mended` has.
 
     A table that still names a drained target would have its connections refused, hence the order: targets that come
     back, tables, then targets that go.
@@ -46,24 +47,40 @@ def operations(new: KernelState, observed: Observed) -> Iterator[Operation]:
     ]
     flags.sort(key=lambda each: each.id)
     yield from (each for each in flags if each.before.drained and not each.after.drained)
+    if mend:
+        yield from mended(new, observed)
     yield from _tables(new, observed, {name for name, _ in changed})
     yield from (each for each in flags if not each.before.drained or each.after.drained)
 
 
-def _tables(new: KernelState, observed: Observed, names: set[str]) -> Iterator[SwapTable]:
+def mended(new: KernelState, observed: Observed) -> Iterator[SwapTable]:
+    """Tables that are not what the kernel's own record of their groups says, of groups that ``new`` uses: to be done
+    before the switch, since the record may just now have become what is wanted."""
     wrong = observed.state.wrong_tables
-    names = names | {name for name, _ in wrong}
-    if not names:
-        return
-    wanted = _destinations(new, names)
-    for group, number in sorted(observed.allocation.groups.items(), key=lambda item: item[1]):
-        proxy, destination = group
-        if group not in wanted:
-            continue
-        after = share.effective(proxy, destination, new.shares)
-        if group in wrong or after != share.effective(proxy, destination, observed.state.shares):
-            pairs, keys = members(proxy, destination, observed.allocation.targets)
-            yield SwapTable(number, pairs, keys, after)
+    for group, number in _in_both(new, observed, {name for name, _ in wrong}):
+        if group in wrong:
+            yield _table(group, number, new, observed)
+
+
+def _tables(new: KernelState, observed: Observed, names: set[str]) -> Iterator[SwapTable]:
+    for group, number in _in_both(new, observed, names):
+        before, after = (share.effective(*group, state.shares) for state in (observed.state, new))
+        if before != after and group not in observed.state.wrong_tables:
+            yield _table(group, number, new, observed)
+
+
+def _in_both(new: KernelState, observed: Observed, names: set[str]) -> Iterator[tuple[tuple[str, Destination], int]]:
+    """The groups of these proxies that are there and wanted, by number."""
+    if names:
+        wanted = _destinations(new, names)
+        for group, number in sorted(observed.allocation.groups.items(), key=lambda item: item[1]):
+            if group in wanted:
+                yield group, number
+
+
+def _table(group: tuple[str, Destination], number: int, new: KernelState, observed: Observed) -> SwapTable:
+    pairs, keys = members(*group, observed.allocation.targets)
+    return SwapTable(number, pairs, keys, share.effective(*group, new.shares))
 
 
 def _destinations(state: KernelState, names: set[str]) -> set[tuple[str, Destination]]:

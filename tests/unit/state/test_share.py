@@ -176,7 +176,7 @@ def test_a_wrong_table_is_a_difference() -> None:
     broken = replace(observed, state=replace(observed.state, wrong_tables=frozenset({("web", GROUP)})))
     (change,) = diff(wanted, broken)
     assert (change.action, change.object, change.name) == ("update", "proxy", "web")
-    assert [type(each) for each in plan(wanted, broken).finish] == [ops.SwapTable]
+    assert [type(each) for each in plan(wanted, broken).stage] == [ops.SwapTable]
     assert [type(each) for each in operations(observed.state, broken)] == [ops.SwapTable]
 
 
