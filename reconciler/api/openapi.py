@@ -21,8 +21,7 @@ from reconciler.errors import Problem
 _PLAIN: Final = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _INTRODUCTION: Final = """\
 HTTP and JSON on the unix socket revproxyd.sock in the run directory, for its owner and group. Unknown parameters and
-keys are refused, unknown keys of answers are to be ignored. Paths begin with the version. A socket revproxyd-read.sock
-beside it, where there is one, takes GET only."""
+keys are refused, unknown keys of answers are to be ignored. Paths begin with the version."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
