@@ -21,8 +21,9 @@ lab-down: setup ## take the lab down
 	@$(PYTHON) packaging/lab/lab.py down
 
 test: setup ## all tests; without root those that need none
-	@# What fails while all processors are busy is tried once more, alone: some tests wait for real time limits.
-	@$(PYTHON) -m pytest -n auto --dist worksteal || $(PYTHON) -m pytest --last-failed --last-failed-no-failures none
+	@# One more than there are processors, since many tests wait. What fails meanwhile is tried once more, alone: some
+	@# wait for real time limits.
+	@$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --dist worksteal || $(PYTHON) -m pytest --last-failed --last-failed-no-failures none
 
 test-vm: setup ## listed tests under another kernel, emulated (root; KERNEL=5.10|6.1|6.12|newest ARCH=amd64|arm64)
 	@tests/vm/test --kernel "$(or $(KERNEL),6.1)" --arch "$(or $(ARCH),amd64)"
