@@ -6,9 +6,10 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from reconciler.config.document import Mapping, Sequence, parse
 from reconciler.config.notation import line_column, resolve
@@ -108,8 +109,7 @@ def test_a_file_that_says_nothing(text: str) -> None:
     assert root("" if text[:1] in "#-~" else text, "a.json") is None
 
 
-# ruamel.yaml writes ["?0"] as [?0], which its own reader takes for a key.
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"])).filter(lambda text: not text.startswith("?"))
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]))
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abcü #'\"<"), inner, max_size=4),
@@ -125,4 +125,13 @@ def test_what_json_and_yaml_write_is_read_back(value: object) -> None:
     writer = YAML(typ="safe", pure=True)
     writer.width = 1 << 20  # it breaks long flow mappings within plain keys, which is no YAML
     writer.dump(value, out)
+    assume(reads_back(out.getvalue(), value))
     assert root(out.getvalue()) == value
+
+
+def reads_back(text: str, value: object) -> bool:
+    """ruamel.yaml does not read all that it writes: ["?0"] as [?0], for one."""
+    try:
+        return bool(YAML(typ="safe", pure=True).load(text) == value)
+    except YAMLError:
+        return False
