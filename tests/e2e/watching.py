@@ -44,6 +44,8 @@ def held(instance: Instance) -> dict[str, Any]:
         control = np.frombuffer(value, layout.control).copy()
         control["generation"] = 0
         found["control"][key] = control.tobytes()
+    # Entries of zeros are left out of what is dumped, so here too.
+    found["control"] = {key: value for key, value in found["control"].items() if any(value)}
     return found
 
 
