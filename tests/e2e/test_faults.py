@@ -89,7 +89,7 @@ ROUND_TRIPS = {
     "first commit and down": (GONE, BASE),
 }
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 T = TypeVar("T")
 SWITCH = ("update", "map control")
 LEAVE_OUT = (
