@@ -14,7 +14,7 @@ from reconciler.errors import RevproxyError, UnfinishedError
 from reconciler.kernel import layout, probe, program
 from reconciler.kernel.gateway import FaultGateway
 from reconciler.runtime import probing
-from tests.e2e.proxyhost import ProxyHost
+from tests.e2e.proxyhost import Decision, Packet, ProxyHost
 from tests.e2e.test_faults import BASE, Attempt, Commits, chosen, parse, without_opening
 from tests.kernel.kernelmaps import small_arrays
 
@@ -56,14 +56,19 @@ def commit(host: ProxyHost) -> None:
         assert not view.observed.unfinished
 
 
-def test_killed_anywhere_either_version_goes_on(host: ProxyHost) -> None:
+def with_a_connection(host: ProxyHost) -> tuple[Packet, Decision]:
+    """This version in force, and a connection that is open."""
     commits = Commits(host, opening=False)
     commit(host)
     with host.engine() as engine:
         commits.states[BASE] = engine.observe().state
     connection = commits.open_connection(BASE)
     assert connection is not None
-    packet, before = connection
+    return connection
+
+
+def test_killed_anywhere_either_version_goes_on(host: ProxyHost) -> None:
+    packet, before = with_a_connection(host)
     later = replace(packet, syn=False)
     recording = FaultGateway()
     with version(1):
@@ -90,13 +95,7 @@ def test_killed_anywhere_either_version_goes_on(host: ProxyHost) -> None:
 
 
 def test_an_operation_that_fails_leaves_the_other_version_in_force(host: ProxyHost) -> None:
-    commits = Commits(host, opening=False)
-    commit(host)
-    with host.engine() as engine:
-        commits.states[BASE] = engine.observe().state
-    connection = commits.open_connection(BASE)
-    assert connection is not None
-    packet, before = connection
+    packet, before = with_a_connection(host)
     recording = FaultGateway()
     with version(1):
         without_opening.cache_clear()
