@@ -1,4 +1,4 @@
-"""Live connections: listed, counted, flushed, swept.
+"""Live connections: listed, counted, flushed.
 
 Times are those of CLOCK_MONOTONIC, which the programs read coarsely (``bpf_ktime_get_coarse_ns``: the same clock, up
 to a tick behind). A connection that is over by FIN or RST lingers in the tables for some seconds; it is not live.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from reconciler.kernel import layout
 from reconciler.kernel.codec import PROTOCOLS, C
+from reconciler.kernel.connorder import first_of
+from reconciler.kernel.connscan import Wanted, gather
 from reconciler.kernel.conntable import (
     VERSIONS,
     Chosen,
@@ -23,10 +25,8 @@ from reconciler.kernel.conntable import (
     Mask,
     Table,
     active_settings,
-    closed_entries,
     endings,
     endpoint,
-    expired_entries,
     proxy_name,
     proxy_names,
     read_table,
@@ -104,12 +104,40 @@ def connections(
     """The connections that are meant, sorted (one of
     :data:`~reconciler.state.selection.SORTS`; equal ones by age), at most ``limit``. What is past
     its limit counts as gone. One whose other direction was evicted is listed by what it knows."""
+    found = listing(maps, query, sort=sort, limit=limit, now_ns=now_ns)
+    return [_connection(row, found.names, found.now_ns) for row in found.rows[found.order]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Connections as ``layout.connection_event``; ``order``: the indexes of those that are meant, sorted."""
+
+    rows: Array
+    order: Indexes
+    names: Mapping[int, str]
+    now_ns: int
+
+
+def listing(
+    maps: Maps,
+    query: Query = _PLAIN,
+    *,
+    sort: str = "age",
+    limit: int | None = None,
+    now_ns: int | None = None,
+) -> Found:
+    """What :func:`connections` gives, before anything is made of it. A million connections take some 120 MB."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    names = proxy_names(maps)
-    parts = [rows for _, _, rows in _chosen(maps, query, names, now_ns)]
-    rows = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    order = _order(rows, sort, names)[:limit]
-    return [_connection(row, names, now_ns) for row in rows[order]]
+    names, settings = proxy_names(maps), active_settings(maps)
+    wanted = Wanted(_early(query), lambda rows: _matching(rows, query, names))
+    parts = [gather(maps, version, wanted, settings, now_ns) for version in VERSIONS]
+    if sum(len(each.indexes) > 0 for each in parts) > 1:
+        rows = np.concatenate([each.rows[each.indexes] for each in parts])
+        indexes: Indexes = np.arange(len(rows))
+    else:
+        part = max(parts, key=lambda each: len(each.indexes))
+        rows, indexes = part.rows, part.indexes
+    return Found(rows, first_of(rows, indexes, sort, limit, names), names, now_ns)
 
 
 def connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) -> Connection:
@@ -117,17 +145,12 @@ def connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) 
     return _connection(records(table, np.asarray([index]))[0], names, now_ns)
 
 
-def _chosen(
-    maps: Maps, query: Query, names: Mapping[int, str], now_ns: int, *, expired: bool = False
-) -> Iterator[tuple[Table, Indexes, Array]]:
-    """Of each family: the table, the entries that stand for the connections that are meant, and their records."""
-    settings = active_settings(maps)
+def _chosen(maps: Maps, query: Query, names: Mapping[int, str]) -> Iterator[tuple[Table, Indexes, Array]]:
+    """Of each family: the table, the entries that stand for the connections that are meant, expired or not, and their
+    records."""
     for version in VERSIONS:
         table = read_table(maps, version, _early(query))
-        shown = table.one_each
-        if not expired:
-            shown &= ~expired_entries(table, settings, now_ns)
-        indexes = np.flatnonzero(shown)
+        indexes = np.flatnonzero(table.one_each)
         rows = records(table, indexes)
         matching = _matching(rows, query, names)
         yield table, indexes[matching], rows[matching]
@@ -192,30 +215,6 @@ def _within(rows: Array, name: str, first: bytes, last: bytes, netmask: bytes) -
     return np.asarray(same & (rows["family"] == (4 if len(last) == 4 else 6)))
 
 
-def _order(rows: Array, sort: str, names: Mapping[int, str]) -> Indexes:
-    """Indexes of the rows in the order that ``sort`` names."""
-    age = rows["created_ns"].astype(np.int64)  # oldest first
-    if sort in ("client", "target"):
-        columns = [rows[f"{sort}_be"][:, place] for place in reversed(range(16))]
-        return np.lexsort((age, rows[f"{sort}_port_be"], *columns, rows["family"]))
-    if sort in ("bytes", "packets"):
-        first = -(rows[f"{sort}_forward"] + rows[f"{sort}_reverse"]).astype(np.int64)
-    elif sort == "proxy":
-        first = _ranks(rows["proxy"], names)
-    else:
-        first = {"age": age, "idle": rows["time_ns"], "state": rows["kind"]}[sort].astype(np.int64)
-    return np.lexsort((age, first))
-
-
-def _ranks(ids: Array, names: Mapping[int, str]) -> Array:
-    """The place of each id's name among all names in order."""
-    known, inverse = np.unique(ids, return_inverse=True)
-    order = sorted(range(len(known)), key=lambda place: proxy_name(names, int(known[place])))
-    ranks = np.empty(len(known), np.int64)
-    ranks[order] = np.arange(len(known))
-    return np.asarray(ranks[inverse])
-
-
 def _connection(row: Any, names: Mapping[int, str], now_ns: int) -> Connection:
     return Connection(
         proxy=proxy_name(names, int(row["proxy"])),
@@ -260,19 +259,13 @@ def count(maps: Maps, query: Query = _PLAIN, *, now_ns: int | None = None) -> Co
     proxies: Counter[int] = Counter()
     targets: Counter[int] = Counter()
     held: dict[int, int] = {}
-    if query.is_plain:
-        settings = active_settings(maps)
-        for version in VERSIONS:
-            table = read_table(maps, version)
-            held[version] = len(table.keys)
-            shown = table.one_each & ~expired_entries(table, settings, now_ns) & ~closed_entries(table)
-            _add(proxies, table.values["c"]["proxy"][shown])
-            _add(targets, table.values["c"]["target"][shown])
-    else:
-        for table, _, rows in _chosen(maps, query, proxy_names(maps), now_ns):
-            held[table.version] = len(table.keys)
-            _add(proxies, rows["proxy"])
-            _add(targets, rows["target"])
+    names, settings = {} if query.proxy is None else proxy_names(maps), active_settings(maps)
+    wanted = Wanted(_early(query), None if query.is_plain else lambda rows: _matching(rows, query, names), brief=True)
+    for version in VERSIONS:
+        found = gather(maps, version, wanted, settings, now_ns)
+        held[version] = found.entries
+        _add(proxies, found.rows["proxy"][found.indexes])
+        _add(targets, found.rows["target"][found.indexes])
     return Counts(proxies.total(), proxies, targets, held)
 
 
@@ -315,39 +308,19 @@ def flush(maps: Maps, query: Query = _ANY, *, now_ns: int | None = None) -> Ende
     """Delete both directions of every connection that is meant, expired ones included. Their next packet is treated as
     a stranger's."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    told, flushed = [], 0
-    for table, indexes, rows in _chosen(maps, query, proxy_names(maps), now_ns, expired=True):
-        _delete(maps, table, indexes.tolist())
+    parts, flushed = [], 0
+    for table, indexes, rows in _chosen(maps, query, proxy_names(maps)):
+        peers = table.peer[indexes]
+        delete(maps, table, np.unique(np.concatenate([indexes, peers[peers >= 0]])))
         kinds = endings(table.values["c"][indexes])
         # One that had ended before was not ended by this.
         ended = np.isin(kinds, (C["EVENT_FIN"], C["EVENT_RST"]))
-        told.append(_told(table, indexes, rows, np.where(ended, kinds, C["EVENT_FLUSHED"]), now_ns))
+        parts.append(told(table, indexes, rows, np.where(ended, kinds, C["EVENT_FLUSHED"]), now_ns))
         flushed += len(indexes)
-    return Ended(flushed, np.concatenate(told))
+    return Ended(flushed, np.concatenate(parts))
 
 
-def sweep(maps: Maps, *, now_ns: int | None = None) -> Ended:
-    """Delete the expired connections.
-
-    One that is taken up again between the reading and the deleting loses its entries; its next packet makes new
-    ones, by the same choice. The programs treat an expired entry as absent anyway.
-    """
-    now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    settings, told, swept = active_settings(maps), [np.zeros(0, layout.connection_event)], 0
-    for version in VERSIONS:
-        table = read_table(maps, version)
-        gone = expired_entries(table, settings, now_ns)
-        indexes = np.flatnonzero(gone & table.one_each)
-        _delete(maps, table, np.flatnonzero(gone).tolist(), with_peers=False)
-        flagged = indexes[table.values["c"]["flags"][indexes] & C["CONNECTION_TOLD"] != 0]
-        if len(flagged):
-            rows = records(table, flagged)
-            told.append(_told(table, flagged, rows, endings(table.values["c"][flagged]), now_ns))
-        swept += len(indexes)
-    return Ended(swept, np.concatenate(told))
-
-
-def _told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int) -> Array:
+def told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int) -> Array:
     """The events of the connections among these whose end was not told yet. One that ended by itself did so with its
     last packet."""
     flagged = table.values["c"]["flags"][indexes] & C["CONNECTION_TOLD"] != 0
@@ -358,11 +331,8 @@ def _told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int
     return events
 
 
-def _delete(maps: Maps, table: Table, indexes: Iterable[int], *, with_peers: bool = True) -> None:
-    places = np.fromiter(indexes, np.int64)
-    if with_peers and len(places):
-        peers = table.peer[places]
-        places = np.unique(np.concatenate([places, peers[peers >= 0]]))
+def delete(maps: Maps, table: Table, places: Indexes) -> None:
+    """Delete these entries."""
     if len(places):
         name = f"connection{table.version}"
         maps[name].delete_many(table.keys[places])

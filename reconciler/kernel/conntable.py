@@ -38,6 +38,11 @@ class Table:
     values: Array
     peer: Indexes
 
+    @classmethod
+    def alone(cls, version: int, keys: Array, values: Array) -> Table:
+        """Entries of which nobody has looked for the other directions."""
+        return cls(version, keys, values, np.full(len(keys), -1, np.int64))
+
     @property
     def is_reply(self) -> Mask:
         """Which entries are of the direction target -> client."""
@@ -83,6 +88,11 @@ def reverse_keys(keys: Array, values: Array) -> Array:
     reverse["sport_be"], reverse["dport_be"] = values["dport_be"], values["sport_be"]
     reverse["protocol"] = keys["protocol"]
     return reverse
+
+
+def hashes(keys: Array) -> Array:
+    """A number for each key, the same for as long as this process runs."""
+    return _hashes(_words(keys))
 
 
 def _hashes(words: Array) -> Array:
@@ -132,19 +142,26 @@ def _words(keys: Array) -> Array:
 def expired_entries(table: Table, settings: Any, now_ns: int) -> Mask:
     """Which entries count as absent: idle beyond the limit of their state, and the other direction as well. The
     programs judge the same way."""
-    common = table.values["c"]
+    return expired(_last_ns(table), limits_sec(table.values["c"], settings), now_ns)
+
+
+def limits_sec(common: Array, settings: Any) -> Indexes:
+    """For how long each may be idle, in the state that it is in."""
     heard, both = common["own"] | common["peer"], common["own"] & common["peer"]
     unanswered = (both & C["HEARD_ANY"] == 0) | (heard & C["HEARD_PLAIN"] == 0)
     limit_sec = common["idle_sec"].astype(np.int64)
     limit_sec = np.where(unanswered, np.minimum(limit_sec, int(settings["unanswered_sec"])), limit_sec)
-    limit_sec = np.where(closed_entries(table), int(settings["closing_sec"]), limit_sec)
-    idle_ns = now_ns - _last_ns(table)
+    return np.where(over(common), int(settings["closing_sec"]), limit_sec)
+
+
+def expired(last_ns: Indexes, limit_sec: Indexes, now_ns: int) -> Mask:
+    """Which have been idle for their limits, and for a second at least; clocks of other CPUs may be ahead."""
+    idle_ns = now_ns - last_ns
     return np.asarray((idle_ns >= _NS) & (idle_ns >= limit_sec * _NS))
 
 
-def closed_entries(table: Table) -> Mask:
+def over(common: Array) -> Mask:
     """Which entries are of connections that are over, by FIN from both sides or RST, and only linger."""
-    common = table.values["c"]
     reset = (common["own"] | common["peer"]) & C["HEARD_RST"] != 0
     return np.asarray(reset | (common["own"] & common["peer"] & C["HEARD_FIN"] != 0))
 

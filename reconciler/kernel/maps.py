@@ -33,7 +33,7 @@ from reconciler.kernel.mirror import Mirror
 CHUNK: Final = 4096
 """Entries in one batch call: the kernel allocates memory for all of them at once."""
 
-_UNSUPPORTED: Final = (524, errno.EOPNOTSUPP, errno.EINVAL)  # 524 is the kernel's own ENOTSUPP
+UNSUPPORTED: Final = (524, errno.EOPNOTSUPP, errno.EINVAL)  # 524 is the kernel's own ENOTSUPP
 _STEP: Final = 1024
 _PER_CPU: Final = (MapType.PERCPU_ARRAY,)
 
@@ -158,7 +158,7 @@ class Map:
             try:
                 return self._items_in_batches()
             except KernelError as error:
-                if error.errno not in (*_UNSUPPORTED, errno.EINTR):
+                if error.errno not in (*UNSUPPORTED, errno.EINTR):
                     raise
                 self._batches = False
         keys = self.keys()
@@ -301,7 +301,7 @@ class Map:
 
     def _put_chunk(self, keys: Array, values: Array) -> None:
         done, failed = bpf.map_update_batch(self.fd, address(keys), address(values), len(keys))
-        if failed not in (0, *_UNSUPPORTED):
+        if failed not in (0, *UNSUPPORTED):
             raise KernelError("update", self.subject, failed, f"after {done} of {len(keys)}")
         if failed:
             for index in range(len(keys)):
@@ -317,7 +317,7 @@ class Map:
             done, failed = bpf.map_delete_batch(self.fd, address(keys) + start * self.key_size, count)
             if failed == errno.ENOENT:
                 start += min(done, count) + 1
-            elif failed in _UNSUPPORTED:
+            elif failed in UNSUPPORTED:
                 for index in range(start, len(keys)):
                     bpf.map_delete(self.fd, address(keys) + index * self.key_size)
                 return

@@ -33,6 +33,7 @@ from reconciler.kernel.recover import recover_all
 from reconciler.kernel.rescue import rescue
 from reconciler.kernel.resets import reset
 from reconciler.kernel.store import Manifest
+from reconciler.kernel.sweep import Sweeper
 from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
 from reconciler.runtime.takeover import Takeover
@@ -93,7 +94,7 @@ class Live:
 
     def _use(self, directory: Path) -> None:
         self.maps = Maps(directory, self._gateway)
-        self._memory = RouteMemory()
+        self._memory, self._sweeper = RouteMemory(), Sweeper()
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
         self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
         self.takeover = Takeover(self.maps, self.programs, self._gateway)
@@ -427,8 +428,8 @@ class Live:
         return answers.from_json(answers.Stats, counters.read_stats(self.maps).to_json())
 
     def sweep(self) -> int:
-        """Delete expired connections; how many."""
-        return self._ended(connections.sweep(self.maps)) if self._reopened() else 0
+        """Delete expired connections, of large tables those in one part; how many."""
+        return self._ended(self._sweeper.sweep(self.maps)) if self._reopened() else 0
 
     def _ended(self, ended: Ended) -> int:
         if len(ended.told):

@@ -14,6 +14,7 @@ from reconciler.kernel.codec import pack_settings, pack_target
 from reconciler.kernel.conntable import states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.maps import Maps
+from reconciler.kernel.sweep import Sweeper
 from reconciler.state.objects import DataPlaneSettings, Endpoint
 from reconciler.state.selection import STATES, Query
 from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, small_arrays
@@ -125,10 +126,10 @@ def test_expiry(maps: Maps, heard: tuple[int, int], idle_sec: int, limit_sec: in
     every = Query(states=frozenset(STATES))
     assert len(connections.connections(maps, every, now_ns=before)) == 1
     assert connections.count(maps, every, now_ns=before).total == 1
-    assert connections.sweep(maps, now_ns=before).count == 0
+    assert Sweeper().sweep(maps, now_ns=before).count == 0
     assert connections.connections(maps, every, now_ns=at) == []
     assert connections.count(maps, now_ns=at).total == 0
-    assert connections.sweep(maps, now_ns=at).count == 1
+    assert Sweeper().sweep(maps, now_ns=at).count == 1
     assert len(maps["connection4"].items()[0]) == 0
 
 
@@ -136,7 +137,7 @@ def test_one_busy_direction_keeps_both(maps: Maps) -> None:
     keys, values = connection_entry(4, CLIENT, LISTEN, TARGET, times_ns=(0, NOW))
     values[1]["c"]["last_ns"] = NOW - 5000 * SECOND
     maps["connection4"].put_many(keys, values)
-    assert connections.sweep(maps, now_ns=NOW + SECOND).count == 0
+    assert Sweeper().sweep(maps, now_ns=NOW + SECOND).count == 0
     assert len(maps["connection4"].items()[0]) == 2
     assert connections.connections(maps, now_ns=NOW + SECOND)[0].idle_sec == 1.0
 
