@@ -45,6 +45,13 @@ def address(array: Array) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def _untouched(count: int, dtype: np.dtype[Any]) -> Array:
+    """Zeros, of which only what is written to takes memory. ``np.zeros`` asks malloc, which after a while gives memory
+    that was in use before, and clears all of it."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return np.ndarray((count,), dtype, mmap.mmap(-1, count * dtype.itemsize, private))
+
+
 def join(parts: Sequence[Array], like: Array) -> Array:
     """The parts one after the other, laid out as ``like``. (``np.concatenate`` turns big-endian fields into
     little-endian ones: the values are the same, the bytes are not.)"""
@@ -207,7 +214,7 @@ class Map:
             position, turn = upcoming, turn + 1
 
     def _room(self, count: int) -> tuple[Array, Array]:
-        return np.zeros(count, self.spec.key), self.values_array(count)
+        return _untouched(count, self.spec.key), _untouched(count, self.value_dtype)
 
     def keys(self) -> Array:
         """All keys, without reading the values."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes as ct
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +16,7 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groups, layout
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import CHUNK, Map, Maps, capacity, connections_for, create_map
+from reconciler.kernel.maps import CHUNK, Map, Maps, address, capacity, connections_for, create_map
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, in_child, private_maps, small_arrays
 
 
@@ -185,6 +187,19 @@ def test_batch_that_does_not_fit_is_an_error(small_maps: Maps) -> None:
     with pytest.raises(KernelError, match=f"after {spec.max_entries} of {spec.max_entries + 1}") as caught:
         small_maps["proxy_name"].put_many(keys, np.zeros(len(keys), spec.value))
     assert caught.value.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+
+
+def test_room_for_many_takes_no_memory_before_there_are_many(small_maps: Maps) -> None:
+    """Also once malloc has kept something large, which ``np.zeros`` would be given and would clear."""
+    dirty = np.ones(24 << 20, np.uint8)
+    del dirty
+    for array in small_maps["route4"]._room(1 << 18):
+        begin = address(array) // mmap.PAGESIZE * mmap.PAGESIZE
+        size = address(array) + array.nbytes - begin
+        there = (ct.c_ubyte * -(-size // mmap.PAGESIZE))()
+        assert ct.CDLL(None).mincore(ct.c_void_p(begin), ct.c_size_t(size), there) == 0
+        assert sum(there) <= 2
+        assert not array[:1000].view(np.uint8).any()
 
 
 def test_byte_order_survives_batches(small_maps: Maps) -> None:
