@@ -33,10 +33,11 @@ from reconciler.kernel.conntable import (
     records,
 )
 from reconciler.kernel.maps import Array, Maps
-from reconciler.state.objects import Endpoint, Protocol
+from reconciler.state.objects import Endpoint, Mode, Protocol
 from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
+_LOOPBACK4: Final = 127
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
 _ANY: Final = Query(states=_EVERY)
@@ -45,11 +46,15 @@ _ANY: Final = Query(states=_EVERY)
 @dataclass(frozen=True, slots=True)
 class Busy:
     """What entries of the connection tables name: target ids, proxy ids, and ports with the PORT_LISTEN and
-    PORT_TARGET bits without which their packets would be taken for foreign ones."""
+    PORT_TARGET bits without which their packets would be taken for foreign ones. ``families``: IP versions of all;
+    ``fullnat``: of those with full NAT; ``loopback``: modes of those to a target in 127.0.0.0/8."""
 
     targets: frozenset[int] = frozenset()
     proxies: frozenset[int] = frozenset()
     ports: Mapping[int, int] = field(default_factory=dict)
+    families: frozenset[int] = frozenset()
+    fullnat: frozenset[int] = frozenset()
+    loopback: frozenset[Mode] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +284,20 @@ def busy(maps: Maps) -> Busy:
     targets: set[int] = set()
     proxies: set[int] = set()
     ports: dict[int, int] = {}
+    families: set[int] = set()
+    fullnat: set[int] = set()
+    loopback: set[Mode] = set()
     for version in VERSIONS:
         keys, values = maps[f"connection{version}"].items()
+        if not len(keys):
+            continue
+        families.add(version)
+        translated = values["c"]["flags"] & C["CONNECTION_FULLNAT"] != 0
+        if translated.any():
+            fullnat.add(version)
+        if version == 4:
+            local = (values["daddr_be"][:, 0] == _LOOPBACK4) | (keys["saddr_be"][:, 0] == _LOOPBACK4)
+            loopback.update(mode for mode, those in _modes(translated) if (local & those).any())
         targets.update(np.unique(values["c"]["target"]).tolist())
         proxies.update(np.unique(values["c"]["proxy"]).tolist())
         reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
@@ -290,7 +307,13 @@ def busy(maps: Maps) -> Busy:
         ):
             for port in np.unique(np.concatenate(used)).tolist():
                 ports[port] = ports.get(port, 0) | bit
-    return Busy(frozenset(targets), frozenset(proxies), ports)
+    return Busy(
+        frozenset(targets), frozenset(proxies), ports, frozenset(families), frozenset(fullnat), frozenset(loopback)
+    )
+
+
+def _modes(translated: Mask) -> tuple[tuple[Mode, Mask], ...]:
+    return (Mode.FULLNAT, translated), (Mode.DNAT, ~translated)
 
 
 # -- ending --------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MOST_CHANGES: Final = 100  # of one commit, in the history
 _MOST_TEXT: Final = 4000  # of an error, in the history
+_GIVEN_BACK: Final = {("interface", "detach"), ("setting", "delete")}
+"""Changes that are nobody else's doing: connections needed it that have ended since."""
 
 _log = Logger("engine")
 
@@ -87,8 +89,8 @@ class Commits:
 
     # -- carrying out --------------------------------------------------------------------------------------
 
-    def run(self, view: View) -> answers.Applied:
-        """Bring the kernel to ``view.desired``, all or nothing.
+    def run(self, view: View, *, again: bool = False) -> answers.Applied:
+        """Bring the kernel to ``view.desired``, all or nothing. ``again``: the commit before has left a difference.
 
         Raises :class:`TransactionError` if it failed and was taken back, and :class:`UnfinishedError` if it holds but
         clearing up does not come to an end.
@@ -119,6 +121,8 @@ class Commits:
         self._tell(view, planned, revision, time.monotonic() - started)
         restored = {each.name for each in planned.plan.finish if isinstance(each, RestoreSysctl)}
         engine.originals.keep(after.observed.remembered, restored)
+        if after.changes and result.pending is None and not again:
+            after = self._once_more(view, after)
         if after.changes:
             left = [f"{change.object} {change.name}" for change in after.changes[:5]]
             raise UnfinishedError(revision, result.pending, left)
@@ -126,6 +130,16 @@ class Commits:
         engine.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
+
+    def _once_more(self, view: View, after: View) -> View:
+        """Connections have begun meanwhile that need what the commit has taken away: the view once they have it."""
+        self._in_force = view.desired
+        try:
+            self.run(after, again=True)
+        except TransactionError as error:
+            _log.warning("difference_left", error=str(error))
+            return after
+        return replace(after, changes=())
 
     def forget_tests(self) -> None:
         """The tests of the files have to hold at the next :meth:`run`, whether they did before or not."""
@@ -198,7 +212,7 @@ class Commits:
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
         """Objects that were not as this instance had made them, and are put right. Of what the first look after a start
         finds, all that makes no new revision, but for another version of the programs and where they are attached."""
-        found = () if new else view.changes
+        found = () if new else tuple(each for each in view.changes if (each.object, each.action) not in _GIVEN_BACK)
         if self._in_force is not None:
             # Health and drains move without a commit.
             state = replace(self._in_force.state, shares=view.observed.state.shares)

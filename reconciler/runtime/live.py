@@ -38,14 +38,18 @@ from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
 from reconciler.runtime.takeover import Takeover
 from reconciler.state.allocate import Limits
+from reconciler.state.carried import Carried
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.local import opens
-from reconciler.state.objects import Attachment, Destination, Endpoint, Observed, Revision, RouteKey
+from reconciler.state.objects import Attachment, Destination, Endpoint, Mode, Observed, Revision, RouteKey
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
 from reconciler.state.routes import Routes
 from reconciler.state.selection import Query
+
+_LO: Final = 1
+"""The number of ``lo`` in every network namespace (LOOPBACK_IFINDEX in include/net/net_namespace.h)."""
 
 # Groups' tables and programs on interfaces are opened by their ids, which CAP_BPF is not enough for. What it and
 # CAP_PERFMON allow, CAP_SYS_ADMIN does too.
@@ -187,12 +191,19 @@ class Live:
             busy_proxies=busy.proxies,
             busy_ports=busy.ports,
             busy_interfaces=self.busy_interfaces() & observed.state.attachments.keys(),
+            carried=Carried(
+                busy.families,
+                busy.fullnat,
+                lo_local=Mode.FULLNAT in busy.loopback,
+                guarded=observed.state.guarded if Mode.DNAT in busy.loopback else frozenset(),
+            ),
             connections=live,
         )
 
     def busy_interfaces(self) -> frozenset[int]:
         """Interfaces by which live connections come or go: by the ways out they remember, by where answers came in, by
-        the routes to their targets, and by the addresses their clients talk to."""
+        the routes to their targets, and by the addresses their clients talk to. ``lo`` is not among them: it serves
+        full NAT alone, whatever else goes through it."""
         found: set[int] = set()
         listens: set[bytes] = set()
         targets: set[bytes] = set()
@@ -209,7 +220,7 @@ class Live:
             for interface in host.host_facts().interfaces.values():
                 if any(address.ip.packed in listens for address in interface.addresses):
                     found.add(interface.ifindex)
-        return frozenset(found - {0})
+        return frozenset(found - {0, _LO})
 
     def interfaces(self) -> list[tuple[Interface, links.InterfaceStatus]]:
         """Every interface: what it is, and what is attached to it."""

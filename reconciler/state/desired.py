@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.errors import ConfigError, Problem
 from reconciler.state import local, share, xdp
+from reconciler.state.carried import Carried
 from reconciler.state.facts import HostFacts, Interface, RouteKind, RuntimeFacts
 from reconciler.state.objects import (
     DENY,
@@ -162,12 +163,12 @@ def desired(
     listeners = _listeners(config, host)
     attachments = _attachments(config, host, runtime, listeners, warnings)
     proxies = {proxy.name: _proxy(proxy, config, memo) for proxy in config.proxies}
-    on_loopback = local.loopback(listeners, proxies, host)
+    on_loopback = local.loopback(listeners, proxies, host, runtime.carried)
     if on_loopback is not None:
         lo = next(each for each in host.interfaces.values() if each.ifindex == on_loopback)
         attachments.setdefault(on_loopback, Attachment(on_loopback, lo.name, XdpMode.OFF))
     routes = memo.all_routes(config.proxies)
-    sysctls = _sysctls(config, host, listeners, attachments, warnings)
+    sysctls = _sysctls(config, host, runtime.carried, listeners, attachments, warnings)
     _warn_of_targets(config, host, warnings)
     local.warn_of_ports(config, host, warnings)
     ports = config.settings.source_ports
@@ -185,7 +186,7 @@ def desired(
         attachments=attachments,
         sysctls=sysctls,
         devices=_devices(host, attachments),
-        guarded=local.guarded(config, host),
+        guarded=local.guarded(config, host, runtime.carried),
         sources=local.sources(proxies, routes, host, warnings),
     )
     if runtime.drains or runtime.health:
@@ -356,6 +357,7 @@ def _devices(host: HostFacts, attachments: Mapping[int, Attachment]) -> frozense
 def _sysctls(
     config: Config,
     host: HostFacts,
+    carried: Carried,
     listeners: Mapping[ListenerKey, str],
     attachments: Mapping[int, Attachment],
     warnings: list[str],
@@ -363,7 +365,7 @@ def _sysctls(
     """Forwarding, as far as it is needed, and what :mod:`~reconciler.state.local` asks for. The fast path asks the FIB
     in the name of lo; without it the stack forwards, and an interface that forwards IPv6 takes router advertisements
     only with accept_ra 2."""
-    families = {key.ip.version for key in listeners}
+    families = {key.ip.version for key in listeners} | carried.families
     wanted: dict[str, str] = {}
     if config.settings.fast_path:
         wanted = {f"net/ipv{version}/conf/lo/forwarding": "1" for version in sorted(families)}
@@ -378,7 +380,7 @@ def _sysctls(
             names = (f"net/ipv6/conf/{name}/forwarding" for name in (*sorted(host.interfaces), "default"))
             wanted.update({name: "1" for name in names if name in host.sysctls})
             wanted["net/ipv6/conf/all/forwarding"] = "1"
-    wanted.update(local.sysctls(config, host, listeners))
+    wanted.update(local.sysctls(config, host, listeners, carried))
     missing = sorted(name for name in wanted if name not in host.sysctls)
     warnings.extend(f"sysctl {name} does not exist on this host" for name in missing)
     return {name: value for name, value in wanted.items() if name in host.sysctls}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
 
+from reconciler.state.carried import Carried
 from reconciler.state.objects import Endpoint, IPAddress, TakenOver
 from reconciler.state.share import Drain
 
@@ -126,8 +127,9 @@ class RuntimeFacts:
 
     ``busy_targets`` and ``busy_proxies``: ids that connections name. ``busy_ports``: port -> PORT_LISTEN |
     PORT_TARGET bits without which their packets would not be recognised. ``busy_interfaces``: ifindexes over which
-    connections of retired targets or removed proxies run. ``refused_xdp``: interfaces that refused a native
-    program although they should take one (``xdp_mode: auto`` then serves them through TC).
+    connections of retired targets or removed proxies run, ``lo`` left out; ``carried``: what kinds of connections there
+    are. ``refused_xdp``: interfaces that refused a native program although they should take one (``xdp_mode: auto``
+    then serves them through TC).
     ``connections``: live connections per (proxy name, endpoint text), for a plan to tell what they go through.
     ``health``: quarters of its weight that each checked target's health leaves it, 0 to 4; ``drains``: targets that
     are to get no new connections.
@@ -137,6 +139,7 @@ class RuntimeFacts:
     busy_proxies: frozenset[int] = frozenset()
     busy_ports: Mapping[int, int] = field(default_factory=dict)
     busy_interfaces: frozenset[int] = frozenset()
+    carried: Carried = field(default_factory=Carried)
     refused_xdp: frozenset[int] = frozenset()
     connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
     health: Mapping[tuple[str, Endpoint], int] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from reconciler.state.carried import Carried
 from reconciler.state.facts import HostFacts, Interface, RouteKind
 from reconciler.state.objects import (
     Destination,
@@ -77,20 +78,22 @@ def _source(target: IPAddress, host: HostFacts) -> IPAddress | None:
     return source
 
 
-def loopback(listeners: Mapping[ListenerKey, str], proxies: Mapping[str, ProxyState], host: HostFacts) -> int | None:
+def loopback(
+    listeners: Mapping[ListenerKey, str], proxies: Mapping[str, ProxyState], host: HostFacts, carried: Carried
+) -> int | None:
     """The interface ``lo`` if it has to be served: answers of targets on this host to a source address of this host
-    arrive there, and so do the stack's ICMP errors to it. None: no fullnat proxy listens."""
-    if not any(proxies[name].mode is Mode.FULLNAT for name in set(listeners.values())):
+    arrive there, and so do the stack's ICMP errors to it. None: no fullnat proxy listens, and none has connections."""
+    if not carried.fullnat and not any(proxies[name].mode is Mode.FULLNAT for name in set(listeners.values())):
         return None
     return next((each.ifindex for each in host.interfaces.values() if each.kind == "loopback"), None)
 
 
-def guarded(config: Config, host: HostFacts) -> frozenset[int]:
+def guarded(config: Config, host: HostFacts, carried: Carried) -> frozenset[int]:
     """Interfaces whose packets from and to 127.0.0.0/8 are dropped, since the stack there would let them pass."""
-    return frozenset(each.ifindex for each in _opened(config, host))
+    return frozenset(each.ifindex for each in _opened(config, host, carried))
 
 
-def _opened(config: Config, host: HostFacts) -> list[Interface]:
+def _opened(config: Config, host: HostFacts, carried: Carried) -> list[Interface]:
     """Interfaces by which targets at 127.0.0.1 answer with that address. The loopback interface needs no leave."""
     names = {
         name
@@ -98,6 +101,7 @@ def _opened(config: Config, host: HostFacts) -> list[Interface]:
         if proxy.mode is Mode.DNAT and _has_loopback4(proxy)
         for name in proxy.listen.interfaces
     }
+    names.update(each.name for each in host.interfaces.values() if each.ifindex in carried.guarded)
     found = (host.interfaces[name] for name in sorted(names) if name in host.interfaces)
     return [interface for interface in found if interface.kind != "loopback"]
 
@@ -121,12 +125,12 @@ def opens(sysctl: str) -> bool:
     return sysctl.endswith("/route_localnet") and sysctl != _LO_ROUTE_LOCALNET
 
 
-def sysctls(config: Config, host: HostFacts, listeners: Mapping[ListenerKey, str]) -> dict[str, str]:
+def sysctls(config: Config, host: HostFacts, listeners: Mapping[ListenerKey, str], carried: Carried) -> dict[str, str]:
     """Settings that are needed besides forwarding, with their values."""
     wanted: dict[str, str] = {}
     named = {proxy.name: proxy for proxy in config.proxies if proxy.mode is Mode.FULLNAT}
     fullnat4 = {name for key, name in listeners.items() if name in named and key.ip.version == 4}
-    families = {key.ip.version for key in listeners} if config.settings.fast_path else set()
+    families = {key.ip.version for key in listeners} | carried.families if config.settings.fast_path else set()
     # Packets that the stack must answer with an ICMP error come to it by lo.
     if 6 in families and _FORCE_FORWARDING6 in host.sysctls:
         wanted[_FORCE_FORWARDING6] = "1"
@@ -134,11 +138,11 @@ def sysctls(config: Config, host: HostFacts, listeners: Mapping[ListenerKey, str
     # Loose as well: it may be ours, and is to stay then.
     if 4 in families and (strict or host.sysctls.get(_LO_RP_FILTER) == _LOOSE):
         wanted[_LO_RP_FILTER] = _LOOSE
-    if fullnat4:
+    if fullnat4 or 4 in carried.fullnat:
         wanted[_ACCEPT_LOCAL] = "1"
-    if any(_has_loopback4(named[name]) for name in fullnat4):
+    if carried.lo_local or any(_has_loopback4(named[name]) for name in fullnat4):
         wanted[_LO_ROUTE_LOCALNET] = "1"
-    wanted.update({route_localnet(interface.name): "1" for interface in _opened(config, host)})
+    wanted.update({route_localnet(interface.name): "1" for interface in _opened(config, host, carried)})
     return wanted
 
 
