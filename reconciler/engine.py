@@ -118,7 +118,11 @@ class Engine:
 
     def observe(self) -> Observed:
         """What the kernel holds."""
-        return self.live.observe()
+        return self._observe()
+
+    def _observe(self, *, routes_as_known: bool = False) -> Observed:
+        observed = self.live.observe(routes_as_known=routes_as_known)
+        return self.originals.supplement(observed, self.live.read_sysctl)
 
     def files_fingerprint(self) -> str:
         """A digest of the files in the directory, of names and contents, also of those that are no configuration."""
@@ -132,7 +136,7 @@ class Engine:
         :class:`ConfigError`, :class:`KernelError`, :class:`ForeignProgramError`."""
         if config is None and self.places.config_dir.is_dir():
             config = self.load_config()
-        observed = self.live.observe(routes_as_known=routes_as_known)
+        observed = self._observe(routes_as_known=routes_as_known)
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()

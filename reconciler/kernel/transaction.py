@@ -146,7 +146,7 @@ def _set_sysctl(operation: SetSysctl, context: Context, journal: Journal) -> Non
     live = context.host.read_sysctl(name)
     key, value = pack_sysctl_key(name), np.zeros(1, layout.sysctl_value)
     known = table.get(key)
-    original = operation.before if live is None else live
+    original = operation.original or (operation.before if live is None else live)
     value["before"] = known[0]["before"] if known is not None else pack_text(original, layout.sysctl_value["before"])
     value["after"] = pack_text(operation.after, layout.sysctl_value["after"])
     journal.put(table, key, value)

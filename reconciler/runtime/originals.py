@@ -1,13 +1,16 @@
-"""A second copy of what stood in sysctls before us, for `down` after somebody has removed the maps that remember it."""
+"""A second copy of what stood in sysctls before us, for when somebody has removed the map that remembers it or some of
+its entries."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from reconciler.runtime.control import boot_id
 from reconciler.runtime.logger import Logger
+from reconciler.state.objects import Observed
 
 _log = Logger("originals")
 
@@ -33,6 +36,19 @@ class Originals:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             _log.warning("originals_not_read", path=str(self._path), error=str(error))
             return {}
+
+    def supplement(self, observed: Observed, read: Callable[[str], str | None]) -> Observed:
+        """With what the kernel's map has lost of settings that still are as we set them; ``read`` gives live values."""
+        lost = {
+            name: pair
+            for name, pair in self.read().items()
+            if name not in observed.remembered and read(name) == pair[1]
+        }
+        if not lost:
+            return observed
+        state = replace(observed.state, sysctls=observed.state.sysctls | {name: now for name, (_, now) in lost.items()})
+        remembered = observed.remembered | lost
+        return replace(observed, state=state, remembered=remembered, forgotten=frozenset(lost))
 
     def keep(self, remembered: Mapping[str, Pair], restored: Collection[str] = ()) -> None:
         """What the kernel's map says now counts; what it has lost stays, but for what was put back on purpose."""

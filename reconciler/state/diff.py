@@ -75,7 +75,8 @@ def diff(desired: Desired, observed: Observed) -> tuple[Change, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Only what differs, by key. ``sysctls`` pairs the live value with the one to be. ``ports``: bits the port map
+    """Only what differs, by key. ``sysctls`` pairs the live value with the one to be; ``originals`` are of those that
+    are right, but whose values before us the map has lost. ``ports``: bits the port map
     lacks; ``lost_ports`` those among them that the observed state needs as well. ``shares``: None for all of it."""
 
     program: Pair[ProgramState] | None
@@ -91,6 +92,7 @@ class Delta:
     wrong_tables: frozenset[tuple[str, Destination]]
     sysctls: dict[str, tuple[str, str]]
     forgotten_sysctls: dict[str, tuple[str, str]]
+    originals: dict[str, str]
     ports: dict[int, int]
     lost_ports: dict[int, int]
 
@@ -114,6 +116,11 @@ def compare(desired: Desired, observed: Observed) -> Delta:
         wrong_tables=old.wrong_tables,
         sysctls=_sysctls_to_set(desired, observed),
         forgotten_sysctls=_sysctls_to_restore(desired, observed),
+        originals={
+            name: observed.remembered[name][0]
+            for name in sorted(observed.forgotten, key=_sysctl_order)
+            if desired.state.sysctls.get(name) == observed.state.sysctls.get(name)
+        },
         ports=ports,
         lost_ports={port: bits & ports.get(port, 0) for port, bits in lost.items() if bits & ports.get(port, 0)},
     )
@@ -242,6 +249,9 @@ def _settings(delta: Delta, observed: Observed) -> Iterator[Change]:
         yield Change("update" if name in observed.remembered else "create", "setting", name, live, wanted)
     for name, (live, original) in sorted(delta.forgotten_sysctls.items()):
         yield Change("delete", "setting", name, live, original)
+    for name, original in delta.originals.items():
+        found = f"{original}, before us"
+        yield Change("update", "setting", name, f"{found}: lost from the kernel", f"{found}: kept in the kernel")
     for port, bits in delta.lost_ports.items():
         there = observed.ports.get(port, 0)
         yield Change("update", "setting", f"port/{port}", _port_uses(there), _port_uses(there | bits))

@@ -265,8 +265,9 @@ class Observed:
 
     ``ports`` is the port map's bytes other than 0 by port; ``blobs`` the digests of what is whole in the blob map;
     ``files_lost``: something of what ``revision`` was made from is not;
-    ``remembered`` our sysctl map: name -> (what stood there before us, what we set). ``state.sysctls`` holds live
-    values, at least of those remembered."""
+    ``remembered`` our sysctl map: name -> (what stood there before us, what we set), and what it has lost of that as
+    far as it is known from elsewhere, ``forgotten``. ``state.sysctls`` holds live values, at least of those
+    remembered."""
 
     state: KernelState
     allocation: Allocation
@@ -278,3 +279,4 @@ class Observed:
     blobs: frozenset[bytes] = frozenset()
     files_lost: bool = False
     remembered: dict[str, tuple[str, str]] = field(default_factory=dict)
+    forgotten: frozenset[str] = frozenset()

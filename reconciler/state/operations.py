@@ -88,12 +88,13 @@ class LoadProgram(Operation):
 @dataclass(frozen=True, slots=True)
 class SetSysctl(Operation):
     """``name`` like net/ipv4/conf/lo/forwarding. ``before`` is remembered in the sysctl map and restored by
-    RestoreSysctl."""
+    RestoreSysctl; ``original`` in its place where the map has lost what stood there before us."""
 
     map: ClassVar[str] = "sysctl"
     name: str
     before: str
     after: str
+    original: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,8 @@ def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Number
     for name, (live, wanted) in delta.sysctls.items():
         if not opens(name):
             yield SetSysctl(name, live, wanted)
+    for name, original in delta.originals.items():
+        yield SetSysctl(name, new.sysctls[name], new.sysctls[name], original)
     for name in numbers.new_proxies:
         yield PutProxyName(numbers.proxies[name], name)
     for proxy, endpoint in numbers.new_targets:

@@ -205,6 +205,28 @@ def test_sysctls(running: Instance) -> None:
     repairs(running, lambda instance: instance.lab.proxy.write_sysctls({name: "0"}), {f"setting {name}"})
 
 
+def test_what_stood_in_sysctls_before_us(running: Instance) -> None:
+    """The map that remembers it has a second copy, in the state directory: `down` is not the first to need it."""
+    names = {f"setting net/ipv4/conf/lo/{each}" for each in ("forwarding", "accept_local")}
+    remembered = []
+    look = on_maps(lambda maps: remembered.append(sorted(value.tobytes() for value in maps["sysctl"].items()[1])))
+    look(running)
+    repairs(running, delete_all("sysctl"), names)
+    look(running)
+    assert remembered[0] == remembered[1]
+    # One that is not asked for any more goes back, although the map had forgotten what stood there.
+    running.ctl("suspend")
+    delete_all("sysctl")(running)
+    running.write(config(running.lab).replace("mode: fullnat", "mode: dnat"))
+    running.ctl("resume")
+    running.wait_synced(timeout_sec=20)
+    running.ctl("connections", "flush", "--all")
+    read = running.lab.proxy.leniency
+    wait_for(lambda: read()["net/ipv4/conf/lo/accept_local"] == "0", "given back", timeout_sec=RESYNC_SEC + 8)
+    running.write(config(running.lab))
+    running.wait_synced()
+
+
 def test_pins(running: Instance) -> None:
     """The maps are found by the programs that use them, and pinned again: connections go on. (That of `listener4` is
     gone first, then all.)"""

@@ -97,9 +97,9 @@ class Store:
             case LoadProgram(before, after):
                 assert self.program == before
                 self.program = after
-            case SetSysctl(name, before_value, after_value):
+            case SetSysctl(name, before_value, after_value, original):
                 assert self.sysctls[name] == before_value
-                self.remembered.setdefault(name, (before_value, after_value))
+                self.remembered.setdefault(name, (original or before_value, after_value))
                 self.sysctls[name] = after_value
             case RestoreSysctl(name, before_value, after_value):
                 assert self.sysctls[name] == before_value
