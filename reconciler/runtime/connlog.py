@@ -11,7 +11,7 @@ import numpy as np
 
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import proxy_name
-from reconciler.kernel.maps import Array
+from reconciler.kernel.maps import Array, join
 
 OPENED: Final = "connection_opened"
 CLOSED: Final = "connection_closed"
@@ -23,6 +23,7 @@ REASONS: Final = {
     C["EVENT_FLUSHED"]: "flushed",
     C["EVENT_EVICTED"]: "evicted",
 }
+_SAME_CLOCK_NS: Final = 1_000_000
 _COUNTERS: Final = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
 
 
@@ -36,6 +37,12 @@ class ConnectionBatch:
 
     def __len__(self) -> int:
         return len(self._events)
+
+    def joined(self, following: ConnectionBatch) -> ConnectionBatch | None:
+        """None if the clock has been set in between."""
+        if abs(following._epoch_ns - self._epoch_ns) > _SAME_CLOCK_NS:
+            return None
+        return ConnectionBatch(join((self._events, following._events), self._events), self._names)
 
     def rows(self, start: int, stop: int) -> Sequence[tuple[int, str, dict[str, Any]]]:
         """Times, kinds and fields. ``duration_sec`` is from the first packet to the last, or to when the connection was

@@ -17,6 +17,8 @@ MEMORY: Final = 4096
 """So many events are remembered, not counting those of batches."""
 BATCHED_MEMORY: Final = 200_000
 """So many events of batches are remembered at most; who reads too slowly is told how many were lost."""
+_SMALL_BATCH: Final = 256
+"""Batches are joined up to that many events: one by itself takes the memory of five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class Batch(Protocol):
 
     def rows(self, start: int, stop: int) -> Sequence[tuple[int, str, dict[str, Any]]]:
         """Time (ns since the epoch), kind and fields of some of them."""
+        ...
+
+    def joined(self, following: Any) -> Batch | None:
+        """This batch and the one after it as one; None if they are to stay two."""
         ...
 
 
@@ -63,12 +69,24 @@ class Events:
         if not len(batch):
             return
         with self._added:
-            self._batches.append((self._last + 1, batch))
+            first = self._last + 1
             self._last += len(batch)
             self._batched += len(batch)
+            self._batches.append(self._joined(first, batch))
             while len(self._batches) > 1 and self._batched > self._most_batched:
                 self._batched -= len(self._batches.popleft()[1])
             self._tell()
+
+    def _joined(self, first: int, batch: Batch) -> tuple[int, Batch]:
+        """Together with the last one, if both are small and nothing came between them."""
+        if self._batches:
+            start, before = self._batches[-1]
+            if start + len(before) == first and len(before) + len(batch) <= _SMALL_BATCH:
+                both = before.joined(batch)
+                if both is not None:
+                    self._batches.pop()
+                    return start, both
+        return first, batch
 
     def _tell(self) -> None:
         self._added.notify_all()

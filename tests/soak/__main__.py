@@ -84,6 +84,7 @@ class Soak:
             self.failures.append("before that:\n" + "\n".join(told))
         self._judge_traffic(traffic, held)
         self._judge_footprint(footprints)
+        self._judge_drops(chaos)
         chaos.back_to_the_beginning()
         self._judge_entries(chaos, before)
         chaos.end()
@@ -144,7 +145,7 @@ class Soak:
         early, last = found[: max(2, len(found) // 4)], found[-1]
         memory = max(each.memory_kib for each in early)
         self.lines.append(
-            f"the daemon: {memory} KiB early in the last third, {last.memory_kib} KiB at its end,"
+            f"the daemon's own memory: {memory} KiB early in the last third, {last.memory_kib} KiB at its end,"
             f" {last.files} files, {last.threads} threads ({len(found)} looks)"
         )
         if last.memory_kib > memory + GROWTH_KIB:
@@ -173,9 +174,14 @@ class Soak:
 
     @staticmethod
     def _differing(before: dict[str, int], after: dict[str, int]) -> dict[str, tuple[int, int]]:
-        """A memory of a sysctl that somebody has deleted does not come back: a file has it as well."""
-        different = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-        return {name: pair for name, pair in different.items() if name != "sysctl" or pair[1] > pair[0]}
+        return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+    def _judge_drops(self, chaos: Chaos) -> None:
+        """What the data plane has dropped, and may not have: two connections that look alike, a table that is full."""
+        found = {reason: number for reason, number in chaos.client.stats().drops.items() if number}
+        self.lines.append("dropped: " + (", ".join(f"{number} {each}" for each, number in found.items()) or "nothing"))
+        wrong = found.keys() & {"conflict", "no_port", "table_full", "error"}
+        self.failures += [f"dropped without a reason: {found[each]} packets, {each}" for each in sorted(wrong)]
 
 
 def main() -> None:

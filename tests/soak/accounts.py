@@ -37,7 +37,8 @@ def entries(bpffs_dir: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one process: resident memory in KiB, open files, threads."""
+    """Of one process: memory of its own in KiB (what it shares with the kernel, such as the ring of events, left out),
+    open files, threads."""
 
     memory_kib: int
     files: int
@@ -48,4 +49,4 @@ class Footprint:
         """Read it from /proc."""
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
         words = {line.split(":")[0]: line.split()[1] for line in status if ":" in line and len(line.split()) > 1}
-        return cls(int(words["VmRSS"]), len(list(Path(f"/proc/{pid}/fd").iterdir())), int(words["Threads"]))
+        return cls(int(words["RssAnon"]), len(list(Path(f"/proc/{pid}/fd").iterdir())), int(words["Threads"]))

@@ -27,6 +27,9 @@ class Ended:
     def __len__(self) -> int:
         return len(self._ports)
 
+    def joined(self, following: Ended) -> Ended:
+        return Ended(*self._ports, *following._ports)
+
     def rows(self, start: int, stop: int) -> list[tuple[int, str, dict[str, Any]]]:
         return [
             (10**18, "connection_closed", {"proxy": "web", "client": f"192.0.2.1:{port}", "reason": "fin"})
