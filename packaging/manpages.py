@@ -209,21 +209,26 @@ def example(text: str) -> str:
 
 
 def kernel_table(kept: Mapping[str, Mapping[str, Any]]) -> str:
-    """What ran on which kernel, as text in columns: a row for each feature, below it what a cell does not say."""
-    names = [re.split(r"[-+]", each["release"])[0] for each in kept.values()]
+    """What ran on which kernel, as text in columns: a row for each feature, below it which kernels these were."""
+    names = [".".join(each["release"].split(".")[:2]) for each in kept.values()]
     rows = {"": [str(each["arch"]) for each in kept.values()]}
     for name in dict.fromkeys(feature for each in kept.values() for feature in each["features"]):
         rows[name] = [_cell(each["features"].get(name, {})) for each in kept.values()]
     efforts = [list(each["effort"].values()) for each in kept.values()]
-    for place, title in ((0, "instructions of the largest program"), (2, "most the verifier goes through")):
+    for place, title in ((0, "instructions of the largest"), (2, "most the verifier goes through")):
         rows[title] = [f"{max(each[place] for each in effort):,}" if effort else "-" for effort in efforts]
+        allowed = [each.get("ceilings") for each in kept.values()]
+        rows[("size" if place == 0 else "effort") + " that would fail a test"] = [
+            f"{each[place // 2]:,}" if each else "-" for each in allowed
+        ]
     wide = max(len(each) for each in rows)
     columns = [max(len(name), *(len(row[place]) for row in rows.values())) for place, name in enumerate(names)]
     lines = [
         "  ".join([title.ljust(wide), *(cell.rjust(width) for cell, width in zip(cells, columns, strict=True))])
         for title, cells in (("Linux", names), *rows.items())
     ]
-    return ".EX\n" + escape("\n".join(lines)) + "\n.EE\n"
+    releases = escape(", ".join(each["release"] for each in kept.values()))
+    return ".EX\n" + escape("\n".join(lines)) + f"\n.EE\n.PP\nThese are {releases}.\n"
 
 
 def _cell(counts: Mapping[str, int]) -> str:

@@ -16,7 +16,9 @@ from tests.kernel.dataplane import DataPlane, object_code
 
 KERNELS_LIMIT = 1_000_000
 """Instructions the verifier goes through before it gives up (BPF_COMPLEXITY_LIMIT_INSNS)."""
-MOST_PROCESSED = 400_000
+MOST_PROCESSED = 150_000
+"""Of one program: three times what the one that takes most took on any kernel tried (man/kernels.json), and far below
+the kernel's limit, so that a kernel whose verifier goes through more of it is no surprise."""
 MOST_INSTRUCTIONS = 8_192
 """Of one program as it is compiled. There is no such limit for root since Linux 5.2; jumps reach 32,767."""
 
@@ -49,7 +51,8 @@ def test_programs_are_far_from_what_the_kernel_refuses(record_property: Callable
     for function, (instructions, translated, processed) in efforts.items():
         print(f"{function}: {instructions} instructions, {translated} translated, {processed} processed")
         record_property(f"effort {function}", f"{instructions} {translated} {processed}")
-    assert MOST_PROCESSED < KERNELS_LIMIT / 2
+    record_property("ceilings", f"{MOST_INSTRUCTIONS} {MOST_PROCESSED}")
+    assert MOST_PROCESSED < KERNELS_LIMIT / 5
     assert max(processed for _, _, processed in efforts.values()) <= MOST_PROCESSED, efforts
     assert max(instructions for instructions, _, _ in efforts.values()) <= MOST_INSTRUCTIONS, efforts
 

@@ -133,17 +133,21 @@ def test_the_table_of_kernels_says_what_ran_where(generator: ModuleType, pages: 
 
     old = {"release": "6.1.0-9-amd64", "arch": "amd64", "features": {"load": counts(0, 2)}, "effort": {}}
     new = {"release": "6.12.1+deb13-arm64", "arch": "arm64", "effort": {"tc": [10, 20, 3000], "xdp": [40, 40, 50]}}
+    new["ceilings"] = [8192, 150000]
     new["features"] = {"load": counts(2, 0, 1), "wire": counts(3, 1), "none": counts(0, 0, 4)}
     lines = generator.kernel_table({"a": old, "b": new}).splitlines()
-    assert [re.split(r"  +", line.strip()) for line in lines[1:-1]] == [
-        ["Linux", "6.1.0", "6.12.1"],
+    assert [re.split(r"  +", line.strip()) for line in lines[1:-3]] == [
+        ["Linux", "6.1", "6.12"],
         ["amd64", "arm64"],
         ["load", "no", "yes"],
         ["wire", "\\-", "3 of 4"],
         ["none", "\\-", "\\-"],
-        ["instructions of the largest program", "\\-", "40"],
+        ["instructions of the largest", "\\-", "40"],
+        ["size that would fail a test", "\\-", "8,192"],
         ["most the verifier goes through", "\\-", "3,000"],
+        ["effort that would fail a test", "\\-", "150,000"],
     ]
+    assert lines[-1] == "These are 6.1.0\\-9\\-amd64, 6.12.1+deb13\\-arm64."
     for each in json.loads((ROOT / "man" / "kernels.json").read_text()).values():
         assert re.split(r"[-+]", each["release"])[0] in text(pages["revproxyd.8"])
 

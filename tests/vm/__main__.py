@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -17,7 +18,14 @@ OLDEST: Final = (5, 15)
 """What the README promises. Of older kernels only that they are refused."""
 
 # Emulated, a processor is ten to twenty times slower, so everything may take longer and less is tried at random.
-TEST_ENVIRONMENT: Final = {"REVPROXY_PATIENCE": "10", "REVPROXY_DIFFERENTIAL_PACKETS": "8000"}
+TEST_ENVIRONMENT: Final = {
+    "REVPROXY_PATIENCE": "10",
+    "REVPROXY_DIFFERENTIAL_PACKETS": "8000",
+    "REVPROXY_TRAFFIC_MEGABYTES": "4",
+}
+
+NOT_TO_BE_HAD: Final = 3
+"""Exit status when packages can't be fetched or installed, so that nothing could be tried (``setup.sh`` has it too)."""
 
 PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1"
 
@@ -28,40 +36,52 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Exit status 1 when something failed, 2 when it could not be tried."""
+    """Exit status 1 when a test or the machine failed, :data:`NOT_TO_BE_HAD` when what it takes can't be had."""
     parser = argparse.ArgumentParser(prog="tests/vm", description=__doc__)
     parser.add_argument("action", choices=["start", "run", "stop", "test"])
     parser.add_argument("--kernel", default=os.environ.get("KERNEL") or "6.1")
     parser.add_argument("--arch", default=os.environ.get("ARCH") or "amd64", choices=["amd64", "arm64"])
     parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS")
     parser.add_argument("--as-is", action="store_true", help="run: leave the checkout in the machine as it is")
+    parser.add_argument("--no-record", action="store_true", help="test: leave man/kernels.json as it is")
     parser.add_argument("words", nargs="*")
     options = parser.parse_intermixed_args()
     folder = Path(os.environ.get("REVPROXY_VM_DIR") or images.CHECKOUT / ".vm").resolve()
     machine = Machine(folder, options.kernel, options.arch)
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # the machine is switched off on the way out
     try:
         if options.action == "stop":
             machine.stop()
             return 0
         if options.action == "test":
-            return test(machine, options.limit, options.words)
+            return test(machine, options.limit, options.words, record=not options.no_record)
         machine.start(say)
         if options.action == "run":
             return machine.run(" ".join(options.words), options.limit, tests=None if options.as_is else ())
-    except (fetch.Unavailable, MachineError) as error:
+    except fetch.Unavailable as error:
         say(str(error))
-        return 2
+        return NOT_TO_BE_HAD
+    except MachineError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 
-def test(machine: Machine, limit_sec: float, rows: list[str]) -> int:
+def test(machine: Machine, limit_sec: float, rows: list[str], record: bool) -> int:
     """Run the list, or what of it is for features with one of ``rows`` in their names, in the machine that is up, or in
-    one that is booted for it and switched off again. What came of it is kept."""
+    one that is booted for it and switched off again. What came of it is kept if ``record``."""
     was_up = machine.pid() is not None
     began = time.monotonic()
-    machine.prepare(say)
+    fetch.fetch_kernel(machine.folder, machine.arch, machine.kernel)
     listed = results.features(fetch.version(machine.release) < OLDEST)
     wanted = {name: tests for name, tests in listed.items() if not rows or any(row in name for row in rows)}
+    if not wanted:
+        say(f"no row is named like that; there are: {'; '.join(listed)}")
+        return 1
     chosen = [each for tests in wanted.values() for each in tests]
     about = {"order": [machine.arch, *fetch.version(machine.release)], "release": machine.release, "arch": machine.arch}
     about["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -82,18 +102,18 @@ def test(machine: Machine, limit_sec: float, rows: list[str]) -> int:
     finally:
         if not was_up:
             machine.stop()
-    return _conclude(machine, about, found, wanted)
-
-
-def _conclude(
-    machine: Machine, about: dict[str, Any], found: dict[str, dict[str, Any]], wanted: dict[str, list[str]]
-) -> int:
-    """Say and keep what came of it; the exit status."""
     if not found:
         say("no test ran")
-        return 2
+        return 1
     summary = results.summary(found, wanted)
-    results.keep(f"{machine.kernel}-{machine.arch}", about | summary, ran=found)
+    if record:
+        results.keep(f"{machine.kernel}-{machine.arch}", about | summary, ran=found)
+    say(f"Linux {machine.release}: done in {about['seconds']} s")
+    return _conclude(found, summary, list(wanted))
+
+
+def _conclude(found: dict[str, dict[str, Any]], summary: dict[str, Any], wanted: list[str]) -> int:
+    """Say what came of it; the exit status."""
     for name, reason in summary["not passed"].items():
         say(f"{found[name]['outcome']}: {name}: {reason}")
     missing = [feature for feature in wanted if feature not in summary["features"]]
@@ -101,7 +121,7 @@ def _conclude(
         say(f"not done: {feature}")
     outcomes = [entry["outcome"] for entry in found.values()]
     counts = ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped"))
-    say(f"Linux {machine.release}: {counts} in {about['seconds']} s")
+    say(counts)
     return 1 if missing or "failed" in outcomes else 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,10 @@ ROOT_PACKAGES: Final = (
     "base-files,base-passwd,bash,busybox-static,ca-certificates,coreutils,curl,ethtool,findutils,git,grep,gzip,"
     "iproute2,kmod,libc-bin,linux-libc-dev,mount,openssl,procps,python3,python3-bpfcc,sed,tar,util-linux"
 )
+FETCH_SEC: Final = 900
+"""After so long a client of the archive is taken to hang."""
+LISTS_SEC: Final = 86400
+"""Lists older than that are fetched again: the archive drops a package when the next version is there."""
 
 
 class Unavailable(Exception):
@@ -33,6 +38,20 @@ def _sources() -> str:
     lines = [f"deb [signed-by={KEYRING}] {MIRROR}/debian {suite} main" for suite in SUITES]
     lines += [f"deb [signed-by={KEYRING}] {MIRROR}/debian-security {suite} main" for suite in SECURITY]
     return "\n".join(lines) + "\n"
+
+
+def fetched(what: str, command: list[str], where: Path | None = None) -> str:
+    """Run what needs the network. Its output; raises :class:`Unavailable` with its last words, or when it hangs."""
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False, timeout=FETCH_SEC)
+        if done.returncode == 0:
+            return done.stdout
+        said = "\n".join(done.stderr.strip().splitlines()[-5:]) or f"exit status {done.returncode}"
+    except subprocess.TimeoutExpired:
+        said = f"not done in {FETCH_SEC} s"
+    except OSError as error:
+        said = str(error)
+    raise Unavailable(f"{what}: {said}\nLook at the network; REVPROXY_VM_MIRROR names another Debian mirror.")
 
 
 class Archive:
@@ -53,26 +72,23 @@ class Archive:
             "APT::Architecture": self.arch,
             "APT::Architectures": self.arch,
             "APT::Sandbox::User": "root",
+            "Acquire::Retries": "2",
+            "Acquire::http::Timeout": "30",
         }
         options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        done = subprocess.run(
-            [words[0], *options, *words[1:]], cwd=where, capture_output=True, text=True, check=False, timeout=900
-        )
-        if done.returncode:
-            said = "\n".join(done.stderr.strip().splitlines()[-3:])
-            raise Unavailable(f"{' '.join(words)}: {said}\nLook at the network, or name a mirror: REVPROXY_VM_MIRROR.")
-        return done.stdout
+        return fetched(" ".join(words), [words[0], *options, *words[1:]], where)
 
     def update(self) -> None:
-        """Fetch the lists, if there are none yet."""
-        if (self.folder / "complete").exists():
+        """Fetch the lists, if there are none of today."""
+        complete = self.folder / "complete"
+        if complete.exists() and time.time() - complete.stat().st_mtime < LISTS_SEC:
             return
         for part in ("lists/partial", "cache/archives/partial"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         (self.folder / "sources.list").write_text(_sources())
         (self.folder / "status").touch()
         self._apt("apt-get", "update")
-        (self.folder / "complete").touch()
+        complete.touch()
 
     def kernels(self) -> dict[str, str]:
         """Package by release, like ``6.1.0-50-amd64``: those for ordinary machines."""
@@ -144,9 +160,9 @@ def fetch_kernel(folder: Path, arch: str, wanted: str) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     archive.unpack(kernels[release], draft)
-    for part in (f"linux-binary-{release}", f"linux-modules-{release}"):  # Linux 7 comes in three packages
-        if archive.known(part):
-            archive.unpack(part, draft)
+    for part in ("binary", "modules", "base"):  # Linux 7 comes in several packages; base has modules.builtin
+        if archive.known(f"linux-{part}-{release}"):
+            archive.unpack(f"linux-{part}-{release}", draft)
     if not (draft / "lib").exists():
         (draft / "lib").symlink_to("usr/lib")
     subprocess.run(["/sbin/depmod", "--basedir", str(draft), release], check=True)
@@ -164,7 +180,4 @@ def fetch_root(tree: Path, arch: str) -> None:
     command += [f"--include={ROOT_PACKAGES}", f"--setup-hook={links}", ROOT_SUITE, str(tree)]
     command += [f"deb {MIRROR}/debian {ROOT_SUITE} main"]
     command += [f"deb {MIRROR}/debian-security {ROOT_SUITE}-security main"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise Unavailable(f"mmdebstrap {arch}: {said}\nLook at the network, or name a mirror: REVPROXY_VM_MIRROR.")
+    fetched(f"mmdebstrap {arch}", command)

@@ -98,9 +98,7 @@ def _python_packages(tree: Path, arch: str) -> None:
     command = [sys.executable, "-m", "pip", "-qq", "--no-input", "install", "--require-hashes", "--only-binary=:all:"]
     command += ["--no-deps", "--target", str(site), "--python-version=3.11", "--implementation=cp"]
     command += [word for platform in _WHEELS[arch] for word in ("--platform", platform)]
-    done = subprocess.run([*command, "-r", str(LOCK)], capture_output=True, text=True, check=False, timeout=1800)
-    if done.returncode:
-        raise fetch.Unavailable(f"pip for {arch}: {done.stderr.strip()[-800:]}")
+    fetch.fetched(f"pip for {arch}", [*command, "-r", str(LOCK)])
     program = [sys.executable, "-m", "compileall", "-q", "-j", "1", "-s", str(tree), str(tree / "usr/lib/python3")]
     subprocess.run([*program, str(site), str(tree / "usr/lib/python3.11")], check=False, stdout=subprocess.DEVNULL)
 

@@ -14,7 +14,7 @@ KEPT: Final = HERE.parents[1] / "man" / "kernels.json"
 
 
 UNENDED: Final = "it did not end"
-REFUSAL: Final = "a kernel that is too old is refused in words"
+REFUSAL: Final = "too old: refused in words"
 
 
 def features(too_old: bool = False, path: Path = LIST) -> dict[str, list[str]]:
@@ -46,8 +46,8 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """Counts by feature, what was skipped or failed and why, and the verifier's effort. A feature of which not every
-    test came to its end is left out."""
+    """Counts by feature, what was skipped or failed and why, the verifier's effort, and above what size and effort the
+    tests fail. A feature of which not every test came to its end is left out."""
     rows = {}
     for feature, selections in tests.items():
         entries = [report[each] for each in report if any(_belongs(each, selection) for selection in selections)]
@@ -57,13 +57,15 @@ def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterabl
             outcome: sum(entry["outcome"] == outcome for entry in entries)
             for outcome in ("passed", "failed", "skipped")
         }
-    effort = {}
+    effort, ceilings = {}, []
     for entry in report.values():
         for name, value in entry["properties"].items():
             if name.startswith("effort "):
                 effort[name.removeprefix("effort ")] = [int(part) for part in value.split()]
+            elif name == "ceilings":
+                ceilings = [int(part) for part in value.split()]
     left = {each: entry["reason"] for each, entry in report.items() if entry["outcome"] != "passed"}
-    return {"features": rows, "not passed": left, "effort": effort}
+    return {"features": rows, "not passed": left, "effort": effort, "ceilings": ceilings}
 
 
 def _belongs(test: str, selection: str) -> bool:
@@ -81,6 +83,7 @@ def keep(name: str, result: Mapping[str, Any], path: Path = KEPT, ran: Iterable[
         merged["not passed"] = {test: why for test, why in last["not passed"].items() if test not in set(ran)} | result[
             "not passed"
         ]
-        merged["effort"] = result["effort"] or last["effort"]
+        for each in ("effort", "ceilings"):
+            merged[each] = result[each] or last.get(each, [])
     kept[name] = merged
     path.write_text(json.dumps(dict(sorted(kept.items(), key=lambda item: item[1]["order"])), indent=1) + "\n")

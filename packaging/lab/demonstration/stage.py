@@ -62,7 +62,7 @@ class Stage:
             "REVPROXY_RUN_DIR": str(self.directory / "run"),
             "REVPROXY_STATE_DIR": str(self.directory / "state"),
             "REVPROXY_BPFFS_DIR": str(self.bpffs_dir),
-            "REVPROXY_CACHE_DIR": str(self.directory / "cache"),
+            "REVPROXY_CACHE_DIR": os.environ.get("REVPROXY_CACHE_DIR", str(self.directory / "cache")),
         }
 
     def __enter__(self) -> Stage:

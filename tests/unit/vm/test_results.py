@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,13 @@ def test_a_test_that_did_not_end_has_failed(tmp_path: Path) -> None:
     report = tmp_path / "report.jsonl"
     lines = [
         {"id": "a.py::one", "outcome": "started"},
-        {"id": "a.py::one", "outcome": "passed", "seconds": 1, "reason": "", "properties": {"effort tc": "10 20 300"}},
+        {
+            "id": "a.py::one",
+            "outcome": "passed",
+            "seconds": 1,
+            "reason": "",
+            "properties": {"effort tc": "10 20 300", "ceilings": "8 9"},
+        },
         {"id": "a.py::two[x]", "outcome": "started"},
         {"id": "b.py::three", "outcome": "skipped", "seconds": 0, "reason": "no such thing", "properties": {}},
     ]
@@ -59,6 +67,7 @@ def test_a_test_that_did_not_end_has_failed(tmp_path: Path) -> None:
     }, "not those of which a test did not end"
     assert summary["not passed"] == {"a.py::two[x]": "it did not end", "b.py::three": "no such thing"}
     assert summary["effort"] == {"tc": [10, 20, 300]}
+    assert summary["ceilings"] == [8, 9]
 
 
 def test_a_kept_result_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
@@ -66,7 +75,8 @@ def test_a_kept_result_takes_the_place_of_the_last_one(tmp_path: Path) -> None:
 
     def result(minor: int, release: str, **features: int) -> dict[str, object]:
         effort = {"tc": [minor]} if "load" in features else {}
-        return {"order": [6, minor], "release": release, "features": features, "not passed": {}, "effort": effort}
+        about = {"order": [6, minor], "release": release, "not passed": {}}
+        return about | {"features": features, "effort": effort, "ceilings": [minor] if effort else []}
 
     results.keep("new", result(12, "6.12.1", load=1, tc=1), path)
     results.keep("old", result(1, "6.1.1", load=1), path)
@@ -101,4 +111,34 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
 def test_without_root_it_says_so() -> None:
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(Path(results.HERE, "setup.sh"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "vm: this needs root\n")
+    assert (done.returncode, done.stderr) == (3, "vm: this needs root\n")
+
+
+def _machines(folder: Path, *words: str, mirror: str = "file:/nowhere") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "REVPROXY_VM_DIR": str(folder), "REVPROXY_VM_MIRROR": mirror}
+    command = [sys.executable, "-m", "tests.vm", *words]
+    where = images.CHECKOUT
+    return subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_can_not_be_had_is_told_apart_from_what_failed(tmp_path: Path) -> None:
+    done = _machines(tmp_path, "test", "--kernel", "6.1", "--no-record")
+    assert done.returncode == 3
+    assert "vm: apt-get update: " in done.stderr
+    assert "REVPROXY_VM_MIRROR names another Debian mirror" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_client_of_the_archive_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FETCH_SEC", 0.1)
+    with pytest.raises(fetch.Unavailable, match=r"^something: not done in 0.1 s"):
+        fetch.fetched("something", ["sleep", "30"])
+
+
+def test_a_row_that_is_not_there_starts_no_machine(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernels" / "6.1-amd64"
+    kernel.mkdir(parents=True)
+    (kernel / "release").write_text("6.1.0-1-amd64\n")
+    done = _machines(tmp_path, "test", "--kernel", "6.1", "programs fly")
+    assert done.returncode == 1
+    assert "no row is named like that; there are: programs load; size and effort; " in done.stderr
