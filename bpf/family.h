@@ -15,6 +15,7 @@
 #include "events.h"
 #include "conntrack.h"
 #include "balance.h"
+#include "way.h"
 #include "nat.h"
 #include "forward.h"
 #include "fragment.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The way out: the kernel's routing table asked once a second and connection, and remembered in its entry.
+/* The way out: the kernel's routing table asked once a second and connection, and remembered by its entry.
  * No include guard: see family.h. */
 
 #ifndef REVPROXY_FORWARD_ONCE
@@ -11,22 +11,10 @@
 static long (*redirect_neighbour)(u32 ifindex, struct bpf_redir_neigh *next_hop, int length, u64 flags) =
 	(void *)BPF_FUNC_redirect_neigh;
 
-#define WAY_CACHED 0    /* in the entry: interface and hardware addresses */
-#define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not */
+#define WAY_CACHED 0    /* known to the entry: interface and hardware addresses */
+#define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not, or there is no place for it */
 #define WAY_STACK 2     /* this host, no route, or not wanted */
 #define WAY_ROUTER 3    /* the stack has to cut it, or to tell its sender why it can't go on */
-
-static __always_inline bool way_is_fresh(const struct connection *c, u32 generation, u64 now)
-{
-	return c->out_ifindex && c->out_generation == generation && now - c->out_ns < NSEC_PER_SEC;
-}
-
-static __always_inline u32 device_flags(u32 ifindex)
-{
-	u32 *flags = lookup(MAP(DEVICE), &ifindex);
-
-	return flags ? *flags : 0;
-}
 
 static __always_inline void clear_hardware_addresses(struct __sk_buff *skb)
 {
@@ -51,6 +39,7 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 				       struct scratch *scratch, u32 generation, u64 now)
 {
 	struct bpf_fib_lookup *fib;
+	u32 number;
 	long result;
 
 	if (!scratch)
@@ -85,14 +74,11 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 		return WAY_ROUTER;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return WAY_STACK;
-	e->c.out_ifindex = fib->ifindex;
-	e->c.out_mtu = fib->mtu_result ?: 0xffff;
-	__builtin_memcpy(e->c.out_dmac, fib->dmac, ETH_ALEN);
-	__builtin_memcpy(e->c.out_smac, fib->smac, ETH_ALEN);
-	e->c.out_flags = device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT ? OUT_XDP : 0;
-	e->c.out_generation = generation;
-	e->c.out_ns = now;
-	return WAY_CACHED;
+	number = note_way(fib, now);
+	e->c.way = number;
+	e->c.way_time = now >> WAY_TIME_SHIFT;
+	e->c.way_generation = generation;
+	return number ? WAY_CACHED : WAY_NEIGHBOUR;
 }
 
 /* Whether the stack takes this packet only as one that came in by lo, where it accepts an address of this host as

@@ -109,6 +109,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	u8 *icmp = data + ICMP_OFFSET, *l4 = data + INNER_L4_OFFSET;
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
 	struct F(connection) *e, *out;
+	const struct way *hop = 0;
 	struct control *ctl = control();
 	struct F(packet) p = {};
 	__be32 saddr_be[ADDRESS_WORDS], daddr_be[ADDRESS_WORDS];
@@ -174,6 +175,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		p.key.protocol = FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 		way = F(find_way)(ctx, &p, out, scratch, ctl->generation, now);
 		p.key.protocol = protocol;
+		hop = way == WAY_CACHED ? way_of(out->c.way) : 0;
 		if (way == WAY_ROUTER) /* about an error there is none */
 			way = WAY_STACK;
 	}
@@ -202,11 +204,11 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		__builtin_memset(data, 0, 2 * ETH_ALEN);
 		return to_stack_by_loopback();
 	}
-	if (way == WAY_STACK)
+	if (!hop)
 		return TC_ACT_UNSPEC;
-	__builtin_memcpy(data, out->c.out_dmac, ETH_ALEN);
-	__builtin_memcpy(data + ETH_ALEN, out->c.out_smac, ETH_ALEN);
-	return bpf_redirect(out->c.out_ifindex, 0);
+	__builtin_memcpy(data, hop->dmac, ETH_ALEN);
+	__builtin_memcpy(data + ETH_ALEN, hop->smac, ETH_ALEN);
+	return bpf_redirect(hop->ifindex, 0);
 }
 
 #undef NETWORK_HEADER

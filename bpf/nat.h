@@ -5,7 +5,6 @@
 #define REVPROXY_NAT_ONCE
 
 #define REWRITE_HOP 1u /* one hop further */
-#define REWRITE_MAC 2u /* with the entry's hardware addresses */
 #define REWRITE_LOOPBACK 4u /* with those of lo, all zero */
 
 static __always_inline u64 difference16(u16 before, u16 after)
@@ -47,9 +46,9 @@ static __always_inline int F(rewrite_checksum_tc)(struct __sk_buff *skb, const s
 	return 0;
 }
 
-/* 0, or -1 with the packet possibly half changed: the caller drops it. */
+/* 0, or -1 with the packet possibly half changed: the caller drops it. Without out the hardware addresses stay. */
 static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet) *p, const struct F(connection) *e,
-				      u32 what)
+				      const struct way *out, u32 what)
 {
 	u64 addresses = 0, hop = 0;
 	u64 ports = difference16(p->key.sport_be, e->sport_be) + difference16(p->key.dport_be, e->dport_be);
@@ -112,9 +111,9 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 	if (what & REWRITE_HOP)
 		ip->hop_limit = p->hop_limit - 1;
 #endif
-	if (what & REWRITE_MAC) {
-		__builtin_memcpy(eth->h_dest, e->c.out_dmac, ETH_ALEN);
-		__builtin_memcpy(eth->h_source, e->c.out_smac, ETH_ALEN);
+	if (out) {
+		__builtin_memcpy(eth->h_dest, out->dmac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, out->smac, ETH_ALEN);
 	} else if (what & REWRITE_LOOPBACK) {
 		__builtin_memset(eth->h_dest, 0, 2 * ETH_ALEN);
 	}

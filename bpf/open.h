@@ -228,9 +228,13 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 	if (proxy->mode == MODE_FULLNAT)
 		fresh->c.flags |= CONNECTION_FULLNAT;
 	if (hook == HOOK_XDP) {
+		const struct way *out;
+
 		/* XDP begins only what it can finish; TC does the rest. */
-		if (F(find_way)(ctx, p, fresh, scratch, control->generation, now) != WAY_CACHED ||
-		    !F(xdp_finishes)(p, fresh))
+		if (F(find_way)(ctx, p, fresh, scratch, control->generation, now) != WAY_CACHED)
+			return XDP_PASS;
+		out = way_of(fresh->c.way);
+		if (!out || !F(xdp_finishes)(p, out))
 			return XDP_PASS;
 	}
 	if (!F(remember)(p, fresh, reply, before, scratch))

@@ -14,11 +14,10 @@ static __always_inline u32 F(listening)(const struct F(packet) *p, u32 active)
 	return listener ? listener->proxy[active] : 0;
 }
 
-/* Whether XDP can send this packet on by the way out that e remembers. */
-static __always_inline bool F(xdp_finishes)(const struct F(packet) *p, const struct F(connection) *e)
+/* Whether XDP can send this packet on by this way. */
+static __always_inline bool F(xdp_finishes)(const struct F(packet) *p, const struct way *out)
 {
-	return (e->c.out_ifindex == p->ifindex || (e->c.out_flags & OUT_XDP)) && p->length <= e->c.out_mtu &&
-	       p->hop_limit > 1;
+	return (out->ifindex == p->ifindex || (out->flags & OUT_XDP)) && p->length <= out->mtu && p->hop_limit > 1;
 }
 
 static __always_inline void F(account)(struct F(connection) *e, const struct F(packet) *p, u64 now, u32 outcome)
@@ -37,19 +36,26 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(packet) *p, struct F(connection) *e,
 					  struct settings *settings, struct control *control, u64 now)
 {
+	const struct way *out;
+	u32 number;
+
 	if (!(settings->flags & SETTING_FAST_PATH))
 		return XDP_PASS;
-	if (!way_is_fresh(&e->c, control->generation, now) &&
-	    F(find_way)(ctx, p, e, lookup_index(MAP(SCRATCH), 0), control->generation, now) != WAY_CACHED)
+	number = fresh_way(&e->c, control->generation, now);
+	if (!number) {
+		if (F(find_way)(ctx, p, e, lookup_index(MAP(SCRATCH), 0), control->generation, now) != WAY_CACHED)
+			return XDP_PASS;
+		number = e->c.way;
+	}
+	out = way_of(number);
+	if (!out || !F(xdp_finishes)(p, out))
 		return XDP_PASS;
-	if (!F(xdp_finishes)(p, e))
-		return XDP_PASS;
-	if (F(rewrite)(ctx, HOOK_XDP, p, e, REWRITE_HOP | REWRITE_MAC))
+	if (F(rewrite)(ctx, HOOK_XDP, p, e, out, REWRITE_HOP))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 	F(account)(e, p, now, OUTCOME_REDIRECT_XDP);
-	if (e->c.out_ifindex == p->ifindex)
+	if (out->ifindex == p->ifindex)
 		return XDP_TX;
-	return bpf_redirect(e->c.out_ifindex, 0);
+	return bpf_redirect(out->ifindex, 0);
 }
 
 /* TC ingress: redirect past the stack where that is wanted and can be; else a client's packet goes to the stack
@@ -61,13 +67,23 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 					 struct settings *settings, struct control *control, u64 now)
 {
 	struct scratch *scratch = 0;
-	int way = WAY_CACHED;
+	const struct way *out = 0;
+	int way = WAY_STACK;
+	u32 number;
 
-	if (!(settings->flags & SETTING_FAST_PATH))
-		way = WAY_STACK;
-	else if (!way_is_fresh(&e->c, control->generation, now))
-		way = F(find_way)(ctx, p, e, scratch = lookup_index(MAP(SCRATCH), 0), control->generation, now);
-	if (way != WAY_STACK && (p->hop_limit <= 1 || (way == WAY_CACHED && p->length > e->c.out_mtu)))
+	if (settings->flags & SETTING_FAST_PATH) {
+		number = fresh_way(&e->c, control->generation, now);
+		if (!number) {
+			scratch = lookup_index(MAP(SCRATCH), 0);
+			way = F(find_way)(ctx, p, e, scratch, control->generation, now);
+			if (way == WAY_CACHED)
+				number = e->c.way;
+		}
+		out = way_of(number);
+		if (out)
+			way = p->length <= out->mtu ? WAY_CACHED : WAY_ROUTER;
+	}
+	if (way != WAY_STACK && p->hop_limit <= 1)
 		way = WAY_ROUTER;
 
 	if (way >= WAY_STACK) {
@@ -89,17 +105,17 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 				return TC_ACT_UNSPEC;
 			what |= REWRITE_HOP;
 		}
-		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, what))
+		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, 0, what))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_STACK);
 		return loopback ? to_stack_by_loopback() : TC_ACT_UNSPEC;
 	}
-	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, way == WAY_CACHED ? REWRITE_HOP | REWRITE_MAC : REWRITE_HOP))
+	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 	F(account)(e, p, now, OUTCOME_REDIRECT_TC);
-	if (way == WAY_NEIGHBOUR && scratch)
-		return F(redirect_neighbour)(scratch);
-	return bpf_redirect(e->c.out_ifindex, 0);
+	if (out)
+		return bpf_redirect(out->ifindex, 0);
+	return scratch ? F(redirect_neighbour)(scratch) : verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 }
 
 /* Not TCP or UDP with its header: TC has programs for fragments and ICMP errors. */
@@ -122,14 +138,14 @@ static __always_inline int F(unusual)(void *ctx, int hook)
 static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
 					    struct settings *settings, struct control *control, u64 now, u32 active)
 {
+	const struct way *out = way_of(fresh_way(&e->c, control->generation, now));
 	struct scratch *scratch;
 
-	if ((settings->flags & SETTING_FAST_PATH) && way_is_fresh(&e->c, control->generation, now) &&
-	    p->hop_limit > 1 && p->length <= e->c.out_mtu) {
-		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, REWRITE_HOP | REWRITE_MAC))
+	if ((settings->flags & SETTING_FAST_PATH) && out && p->hop_limit > 1 && p->length <= out->mtu) {
+		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_REDIRECT_TC);
-		return bpf_redirect(e->c.out_ifindex, 0);
+		return bpf_redirect(out->ifindex, 0);
 	}
 	scratch = lookup_index(MAP(SCRATCH), 0);
 	if (scratch) {
@@ -244,7 +260,7 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 	now = bpf_ktime_get_coarse_ns();
 	if (!ctl || !F(is_alive)(e, p.key.protocol, now, ctl->active & 1))
 		return TC_ACT_UNSPEC;
-	if (F(rewrite)(ctx, HOOK_TC_EGRESS, &p, e, 0))
+	if (F(rewrite)(ctx, HOOK_TC_EGRESS, &p, e, 0, 0))
 		return verdict_drop(HOOK_TC_EGRESS, OUTCOME_DROP_ERROR);
 	F(account)(e, &p, now, OUTCOME_EGRESS);
 	return TC_ACT_UNSPEC;
@@ -283,7 +299,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 		return F(forward_tc)(ctx, &p, e, &settings->slot[active], ctl, now);
 	if (!F(is_for_egress)(e))
 		return TC_ACT_UNSPEC;
-	if (F(rewrite)(ctx, hook, &p, e, 0))
+	if (F(rewrite)(ctx, hook, &p, e, 0, 0))
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	F(account)(e, &p, now, OUTCOME_EGRESS);
 	return TC_ACT_UNSPEC;

@@ -183,28 +183,39 @@ struct connection_key6 {
 
 #define OUT_XDP 1u /* the way out takes frames redirected by XDP */
 
-/* The part that does not depend on the address family. */
+/* The part that does not depend on the address family. With IPv4 the whole value is 64 bytes, and the kernel's entry
+ * with it two cache lines. */
 struct connection {
 	u64 created_ns; /* CLOCK_MONOTONIC, coarse */
 	u64 last_ns;
 	u64 packets;
 	u64 bytes;
-	u32 proxy;
-	u32 target;
+	u16 proxy;
+	u16 target;
 	u32 idle_sec;
 	u8 flags;
 	u8 own;
 	u8 peer;
-	u8 zero;
-	/* The way out, valid while generation is control's and out_ns is less than a second ago. */
-	u64 out_ns;
-	u32 out_generation;
-	u32 out_ifindex;
-	u16 out_mtu;
-	u8 out_dmac[6];
-	u8 out_smac[6];
-	u8 out_flags;
-	u8 out_zero;
+	/* The way out, valid while way_generation is the last byte of control's and way_time is less than a second ago:
+	 * see way.h. */
+	u8 way_generation;
+	u16 way;
+	u16 way_time;
+};
+
+/* way[n]; way[0] is struct way_head instead. */
+struct way {
+	u64 asked_ns; /* when the routing table said so last */
+	u32 ifindex;
+	u16 mtu;
+	u8 dmac[6];
+	u8 smac[6];
+	u8 flags;
+	u8 zero[5];
+};
+
+struct way_head {
+	u32 places; /* of each CPU: from 1 + CPU * places */
 };
 
 struct connection4 {

@@ -72,23 +72,29 @@ connection = np.dtype(
         ("last_ns", u64),
         ("packets", u64),
         ("bytes", u64),
-        ("proxy", u32),
-        ("target", u32),
+        ("proxy", u16),
+        ("target", u16),
         ("idle_sec", u32),
         ("flags", u8),
         ("own", u8),
         ("peer", u8),
-        ("zero", u8),
-        ("out_ns", u64),
-        ("out_generation", u32),
-        ("out_ifindex", u32),
-        ("out_mtu", u16),
-        ("out_dmac", u8, (6,)),
-        ("out_smac", u8, (6,)),
-        ("out_flags", u8),
-        ("out_zero", u8),
+        ("way_generation", u8),
+        ("way", u16),
+        ("way_time", u16),
     ]
 )
+way = np.dtype(
+    [
+        ("asked_ns", u64),
+        ("ifindex", u32),
+        ("mtu", u16),
+        ("dmac", u8, (6,)),
+        ("smac", u8, (6,)),
+        ("flags", u8),
+        ("zero", u8, (5,)),
+    ]
+)
+way_head = np.dtype([("places", u32)])
 connection4 = np.dtype([("c", connection), *_tuple4, ("hint", u32)])
 connection6 = np.dtype([("c", connection), *_tuple6, ("hint", u32)])
 fragment_key4 = np.dtype(
@@ -260,6 +266,7 @@ MAX_TARGETS: Final = 65536
 MAX_GROUPS: Final = 16384
 MAX_DEVICES: Final = 4096
 HARDWARE_PLACES: Final = 4096
+WAYS: Final = 32768  # a connection's entry has 16 bits for one
 
 MAPS: Final[dict[str, MapSpec]] = {
     spec.name: spec
@@ -292,6 +299,7 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("event_ring", 26, MapType.ARRAY_OF_MAPS, u32, u32, 1),
         MapSpec("retired_stats", 27, MapType.ARRAY, u32, target_stats, MAX_PROXIES),
         MapSpec("hardware", 30, MapType.ARRAY, u32, u64, HARDWARE_PLACES),
+        MapSpec("way", 31, MapType.ARRAY, u32, way, WAYS),
     )
 }
 

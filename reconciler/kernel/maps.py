@@ -462,10 +462,18 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     if spec.name in layout.HINTS.values():
         head = np.zeros(1, layout.hint_head)
         head["slots"] = spec.max_entries * max_connections
-        value = np.zeros(spec.value.itemsize, np.uint8)
-        value[: head.nbytes] = head.view(np.uint8)
-        bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
+        _put_head(fd, spec, head)
+    elif spec.name == "way":
+        head = np.zeros(1, layout.way_head)
+        head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()
+        _put_head(fd, spec, head)
     return fd
+
+
+def _put_head(fd: int, spec: MapSpec, head: Array) -> None:
+    value = np.zeros(spec.value.itemsize, np.uint8)
+    value[: head.nbytes] = head.view(np.uint8)
+    bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
 
 
 def inner_template(spec: MapSpec) -> int:

@@ -25,7 +25,7 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
 from reconciler.kernel.maps import Array, Map, Maps, address, connections_for
 
-_OWN_ALONE: Final = frozenset(("scratch", "event_ring", "fragment4", "fragment6", *layout.HINTS.values()))
+_OWN_ALONE: Final = frozenset(("scratch", "event_ring", "way", "fragment4", "fragment6", *layout.HINTS.values()))
 """Not copied: what lasts for a packet, what is made anew, and what follows from the connections."""
 _GROUPS_AT_ONCE: Final = 256
 

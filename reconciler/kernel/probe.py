@@ -45,9 +45,12 @@ OWN: Final = frozenset(
         "fragment4",
         "fragment6",
         "event_ring",
+        "way",
     }
 )
 """Maps that programs write to, and the one that says which slot they read: the probe has its own."""
+FEW: Final = {"target_stats": 1, "way": 1024}
+"""Of these it needs less: no target is counted."""
 SHARED: Final = frozenset(
     {"settings", "port", "listener4", "listener6", "proxy", "route4", "route6", "target", "group", "device", "hardware"}
 )
@@ -224,7 +227,7 @@ class Probe:
         try:
             for name in sorted(OWN):
                 spec = layout.MAPS[name]
-                spec = replace(spec, max_entries=1) if name == "target_stats" else spec  # none is counted
+                spec = replace(spec, max_entries=FEW[name]) if name in FEW else spec
                 descriptors[name] = maps.create_map(spec, _CONNECTIONS)
             descriptors[calls] = bpf.map_create(layout.MapType.PROG_ARRAY, calls, 4, 4, MAX_CALLS)
             fds = {**{name: self.maps[name].fd for name in SHARED}, **descriptors}

@@ -210,7 +210,8 @@ class Live:
         for version in VERSIONS:
             keys, values = self.maps[f"connection{version}"].items()
             common = values["c"]
-            found.update(np.unique(common["out_ifindex"]).tolist())
+            ways = np.setdiff1d(common["way"], [0])
+            found.update(self.maps["way"].get_many(ways.astype(np.uint32))[1]["ifindex"].tolist())
             forward = common["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0
             found.update(np.unique(values["hint"][~forward]).tolist())
             listens.update(row.tobytes() for row in np.unique(keys["daddr_be"][forward], axis=0))

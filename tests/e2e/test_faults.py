@@ -102,6 +102,7 @@ LEAVE_OUT = (
     "revision",
     "hardware",
     "retired_stats",
+    "way",
 )
 
 

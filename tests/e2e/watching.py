@@ -27,6 +27,7 @@ MOVING = (
     "retired_stats",
     "scratch",
     "target_stats",
+    "way",
 )
 """Maps that the programs write."""
 

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Ways out: what the kernel's routing table said, an interface and two hardware addresses. Connections share them, each
+ * with the number of its own in its entry, which so fits into one cache line. */
+#ifndef REVPROXY_WAY_H
+#define REVPROXY_WAY_H
+
+/* The part of the places that each CPU writes to, and nobody else, so that none is ever half written. */
+#define WAY_TRIES 4
+/* No entry goes by a way for as long as this: another may have its place. */
+#define WAY_UNUSED_NS (2 * NSEC_PER_SEC)
+/* way_time counts these; 14 of them are nearly a second. */
+#define WAY_TIME_SHIFT 26
+#define WAY_TIME_LIMIT 14
+
+/* The number of the way out that the entry remembers, 0 if the routing table is to be asked. The entry must have been
+ * used lately for its few bits of time to mean anything. Read once: another CPU may write it. */
+static __always_inline u32 fresh_way(const struct connection *c, u32 generation, u64 now)
+{
+	u32 number = *(volatile u16 *)&c->way;
+	u16 age = (u16)(now >> WAY_TIME_SHIFT) - c->way_time;
+
+	if (c->way_generation != (u8)generation || age >= WAY_TIME_LIMIT || (s64)(now - c->last_ns) >= (s64)NSEC_PER_SEC)
+		return 0;
+	return number;
+}
+
+static __always_inline struct way *way_of(u32 number)
+{
+	return number ? lookup_index(MAP(WAY), number) : 0;
+}
+
+static __always_inline u32 device_flags(u32 ifindex)
+{
+	u32 *flags = lookup(MAP(DEVICE), &ifindex);
+
+	return flags ? *flags : 0;
+}
+
+/* What fib says as one of this CPU's ways; 0 if there are more in use than it has places. */
+static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, u64 now)
+{
+	struct way_head *head = lookup_index(MAP(WAY), 0);
+	struct way wanted = { .asked_ns = now, .ifindex = fib->ifindex };
+	u32 cpu = bpf_get_smp_processor_id(), number = 0, hash;
+	const u64 *words = (void *)&wanted;
+	struct way *way;
+
+	if (!head || !head->places)
+		return 0;
+	__builtin_memcpy(wanted.dmac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(wanted.smac, fib->smac, ETH_ALEN);
+	wanted.mtu = fib->mtu_result ?: 0xffff;
+	wanted.flags = device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT ? OUT_XDP : 0;
+	hash = hash3(wanted.ifindex, words[2], words[1] >> 32, HASH_SEED);
+	for (u32 i = 0; i < WAY_TRIES; i++) {
+		u32 index = 1 + cpu * head->places + (hash + i) % head->places;
+		u64 *known = lookup_index(MAP(WAY), index);
+
+		if (!known)
+			return 0;
+		way = (void *)known;
+		if (!((known[1] ^ words[1]) | (known[2] ^ words[2]) | (known[3] ^ words[3]))) {
+			way->asked_ns = now;
+			return index;
+		}
+		if (!number && (!way->asked_ns || now - way->asked_ns > WAY_UNUSED_NS))
+			number = index;
+	}
+	way = way_of(number);
+	if (!way)
+		return 0;
+	*way = wanted;
+	return number;
+}
+
+#endif

@@ -1,0 +1,150 @@
+"""Ways out, which connections share: what their entries remember of them, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from reconciler.kernel import bpf, layout
+from tests.kernel.dataplane import PROXY_SRV_MAC, SERVER_MAC, TC_REDIRECT, XDP_PASS, XDP_REDIRECT, DataPlane, dest, pack
+from tests.kernel.flowing import age, connection, families, new_flow, translated, unused_ports
+from tests.kernel.packets import Flow, frame, rewritten, to_server
+
+pytestmark = pytest.mark.root
+
+NEIGHBOUR = {4: "10.0.2.9", 6: "fd00:2::9"}
+NEIGHBOUR_MAC = bytes.fromhex("020000000009")
+EVERYTHING = (1 << 22) * 250
+"""Nanoseconds, some more than a second: no way is remembered for longer."""
+
+
+def way_of(plane: DataPlane, flow: Flow) -> tuple[int, np.ndarray]:
+    number = int(connection(plane, flow)[1]["c"]["way"][0])
+    way = plane.get("way", number)
+    assert number, f"{flow} has none"
+    assert way is not None
+    return number, way[0]
+
+
+def change(plane: DataPlane, flow: Flow, **fields: int) -> None:
+    key, value = connection(plane, flow)
+    for name, content in fields.items():
+        value["c"][name] = content
+    plane.put(f"connection{flow.version}", key, value.tobytes())
+
+
+def places(plane: DataPlane, number: int) -> None:
+    """How many ways each CPU has room for."""
+    plane.put("way", 0, pack(layout.way_head, places=number).ljust(layout.way.itemsize, b"\0"))
+
+
+def forget(plane: DataPlane, number: int) -> None:
+    for index in range(1, 1 + number * bpf.possible_cpus()):
+        plane.put("way", index, bytes(layout.way.itemsize))
+
+
+@pytest.fixture
+def neighbour(plane: DataPlane) -> Iterator[DataPlane]:
+    """``plane`` with the targets 7 (IPv4) and 8 (IPv6), next to this host."""
+    for version, number in ((4, 7), (6, 8)):
+        plane.target(number, NEIGHBOUR[version], 8080)
+        mac = NEIGHBOUR_MAC.hex(":")
+        plane.namespace.command(f"ip neigh replace {NEIGHBOUR[version]} lladdr {mac} dev srv nud permanent")
+    yield plane
+    for version in (4, 6):
+        plane.namespace.command(f"ip neigh del {NEIGHBOUR[version]} dev srv")
+
+
+@pytest.fixture
+def few(neighbour: DataPlane) -> Iterator[DataPlane]:
+    """The same, with room for one way for each CPU."""
+    forget(neighbour, 1)
+    places(neighbour, 1)
+    yield neighbour
+    places(neighbour, (layout.WAYS - 1) // bpf.possible_cpus())
+    forget(neighbour, 1)
+    neighbour.switch(0, generation=next(unused_ports))
+
+
+def to_neighbour(plane: DataPlane, version: int) -> None:
+    plane.proxy(1, **{f"dest{version}": dest("TARGET", 7 if version == 4 else 8)})
+
+
+def to_gateway(plane: DataPlane, version: int) -> None:
+    plane.proxy(1, **{f"dest{version}": dest("TARGET", 1 if version == 4 else 2)})
+
+
+def at_neighbour(request: bytes, flow: Flow) -> bytes:
+    return NEIGHBOUR_MAC + to_server(request, translated(flow, NEIGHBOUR[flow.version]))[6:]
+
+
+@families
+def test_an_entry_knows_its_way_by_number(neighbour: DataPlane, version: int) -> None:
+    first, second, third = (new_flow(version, 17) for _ in range(3))
+    for flow in (first, second):
+        assert neighbour.xdp(frame(flow)) == (XDP_REDIRECT, to_server(frame(flow), translated(flow)))
+    to_neighbour(neighbour, version)
+    assert neighbour.xdp(frame(third)) == (XDP_REDIRECT, at_neighbour(frame(third), third))
+    ways = [way_of(neighbour, flow)[1] for flow in (first, second, third)]
+    for way, mac in zip(ways, (SERVER_MAC, SERVER_MAC, NEIGHBOUR_MAC), strict=True):
+        assert way["dmac"].tobytes() == mac
+        assert way["smac"].tobytes() == PROXY_SRV_MAC
+        assert int(way["ifindex"]) == neighbour.ifindex("srv")
+        assert int(way["mtu"]) == 1500
+        assert int(way["flags"]) == layout.CONSTANTS["OUT_XDP"]
+    numbers = {way_of(neighbour, flow)[0] for flow in (first, second)}
+    assert len(numbers) <= bpf.possible_cpus(), "each CPU has its own"
+    assert way_of(neighbour, third)[0] not in numbers
+
+
+@families
+def test_what_is_remembered_is_gone_by(neighbour: DataPlane, version: int) -> None:
+    """As long as it is fresh, and no longer: shown by a number that is another connection's."""
+    flow, other = new_flow(version, 17), new_flow(version, 17)
+    neighbour.xdp(frame(flow))
+    to_neighbour(neighbour, version)
+    neighbour.xdp(frame(other))
+    number, way = way_of(neighbour, other)
+    for hook, verdict in (("xdp", XDP_REDIRECT), ("tc", TC_REDIRECT)):
+        wrong, right = at_neighbour(frame(flow), flow), to_server(frame(flow), translated(flow))
+        wrong = wrong[:6] + right[6:]
+        send = neighbour.xdp if hook == "xdp" else neighbour.tc
+        change(neighbour, flow, way=number, way_time=int(way["asked_ns"]) >> 26 & 0xFFFF)
+        assert send(frame(flow)) == (verdict, wrong), "fresh"
+        change(neighbour, flow, way=number, way_time=((int(way["asked_ns"]) - EVERYTHING) >> 26) & 0xFFFF)
+        assert send(frame(flow)) == (verdict, right), "asked for longer than a second ago"
+        change(neighbour, flow, way=number)
+        age(neighbour, flow, 1)
+        assert send(frame(flow)) == (verdict, right), "after a second without packets its time may be any"
+        change(neighbour, flow, way=number, way_generation=1)
+        assert send(frame(flow)) == (verdict, right), "a route has changed"
+
+
+@families
+def test_where_no_place_is_left_the_kernel_finds_the_way_for_each_packet(few: DataPlane, version: int) -> None:
+    def asked_by_every_cpu(seconds_ago: int) -> None:
+        """Every CPU's only place is taken by the way to the gateway."""
+        for number in range(1, 1 + bpf.possible_cpus()):
+            taken = pack(layout.way, **{**common, "asked_ns": common["asked_ns"] - seconds_ago * 10**9})
+            few.put("way", number, taken)
+
+    flow = new_flow(version, 17)
+    few.xdp(frame(flow))
+    way = way_of(few, flow)[1]
+    common = {name: int(way[name]) for name in ("asked_ns", "ifindex", "mtu", "flags")}
+    common |= {name: way[name].tobytes() for name in ("dmac", "smac")}  # type: ignore[misc]
+    asked_by_every_cpu(0)
+    to_neighbour(few, version)
+    other = new_flow(version, 17)
+    for _ in range(2):
+        assert few.xdp(frame(other)) == (XDP_PASS, frame(other)), "nothing of it is changed"
+        moved = rewritten(frame(other), translated(other, NEIGHBOUR[version]))
+        assert few.tc(frame(other)) == (TC_REDIRECT, moved), "its hardware addresses are the kernel's to write"
+    assert int(connection(few, other)[1]["c"]["way"][0]) == 0
+    assert few.xdp(frame(flow)) == (XDP_REDIRECT, to_server(frame(flow), translated(flow))), "the other one goes on"
+
+    asked_by_every_cpu(3)
+    assert few.xdp(frame(other)) == (XDP_REDIRECT, at_neighbour(frame(other), other)), "nobody goes by it any more"
+    assert way_of(few, other)[1]["dmac"].tobytes() == NEIGHBOUR_MAC
