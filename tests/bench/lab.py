@@ -1,7 +1,7 @@
 """revproxy against others on the three-namespace lab, in interleaved rounds: ``python -m tests.bench lab``.
 
 In each round of a cell every contestant is measured once, one right after the other, so that what changes on the
-machine changes for all; ratios are taken within a round, and the median over the rounds is what counts. Before each
+machine changes for all, each round beginning with the next one; ratios are taken within a round, and the median over the rounds is what counts. Before each
 round the cost of handing a cache line from one CPU to the other is measured; a round in which they are far apart is
 repeated.
 """
@@ -83,7 +83,8 @@ class Course:
                 line = cache_line_ns()
                 self.nearest_ns = min(self.nearest_ns, line)
                 figures: dict[str, cells.Figures] = {}
-                for who, path in zip(there, paths, strict=True):
+                for turn in range(len(there)):
+                    who, path = there[(number + turn) % len(there)], paths[(number + turn) % len(there)]
                     try:
                         figures[who.name] = cells.measure(cell, who, path, number, self.tools)
                     except AssertionError as error:

@@ -88,11 +88,11 @@ CELLS = {
             "requests on kept connections",
             {"requests/s": "k", "p50": "us", "p99": "us"},
             _ALL,
-            4,
+            len(_ALL),
             needs=_WRK,
         ),
-        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, 3, needs=_WRK),
-        Cell("latency", "one request at a time", {"p50": "us", "p99": "us"}, _ALL, 3, needs=_WRK),
+        Cell("connections", "new connections", {"connections/s": "k"}, _ALL, len(_ALL), needs=_WRK),
+        Cell("latency", "one request at a time", {"p50": "us", "p99": "us"}, _ALL, len(_ALL), needs=_WRK),
         Cell(
             "bulk",
             "bulk, offloads on",
@@ -105,7 +105,7 @@ CELLS = {
                 contestants.NginxStream,
                 contestants.Haproxy,
             ),
-            5,
+            12,
             offload=True,
         ),
     )
