@@ -1,9 +1,9 @@
 """revproxy against others on the three-namespace lab, in interleaved rounds: ``python -m tests.bench lab``.
 
 In each round of a cell every contestant is measured once, one right after the other, so that what changes on the
-machine changes for all, each round beginning with the next one; ratios are taken within a round, and the median over the rounds is what counts. Before each
-round the cost of handing a cache line from one CPU to the other is measured; a round in which they are far apart is
-repeated.
+machine changes for all; the next round begins with the next one, since who comes first after a pause has it otherwise
+than the rest. Ratios are taken within a round, and the median over the rounds is what counts. Before each round the
+cost of handing a cache line from one CPU to the other is measured; a round in which they are far apart is repeated.
 """
 
 from __future__ import annotations
