@@ -12,6 +12,7 @@ A hundred thousand routes are read and resolved in 0.4 s, an empty set of maps i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from itertools import repeat
 from typing import Any, Final
 
@@ -293,25 +294,41 @@ class _Resolver:
         return zip(self._keys(version, keys, self.names), (words[pair][1] for pair in pairs), strict=True)
 
     def sources(self, used_only: bool) -> dict[tuple[str, Endpoint], IPAddress]:
-        """Of every target's entry that has one."""
-        targets, used = self.taken.targets, self.taken.used_targets
+        """Of every target's entry that has one and counts."""
+        targets = self.taken.targets
         found: dict[tuple[str, Endpoint], IPAddress] = {}
         for number in np.flatnonzero(targets["source_be"].any(axis=(1, 2))).tolist():
             source = codec.unpack_source(targets[number])
-            if number in self.endpoints and source is not None and (used[number] or not used_only):
+            if source is not None and self._counts(number, used_only):
                 owner, endpoint = self.endpoints[number]
                 found[self.name(owner), endpoint] = source
         return found
 
     def shares(self, used_only: bool) -> dict[tuple[str, Endpoint], Share]:
-        """Of every target that has not all of its own."""
+        """Of every target that has not all of its own, and counts."""
         found: dict[tuple[str, Endpoint], Share] = {}
-        used = self.taken.used_targets
         for number in np.flatnonzero(self.taken.targets["flags"]).tolist():
-            if number in self.endpoints and (used[number] or not used_only):
+            if self._counts(number, used_only):
                 owner, endpoint = self.endpoints[number]
                 found[self.name(owner), endpoint] = self.share(number)
         return {key: share for key, share in found.items() if share != FULL}
+
+    def _counts(self, number: int, used_only: bool) -> bool:
+        """It is the number that a proxy's target goes by: not a second one of the same, which connections may keep."""
+        if number not in self.endpoints or (used_only and not self.taken.used_targets[number]):
+            return False
+        owner, endpoint = self.endpoints[number]
+        return self.numbers[self.name(owner), endpoint] == number
+
+    @cached_property
+    def numbers(self) -> dict[tuple[str, Endpoint], int]:
+        """Every target's number; of two for one thing one that is in use, and the lowest."""
+        found: dict[tuple[str, Endpoint], int] = {}
+        used = self.taken.used_targets
+        for number in sorted(self.endpoints, key=lambda each: (not used[each], each)):
+            owner, endpoint = self.endpoints[number]
+            _put(found, self.name(owner), endpoint, number)
+        return found
 
     def share(self, number: int) -> Share:
         return codec.unpack_share(int(self.taken.targets["flags"][number]))
@@ -334,12 +351,10 @@ class _Resolver:
     def allocation(self) -> Allocation:
         taken = self.taken
         present = frozenset(np.flatnonzero(taken.present_proxies).tolist())
-        proxies = {self.name(number): number for number in {*self.names, *present}}
-        targets: dict[tuple[str, Endpoint], int] = {}
+        # One that only a retired target knows, its name being lost, is taken as well.
+        owners = {owner for owner, _ in self.endpoints.values()}
+        proxies = {self.name(number): number for number in {*self.names, *present, *owners}}
         used = taken.used_targets
-        for number in sorted(self.endpoints, key=lambda each: (not used[each], each)):
-            owner, endpoint = self.endpoints[number]
-            _put(targets, self.name(owner), endpoint, number)
         groups: dict[tuple[str, Destination], int] = {}
         used_groups = frozenset(taken.used_groups.tolist())
         for number in sorted({*self.members, *self.tables}, key=lambda each: (each not in used_groups, each)):
@@ -347,7 +362,7 @@ class _Resolver:
             _put(groups, self.name(owner), destination, number)
         return Allocation(
             proxies=proxies,
-            targets=targets,
+            targets=self.numbers,
             groups=groups,
             retired_targets=frozenset(number for number in self.endpoints if not used[number]),
             retired_proxies=frozenset(proxies.values()) - present,

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reconciler.kernel import layout
+from reconciler.kernel import codec, layout
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import observe
 from reconciler.kernel.recover import recover
 from reconciler.kernel.transaction import execute
-from reconciler.state.objects import DENY, Destination, KernelState, RouteKey
+from reconciler.state.objects import DENY, DataPlaneSettings, Destination, KernelState, RouteKey
+from reconciler.state.share import Share
 from tests.kernel.kernelmaps import (
     Instance,
     bpffs_directory,
@@ -221,16 +222,43 @@ def test_what_connections_use_is_retired_not_unfinished(instance: Instance) -> N
 
 
 def test_two_numbers_for_one_thing(instance: Instance) -> None:
-    """A second id for an endpoint is none that may be given away."""
+    """A second id for an endpoint is none that may be given away, and what its entry says is not what packets see."""
     values = instance.maps["target"].items()[1]
     used = int(np.flatnonzero(values["family"])[0])
-    instance.maps["target"].put(300, values[used : used + 1])
+    second = values[used : used + 1].copy()
+    second["source_be"][0, second["source"][0] & 1, :4] = 192, 0, 2, 1
+    second["flags"] = codec.pack_share(Share(0))
+    instance.maps["target"].put(300, second)
     busy_keys, busy_values = connection_entry(4, "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:80", ids=(1, 300))
     instance.maps["connection4"].put_many(busy_keys, busy_values)
     found = instance.observe()
     assert found.state == STATE
     assert {used, 300} <= set(found.allocation.targets.values())
     assert 300 in found.allocation.retired_targets
+    assert (found.allocation.sources, found.allocation.shares) == ({}, {})
+
+
+def test_the_number_of_a_proxy_whose_name_is_lost_is_not_given_away(instance: Instance) -> None:
+    """As long as a connection keeps one of its targets: it would be counted as another proxy's, and that one's target
+    would have two numbers."""
+    numbers = instance.observe().allocation
+    ids = numbers.proxies["dns"], numbers.targets["dns", next(e for n, e in numbers.targets if n == "dns")]
+    keys, values = connection_entry(4, "198.51.100.1:1", "192.0.2.1:53", "10.0.0.53:53", ids=ids)
+    instance.maps["connection4"].put_many(keys, values)
+    instance.maps["proxy_name"].delete(ids[0])
+    for revision in ("one", "another"):  # the one that repairs, and one after it
+        plan = instance.plan(
+            STATE if revision == "one" else replace(STATE, settings=DataPlaneSettings(unanswered_sec=7)), revision
+        )
+        assert execute(plan, instance.context).pending is None
+        recover(instance.maps)
+        found = instance.observe()
+        assert not found.unfinished
+        assert found.allocation.proxies["dns"] != ids[0]
+        assert ids[0] in found.allocation.retired_proxies
+    instance.maps["connection4"].delete_many(keys)
+    recover(instance.maps)
+    assert ids[0] not in instance.observe().allocation.proxies.values()
 
 
 def test_lost_manifest_frees_the_files(instance: Instance) -> None:
