@@ -58,6 +58,10 @@ class FakeLive:
         del routes_as_known
         return self.state
 
+    def read_sysctl(self, name: str) -> str:
+        del name
+        return "1"
+
     def adopt(self, routes: object) -> None:
         del routes
 
