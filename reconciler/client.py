@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
@@ -150,8 +151,19 @@ class Client(Edits):
         (``IP[:PORT]``); ``client``: only from this one (``IP[:PORT]`` or a network); ``state``: only in this one (syn,
         unreplied, established, closing, closed). ``sort``: age, idle, bytes, packets (the largest first), client,
         target, proxy or state. ``limit``: at most so many, the first of that order."""
+        return tuple(self.each_connection(**how))
+
+    def each_connection(self, **how: Unpack[Listing]) -> Iterator[answers.Connection]:
+        """The same one by one, as they are read: for so many that they are not to be held."""
+        return map(answers.Connection.from_line, self.connection_lines(**how))
+
+    def connection_lines(self, **how: Unpack[Listing]) -> Iterator[str]:
+        """The same, each as an object of JSON, for those who only pass them on."""
         selection.listing(how)
-        return self._read(lambda daemon: daemon.connections(**how), lambda engine: engine.connections(**how))
+        return self._read(
+            lambda daemon: daemon.connections(**how),
+            lambda engine: chain.from_iterable(engine.connections(**how)),
+        )
 
     def connection_count(self, **filters: Unpack[Filters]) -> int:
         """How many :meth:`connections` would give; ``proxy``, ``target``, ``client``, ``state`` as there."""

@@ -70,6 +70,8 @@ class DaemonCommands:
     def __init__(
         self, engine: Engine, loop: Loop, end: threading.Event, wake: Callable[[str], None] = lambda _: None
     ) -> None:
+        from reconciler.runtime.reading import Reading
+
         self._engine, self._loop, self._end = engine, loop, end
         revisions = engine.revisions
         self.diff, self.plan, self.saved_plan = engine.diff, engine.plan, engine.saved_plan
@@ -78,8 +80,9 @@ class DaemonCommands:
         self.apply, self.rollback = _then(wake, engine.apply), _then(wake, revisions.rollback)
         self.confirm = _then(wake, revisions.confirm)
         self.suspend, self.resume = _then(wake, revisions.suspend), _then(wake, revisions.resume)
-        self.connections, self.connection_count = engine.connections, engine.connection_count
-        self.flush, self.stats = engine.flush, engine.stats
+        reading = Reading(lambda: engine.live.maps.root.parent)
+        self.connections, self.connection_count = reading.connections, reading.connection_count
+        self.flush, self.stats = engine.flush, reading.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
         self.exporter: Exporter | None = None
         self.test, self.explain = engine.test, engine.explain

@@ -7,7 +7,7 @@ kernel; what it remembers between calls are parsed files, and what became of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -395,8 +395,8 @@ class Engine:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self.live.manifest(observed.revision).commit if observed.revision.manifest else None
 
-    def connections(self, **how: Unpack[Listing]) -> tuple[answers.Connection, ...]:
-        """Live connections. Raises :class:`UsageError`."""
+    def connections(self, **how: Unpack[Listing]) -> Iterator[list[str]]:
+        """Live connections, each as an object of JSON, some of them with each step. Raises :class:`UsageError`."""
         return self.live.connections(*selection.listing(how))
 
     def connection_count(self, **filters: Unpack[Filters]) -> int:

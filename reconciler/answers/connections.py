@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,19 @@ class Connection:
     bytes_reverse: int
     age_sec: float
     idle_sec: float
+
+    @classmethod
+    def from_line(cls, line: str) -> Connection:
+        """One that is an object of JSON; quicker than :func:`~reconciler.answers.from_json`, of which a million take
+        minutes."""
+        said = json.loads(line)
+        try:
+            return cls(*(said[name] for name in _FIELDS))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a Connection: {error}") from error
+
+
+_FIELDS = tuple(each.name for each in fields(Connection))
 
 
 @dataclass(frozen=True, slots=True)

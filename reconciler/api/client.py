@@ -111,10 +111,10 @@ class DaemonClient:
         """Take it up."""
         return from_json(answers.Suspension, self._request("POST", "/v1/resume", {}))
 
-    def connections(self, **how: Unpack[Listing]) -> tuple[answers.Connection, ...]:
-        """Live connections."""
-        data = self._request("GET", "/v1/connections?" + _query(dict(how)))
-        return tuple(from_json(answers.Connection, each) for each in data)
+    def connections(self, **how: Unpack[Listing]) -> Iterator[str]:
+        """Live connections, each as an object of JSON on one line. The request is made at once."""
+        connection, response = self._open("/v1/connections?" + _query(dict(how)))
+        return self._array(connection, response)
 
     def connection_count(self, **filters: Unpack[Filters]) -> int:
         """How many :meth:`connections` would give."""
@@ -129,19 +129,49 @@ class DaemonClient:
         once."""
         query = urlencode([("follow", int(follow)), *(("kind", each) for each in kinds)])
         query += f"&{urlencode({'proxy': proxy})}" if proxy is not None else ""
-        connection = _Connection(self._path, self._timeout_sec)
+        connection, response = self._open(f"/v1/events?{query}")
         try:
-            with self._explained():
-                connection.request("GET", f"/v1/events?{query}")
-                response = connection.getresponse()
-                if response.status >= 400:
-                    self._answer(response.status, response.read())
-                if follow:
+            if follow:
+                with self._explained():
                     response.readline()
         except BaseException:
             connection.close()
             raise
         return self._stream(connection, response)
+
+    def _open(self, path: str) -> tuple[_Connection, http.client.HTTPResponse]:
+        """Ask for what comes line by line."""
+        connection = _Connection(self._path, self._timeout_sec)
+        try:
+            with self._explained():
+                connection.request("GET", path)
+                response = connection.getresponse()
+                if response.status >= 400:
+                    self._answer(response.status, response.read())
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
+
+    def _array(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[str]:
+        """The elements of an array that has each on a line of its own, or all on one as older daemons send them."""
+        try:
+            with self._explained():
+                line = response.readline().strip()
+            if line not in (b"[", b"[]"):
+                with self._explained():
+                    rest = response.read()
+                yield from (json.dumps(each, ensure_ascii=False) for each in self._answer(response.status, line + rest))
+                return
+            while not line.endswith(b"]"):
+                with self._explained():
+                    line = response.readline().strip()
+                    if not line:
+                        raise http.client.IncompleteRead(b"")
+                if line != b"]":
+                    yield line.removesuffix(b",").decode()
+        finally:
+            connection.close()
 
     def _stream(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[answers.Event]:
         try:

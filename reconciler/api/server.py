@@ -1,7 +1,7 @@
 """The daemon's HTTP interface on a unix socket: JSON in and out, versioned paths, one thread of its own.
 
-What can be asked for is in :mod:`reconciler.api.routes`. Handlers hand the work to the daemon's worker; they never
-touch the kernel.
+What can be asked for is in :mod:`reconciler.api.routes`. Handlers hand the work to the daemon's worker, or to
+a thread that reads; they never touch the kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +19,7 @@ from aiohttp import web
 from reconciler import answers
 from reconciler.answers import to_json
 from reconciler.api import failures, openapi, requests
+from reconciler.api.reader import Reader
 from reconciler.api.routes import MAX_PLAN_BYTES, ROUTES, Route
 from reconciler.api.streams import Streams
 from reconciler.errors import RevproxyError
@@ -37,7 +38,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class Commands(Protocol):
-    """What the interface offers; called on the worker, one at a time."""
+    """What the interface offers; called on the worker, one at a time, but for the last three."""
 
     def status(self) -> answers.Status: ...
     def diff(self) -> answers.Difference: ...
@@ -56,11 +57,8 @@ class Commands(Protocol):
     def suspend(self) -> answers.Suspension: ...
     def resume(self) -> answers.Suspension: ...
 
-    connections: Callable[..., tuple[answers.Connection, ...]]  # filters, sort and limit by name
-    connection_count: Callable[..., int]
     flush: Callable[..., int]
 
-    def stats(self) -> answers.Stats: ...
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
@@ -73,6 +71,12 @@ class Commands(Protocol):
         self, source: str, to: str, *, protocol: str = "tcp", interface: str | None = None
     ) -> answers.Explanation: ...
     def down(self) -> answers.TakenDown: ...
+
+    # They only read, and take long where there are many connections: on a thread of their own, one at a time.
+    connections: Callable[..., Iterator[list[str]]]  # filters, sort and limit by name
+    connection_count: Callable[..., int]
+
+    def stats(self) -> answers.Stats: ...
 
 
 Submit = Callable[[Callable[[], Any]], "Future[Any]"]
@@ -95,14 +99,15 @@ class Server:
         self._special: Mapping[str, Handler] = {
             "document": self._get_document,
             "instance": self._get_instance,
-            "connections": self._connections,
+            "stats": self._stats,
             "explain": self._explain,
             "flush": self._flush,
             "apply": self._apply,
             "rollback": self._rollback,
             "end_edit": self._end_edit,
         }
-        self._web = WebServer("api", ((self._application, self._listen),), self._streams.end)
+        self._reader = Reader()
+        self._web = WebServer("api", ((self._application, self._listen),), self._ending)
 
     def start(self) -> None:
         """Listen; returns when connections are taken. Raises :class:`RevproxyError` if the socket can't be made."""
@@ -114,7 +119,12 @@ class Server:
     def stop(self) -> None:
         """Answer what is being answered, close the socket, remove it."""
         self._web.stop()
+        self._reader.stop()
         self._path.unlink(missing_ok=True)
+
+    def _ending(self) -> None:
+        self._streams.end()
+        self._reader.end()
 
     async def _listen(self, runner: web.AppRunner) -> None:
         await web.SockSite(runner, listen(self._path)).start()
@@ -135,6 +145,8 @@ class Server:
             query = requests.query(route, request)
             if route.lines:
                 return await self._events(request, query)
+            if route.name == "connections":
+                return await self._connections(request, query)
             return _json(await answer(query))
 
         return handler
@@ -172,11 +184,15 @@ class Server:
     async def _get_instance(self, _query: dict[str, Any]) -> Any:
         return self._instance
 
-    async def _connections(self, query: dict[str, Any]) -> Any:
+    async def _connections(self, request: web.Request, query: dict[str, Any]) -> web.StreamResponse:
         if query.pop("count", False):
             how = {name: value for name, value in query.items() if name not in ("sort", "limit")}
-            return answers.ConnectionCount(await self._call(lambda: self._commands.connection_count(**how)))
-        return await self._call(lambda: self._commands.connections(**query))
+            count = await self._reader.call(lambda: self._commands.connection_count(**how))
+            return _json(answers.ConnectionCount(count))
+        return await self._reader.listed(request, lambda: self._commands.connections(**query))
+
+    async def _stats(self, _query: dict[str, Any]) -> Any:
+        return await self._reader.call(self._commands.stats)
 
     async def _events(self, request: web.Request, query: dict[str, Any]) -> web.StreamResponse:
         kinds = event_kinds(query.get("kind", ()))

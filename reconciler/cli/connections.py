@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -77,13 +78,15 @@ def connections(
     if limit is not None:
         how["limit"] = limit
     instance = session.client()
-    found = instance.connections(**how)
-    if not found:
+    found = instance.connection_lines(**how)
+    first = next(found, None)
+    if first is None:
         _note_unknown(session, instance, proxy)
+    lines = chain(() if first is None else (first,), found)
     if session.output != "table":
-        output.data(session, found)
-    elif found:
-        _print(session, found)
+        output.lines(session, lines)
+    elif first is not None:
+        _print(session, map(answers.Connection.from_line, lines))
     else:
         session.note("no live connections")
 
@@ -100,9 +103,9 @@ def _note_unknown(session: Session, instance: Client, proxy: str | None) -> None
         session.note(f"no live proxy is called {proxy!r}{hint(proxy, known)}{listed}")
 
 
-def _print(session: Session, found: tuple[answers.Connection, ...]) -> None:
+def _print(session: Session, found: Iterator[answers.Connection]) -> None:
     columns = ("PROXY", "PROTO", "CLIENT", "LISTEN", "TARGET", "STATE", "PACKETS", "BYTES", "AGE", "IDLE")
-    rows = [
+    rows = (
         (
             each.proxy,
             each.protocol,
@@ -116,8 +119,8 @@ def _print(session: Session, found: tuple[answers.Connection, ...]) -> None:
             output.duration(each.idle_sec),
         )
         for each in found
-    ]
-    output.table(session, columns, rows, right=("PACKETS", "BYTES", "AGE", "IDLE"))
+    )
+    output.long_table(session, columns, rows, right=("PACKETS", "BYTES", "AGE", "IDLE"))
 
 
 @connections.command(context_settings=CONTEXT)

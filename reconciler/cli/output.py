@@ -7,7 +7,8 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from reconciler.answers import Change, to_json
 if TYPE_CHECKING:
     from reconciler.cli.app import Session
 
+_AT_ONCE = 1000  # elements of a long list
 _WIDE = 4096  # columns where nobody's window is: a pipe must not get wrapped lines
 
 
@@ -27,6 +29,38 @@ def data(session: Session, value: Any) -> None:
         click.echo(_yaml(plain), nl=False)
     else:
         click.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def lines(session: Session, elements: Iterator[str]) -> None:
+    """Print a list, each of its elements given as JSON on one line; as they come, so that there may be many."""
+    separator = "[\n  " if session.output == "json" else ""
+    for some in iter(lambda: list(islice(elements, _AT_ONCE)), []):
+        if session.output == "json":
+            sys.stdout.write(separator + ",\n  ".join(some))
+            separator = ",\n  "
+        else:
+            sys.stdout.write(_yaml([json.loads(each) for each in some]))
+            separator = "-"
+    if not separator or separator.startswith("["):
+        click.echo("[]")
+    elif session.output == "json":
+        click.echo("\n]")
+
+
+def long_table(
+    session: Session, columns: Sequence[str], rows: Iterator[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """:func:`table` for so many rows that they are printed as they come: columns are as wide as the first thousand rows
+    take, and a cell that takes more has it."""
+    first = list(islice(rows, _AT_ONCE))
+    table(session, columns, first, right=right)
+    widths = [max(map(len, cells)) for cells in zip(columns, *first, strict=True)]
+    pad = [str.rjust if column in right else str.ljust for column in columns]
+    for some in iter(lambda: list(islice(rows, _AT_ONCE)), []):
+        sys.stdout.writelines(
+            "  ".join(how(cell, wide) for how, cell, wide in zip(pad, row, widths, strict=True)).rstrip() + "\n"
+            for row in some
+        )
 
 
 def line(value: Any) -> None:

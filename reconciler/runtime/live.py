@@ -18,7 +18,7 @@ import numpy as np
 from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
-from reconciler.kernel import bpffs, connections, counters, host, layout, links, store, sysctls
+from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, store, sysctls
 from reconciler.kernel.connections import Ended
 from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.context import Context
@@ -398,12 +398,11 @@ class Live:
         """Where the maps are pinned, if they are."""
         return self.maps.directory
 
-    def connections(self, query: Query, sort: str = "age", limit: int | None = None) -> tuple[answers.Connection, ...]:
-        """The live connections that are meant."""
+    def connections(self, query: Query, sort: str = "age", limit: int | None = None) -> Iterator[list[str]]:
+        """The live connections that are meant, as JSON, some of them with each step."""
         if not self._reopened():
-            return ()
-        found = connections.connections(self.maps, query, sort=sort, limit=limit)
-        return tuple(answers.Connection(**each.to_json()) for each in found)
+            return iter(())
+        return connlines.lines(connections.listing(self.maps, query, sort=sort, limit=limit))
 
     def use(self) -> tuple[Mapping[int, int], answers.TableUse]:
         """Live connections by target id, and how full the tables are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -9,7 +10,7 @@ from ipaddress import ip_network
 import numpy as np
 import pytest
 
-from reconciler.kernel import connections, connscan, layout, scan
+from reconciler.kernel import connections, connlines, connscan, layout, scan
 from reconciler.kernel.codec import pack_settings
 from reconciler.kernel.conntable import Table, active_settings, expired_entries, read_table, records
 from reconciler.kernel.maps import Array, Map, Maps
@@ -111,6 +112,17 @@ def fits(row: connections.Connection, query: Query) -> bool:
         and query.client_port in (None, row.client.port)
         and row.state in query.states
     )
+
+
+def test_lines_say_what_rows_say(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connlines, "AT_ONCE", 16)
+    fill(maps, random.Random(11), 80)
+    maps["proxy_name"].put(3, np.array([('a"\\ü'.encode(),)], layout.proxy_name))
+    steps = list(connlines.lines(connections.listing(maps, EVERY, now_ns=NOW)))
+    assert max(map(len, steps)) == 16
+    rows = connections.connections(maps, EVERY, now_ns=NOW)
+    assert [json.loads(line) for step in steps for line in step] == [row.to_json() for row in rows]
+    assert {row.client.ip.version for row in rows} == {4, 6}
 
 
 @pytest.mark.parametrize("sort", SORTS)

@@ -139,8 +139,8 @@ class FakeCommands:
     def resume(self) -> answers.Suspension:
         return self._answer("resume", answers.Suspension(False))
 
-    def connections(self, **how: Any) -> tuple[answers.Connection, ...]:
-        return self._answer("connections", (CONNECTION,), **how)
+    def connections(self, **how: Any) -> Iterator[list[str]]:
+        return iter(self._answer("connections", [[json.dumps(answers.to_json(CONNECTION))]], **how))
 
     def connection_count(self, **filters: Any) -> int:
         return self._answer("connection_count", 12, **filters)
@@ -231,7 +231,7 @@ def test_every_answer_comes_through_as_it_was(path: Path, commands: FakeCommands
     assert client.status() == STATUS
     assert client.diff() == DIFFERENCE
     assert client.plan() == answers.PlanAnswer(steps=("one",), counts={"port": 1})
-    assert client.connections(proxy="web", target="[2001:db8::1]:80") == (CONNECTION,)
+    assert [*client.connections(proxy="web", target="[2001:db8::1]:80")] == [json.dumps(answers.to_json(CONNECTION))]
     assert client.connection_count(target="10.0.0.1:80") == 12
     assert client.flush(proxy="web") == 5
     assert client.stats() == STATS

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from ruamel.yaml import YAML
 
 from reconciler import answers
 from reconciler.answers import Sync
@@ -54,6 +55,7 @@ ENTRY = answers.HistoryEntry(
 CONNECTION = answers.Connection(
     "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4096, 5.5, 0.5
 )
+LINE = json.dumps(answers.to_json(CONNECTION))
 
 
 class FakeClient:
@@ -125,7 +127,7 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
         (["status"], answers.Status(Sync.OUT_OF_SYNC), 1),
         (["status"], answers.Status(Sync.DEGRADED), 1),
         (["status"], DaemonError("gone"), 1),
-        (["connections"], (), 0),
+        (["connections"], iter(()), 0),
         (["connections", "flush"], 0, 2),
         (["connections", "flush", "--all"], 3, 0),
         (["connections", "--proxy", "web", "flush", "--all"], 3, 2),
@@ -309,13 +311,14 @@ def test_a_plan_is_saved_where_it_is_told(client: FakeClient, tmp_path: Path) ->
 
 
 def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
-    client.answer = {"connections": (CONNECTION,), "connection_count": 12}
+    client.answer = {"connection_lines": iter([LINE]), "connection_count": 12}
     listed = run("connections", "--proxy", "web", "--target", "10.0.0.1:8080")
-    assert client.asked == [("connections", {"proxy": "web", "target": "10.0.0.1:8080"})]
+    assert client.asked == [("connection_lines", {"proxy": "web", "target": "10.0.0.1:8080"})]
     assert "198.51.100.1:1" in listed.stdout
     assert "4.0 KiB" in listed.stdout
     assert run("connections", "--count").stdout == "12\n"
     assert json.loads(run("connections", "--count", "-o", "json").stdout) == {"count": 12}
+    client.answer["connection_lines"] = iter([LINE])
     rows = json.loads(run("connections", "-o", "json").stdout)
     assert list(rows[0]) == [
         *("proxy", "protocol", "client", "listen", "target", "state"),
@@ -323,9 +326,31 @@ def test_connections_are_filtered_and_counted(client: FakeClient) -> None:
     ]
 
 
+def test_many_connections_are_printed_as_they_come(client: FakeClient) -> None:
+    """More than are taken at once, in each format; a later cell may be wider than the column."""
+    lines = [LINE.replace(':1"', f':{number}"', 1) for number in range(1, 2502)]
+    lines[-1] = lines[-1].replace("web", "a-much-longer-name")
+    client.answer = {"connection_lines": iter(())}
+
+    def printed(*words: str, count: int) -> str:
+        client.answer["connection_lines"] = iter(lines[:count])
+        return run("connections", *words).stdout
+
+    for count in (0, 1, 999, 1000, 1001, 2501):
+        expected = list(map(json.loads, lines[:count]))
+        assert json.loads(printed("-o", "json", count=count)) == expected
+    for count in (0, 1, 1001):
+        assert YAML(typ="safe").load(printed("-o", "yaml", count=count)) == list(map(json.loads, lines[:count]))
+    rows = [each.split() for each in printed(count=2501).splitlines()]
+    assert rows[0][0] == "PROXY"
+    assert [row[2] for row in rows[1:]] == [f"198.51.100.1:{number}" for number in range(1, 2502)]
+    assert rows[-1][0] == "a-much-longer-name"
+    assert rows[1] == [*rows[1500][:2], "198.51.100.1:1", *rows[1500][3:]]
+
+
 def test_no_connections_of_a_proxy_that_there_is_not(client: FakeClient) -> None:
     client.answer = {
-        "connections": (),
+        "connection_lines": iter(()),
         "connection_count": 0,
         "flush_connections": 0,
         "stats": answers.Stats(proxies={"web": answers.ProxyStats(), "dns": answers.ProxyStats()}),
