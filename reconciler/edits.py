@@ -13,7 +13,8 @@ from reconciler.errors import EditError
 
 if TYPE_CHECKING:
     from reconciler.config.edit import Edit
-    from reconciler.config.model import Proxy, WeightedTarget
+    from reconciler.config.model import Proxy
+    from reconciler.config.sourceroutes import WeightedTarget
     from reconciler.runtime.editfiles import Done
 
 

@@ -9,15 +9,14 @@ from reconciler.config.files import MAX_FILE_BYTES, Cache, load, parse_paths, pa
 from reconciler.config.model import (
     Config,
     Listen,
-    Place,
     Proxy,
     Settings,
     SourceFile,
     SourcePorts,
-    SourceRoute,
-    WeightedTarget,
     XdpChoice,
 )
+from reconciler.config.place import Place
+from reconciler.config.sourceroutes import SourceRoute, WeightedTarget
 
 __all__ = [
     "MAX_FILE_BYTES",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +12,18 @@ from reconciler.config.formats import Formats
 from reconciler.config.healthcheck import HealthCheck
 from reconciler.config.messages import path_text
 from reconciler.config.model import (
-    NOWHERE,
     Fragment,
     Listen,
     Metrics,
-    Place,
     Proxy,
     Settings,
     SourcePorts,
-    SourceRoute,
     SyncPolicy,
-    WeightedTarget,
     XdpChoice,
-    mark,
 )
 from reconciler.config.notation import line_column
+from reconciler.config.place import NOWHERE, Place
+from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
 from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
 
 
@@ -95,12 +92,11 @@ def fragment(document: Document) -> Fragment:
                 built.problems += problems
                 built.warnings += warnings
                 if proxy.source_routes:
-                    sources = (mark(route.source) for route in proxy.source_routes)
-                    built.marks[len(built.proxies) - 1] = array("q", sources)
+                    built.marks[len(built.proxies) - 1] = proxy.source_routes.marks()
     return built
 
 
-def routes(document: Document, formats: Formats, tree: Sequence) -> tuple[SourceRoute, ...] | None:
+def routes(document: Document, formats: Formats, tree: Sequence) -> SourceRoutes | None:
     """Source routes from a tree that satisfies the schema; None if one is wrong, or has a health check."""
     builder = _ProxyBuilder(document, formats, 0)
     found = builder.routes(tree)
@@ -212,7 +208,7 @@ class _ProxyBuilder:
         own: HealthCheck | None,
         listen: Listen,
         default_target: tuple[WeightedTarget, ...],
-        routes: tuple[SourceRoute, ...],
+        routes: SourceRoutes,
     ) -> tuple[tuple[Endpoint, HealthCheck], ...]:
         """How each target of the proxy is checked: as it says itself, wherever in the proxy it does, else as the proxy
         says."""
@@ -220,7 +216,7 @@ class _ProxyBuilder:
             return ()
         at, where = self.check_marks[0]
         found: dict[Endpoint, HealthCheck | None] = {}
-        for target in (*default_target, *(target for route in routes for target in route.targets)):
+        for target in (*default_target, *(target for lead in routes.leads() for target in lead.targets)):
             known = found.setdefault(target.endpoint, target.health_check)
             if target.health_check is not None and known not in (None, target.health_check):
                 self._fail(at, f"the target {target.endpoint} has two different health checks", *where, "health_check")
@@ -237,8 +233,10 @@ class _ProxyBuilder:
             checks.append((endpoint, replace(chosen, port=port)))
         return tuple(checks)
 
-    def routes(self, tree: Any) -> tuple[SourceRoute, ...]:
-        routes = []
+    def routes(self, tree: Any) -> SourceRoutes:
+        return SourceRoutes(self._each_route(tree))
+
+    def _each_route(self, tree: Any) -> Iterator[SourceRoute]:
         for index, item in enumerate(tree):
             text = item["source"]
             source, host_bits = self.formats.network(text)
@@ -247,5 +245,4 @@ class _ProxyBuilder:
                 self._fail(item.value_at("source"), wrong, "source_routes", index, "source")
             deny = "action" in item
             targets = () if deny else self._targets(item["target"], "source_routes", index, "target")
-            routes.append(SourceRoute(source, deny, targets, _place(self.document, item.at)))
-        return tuple(routes)
+            yield SourceRoute(source, deny, targets, _place(self.document, item.at))

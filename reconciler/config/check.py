@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, ip_address
 
 from reconciler.config.messages import count
-from reconciler.config.model import Fragment, Listen, Metrics, Place, Proxy, SourcePorts, SourceRoute, WeightedTarget
+from reconciler.config.model import Fragment, Listen, Metrics, Proxy, SourcePorts
+from reconciler.config.place import Place
+from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
 from reconciler.errors import Problem
 from reconciler.state.objects import Endpoint, IPAddress, IPNetwork, Protocol
 
@@ -90,13 +92,14 @@ def proxy(one: Proxy, path: str) -> Found:
     return errors, warnings
 
 
-def routes(some: Sequence[SourceRoute], path: str) -> Iterator[Problem]:
+def routes(some: SourceRoutes, path: str) -> Iterator[Problem]:
     """Everything wrong with single source routes of a proxy."""
-    for index, route in enumerate(some):
-        targets = route.targets
-        if len(targets) == 1 and targets[0].weight and targets[0].endpoint.ip.version == route.source.version:
-            continue  # the common case of a hundred thousand routes
-        yield from _route(route, f"{path}.source_routes[{index}]")
+    wrong = {(version, id(lead)) for version, lead in some.kinds() if any(_lead(lead.targets, version, some[0], ""))}
+    if wrong:  # a few leads stand for a hundred thousand routes
+        for index, ((version, _, _), lead) in enumerate(zip(some.numbers(), some.leads(), strict=True)):
+            if (version, id(lead)) in wrong:
+                route = some[index]
+                yield from _lead(route.targets, version, route, f"{path}.source_routes[{index}]")
 
 
 def _target_list(targets: Sequence[WeightedTarget], path: str, owner: str) -> Iterator[Problem]:
@@ -114,9 +117,10 @@ def _target_list(targets: Sequence[WeightedTarget], path: str, owner: str) -> It
             yield problem(members[0].place, path, text)
 
 
-def _route(route: SourceRoute, path: str) -> Iterator[Problem]:
-    yield from _target_list(route.targets, f"{path}.target", "the route")
-    wrong = [target for target in route.targets if target.endpoint.ip.version != route.source.version]
+def _lead(targets: Sequence[WeightedTarget], version: int, route: SourceRoute, path: str) -> Iterator[Problem]:
+    """What is wrong with where a route leads, whose source is of this version."""
+    yield from _target_list(targets, f"{path}.target", "the route")
+    wrong = [target for target in targets if target.endpoint.ip.version != version]
     if wrong:
         text = (
             f"the target {wrong[0].endpoint} is IPv{wrong[0].endpoint.ip.version}, "
@@ -126,6 +130,8 @@ def _route(route: SourceRoute, path: str) -> Iterator[Problem]:
 
 
 def _identical_sources(one: Proxy, path: str) -> Iterator[Problem]:
+    if len(set(one.source_routes.marks())) == len(one.source_routes):
+        return  # different marks are those of different sources
     first: dict[IPNetwork, SourceRoute] = {}
     for index, route in enumerate(one.source_routes):
         known = first.setdefault(route.source, route)

@@ -1,5 +1,5 @@
-"""What the files say, as frozen values: Config, Proxy, Listen, WeightedTarget, SourceRoute, PacketTest;
-and a Fragment of a Config, which is what one file holds.
+"""What the files say, as frozen values: Config, Proxy, Listen, PacketTest; and a Fragment of a Config, which is what
+one file holds.
 
 Every object carries its :class:`Place`. Places do not take part in comparisons: two configurations are equal when
 they ask for the same, wherever in the files they do it.
@@ -8,13 +8,16 @@ they ask for the same, wherever in the files they do it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from reconciler.config.healthcheck import HealthCheck
+from reconciler.config.place import NOWHERE, Place
+from reconciler.config.sourceroutes import SourceRoutes, WeightedTarget
 from reconciler.errors import Problem
-from reconciler.state.objects import Balance, Endpoint, IPAddress, IPNetwork, Mode, Protocol
+from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
 
 
 class XdpChoice(StrEnum):
@@ -31,47 +34,6 @@ class SyncPolicy(StrEnum):
 
     AUTO = "auto"
     MANUAL = "manual"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where in the files. ``line`` and ``column`` start at 1."""
-
-    file: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
-
-NOWHERE = Place("", 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedTarget:
-    """One target of a list. ``weight`` 0 to 65535: its share among the list's targets of the same family.
-    ``health_check`` None: the proxy's holds."""
-
-    endpoint: Endpoint
-    weight: int
-    place: Place = field(default=NOWHERE, compare=False)
-    health_check: HealthCheck | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRoute:
-    """Where clients from ``source`` go: to ``targets``, all of the family of ``source``, or with ``deny`` nowhere."""
-
-    source: IPNetwork
-    deny: bool
-    targets: tuple[WeightedTarget, ...]
-    place: Place = field(default=NOWHERE, compare=False)
-
-
-def mark(source: IPNetwork) -> int:
-    """A number that two different sources hardly ever share."""
-    return hash((source.version, int(source.network_address), source.prefixlen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +58,7 @@ class Proxy:
     mode: Mode
     balance: Balance
     default_target: tuple[WeightedTarget, ...]
-    source_routes: tuple[SourceRoute, ...] = ()
+    source_routes: SourceRoutes = field(default_factory=SourceRoutes)
     connection_timeout_sec: int | None = None
     place: Place = field(default=NOWHERE, compare=False)
     checks: tuple[tuple[Endpoint, HealthCheck], ...] = ()
@@ -107,7 +69,9 @@ class Proxy:
         """Where any target of the proxy is, and how many are there. Counted once: some endpoints stand for a hundred
         thousand routes."""
         if self._endpoints is None:
-            self.count_endpoints(_counted((self.default_target, *(route.targets for route in self.source_routes))))
+            found = Counter(target.endpoint for target in self.default_target)
+            found.update(self.source_routes.endpoints())
+            self.count_endpoints(found)
         assert self._endpoints is not None
         return self._endpoints
 
@@ -119,23 +83,6 @@ class Proxy:
     def families(self) -> frozenset[int]:
         """The address families, 4 and 6, that any target of the proxy belongs to."""
         return frozenset(endpoint.ip.version for endpoint in self.endpoints)
-
-
-def _counted(lists: Iterable[tuple[WeightedTarget, ...]]) -> dict[Endpoint, int]:
-    """How often each endpoint stands in some lists. Few objects stand for many: hashing an address takes longer."""
-    by_identity: dict[int, list[Endpoint]] = {}
-    for targets in lists:
-        for target in targets:
-            endpoint = target.endpoint
-            known = by_identity.get(id(endpoint))
-            if known is None:
-                by_identity[id(endpoint)] = [endpoint]
-            else:
-                known.append(endpoint)
-    found: dict[Endpoint, int] = {}
-    for same in by_identity.values():
-        found[same[0]] = found.get(same[0], 0) + len(same)
-    return found
 
 
 @dataclass(frozen=True, slots=True)

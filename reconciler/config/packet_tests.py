@@ -12,8 +12,9 @@ from reconciler.config.check import problem
 from reconciler.config.document import Document, Mapping
 from reconciler.config.formats import Formats
 from reconciler.config.messages import hint, path_text
-from reconciler.config.model import Expectation, Fragment, PacketTest, Place, Proxy
+from reconciler.config.model import Expectation, Fragment, PacketTest, Proxy
 from reconciler.config.notation import line_column
+from reconciler.config.place import Place
 from reconciler.errors import Problem
 from reconciler.state.objects import Endpoint, Protocol
 

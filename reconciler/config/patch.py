@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Final
 
 from reconciler.config import build, check, schema
 from reconciler.config.document import Mapping, Sequence, parse
 from reconciler.config.formats import Formats
-from reconciler.config.model import Fragment, Place, Proxy, SourceFile, SourceRoute, WeightedTarget, mark
-from reconciler.state.objects import Endpoint
+from reconciler.config.model import Fragment, Proxy, SourceFile
+from reconciler.config.place import Place
+from reconciler.config.sourceroutes import SourceRoutes, WeightedTarget
 
 _STEP: Final = 1 << 16
 _FOREIGN: Final = (b"&", b"*", b"!", b"%", b"\r", b"\t", b"\x0b", b"\x0c", b"<<")
@@ -50,8 +50,8 @@ def patched(known: SourceFile, fragment: Fragment, file: SourceFile) -> Fragment
     if region.lines_added and not _shift_rest(made, region):
         return None
     marks = made.marks[region.proxy] = fragment.marks[region.proxy][:]
-    marks[region.first : region.last] = array("q", [mark(route.source) for route in routes])
-    made.target_ips = fragment.target_ips | {target.endpoint.ip for route in routes for target in route.targets}
+    marks[region.first : region.last] = routes.marks()
+    made.target_ips = fragment.target_ips | {endpoint.ip for endpoint in routes.endpoints()}
     return made
 
 
@@ -68,7 +68,7 @@ class _Region:
     def __init__(self, fragment: Fragment, proxy: int, first: int, last: int, text: bytes, indent: int) -> None:
         self.proxy, self.first, self.last = proxy, first, last
         self.text, self._indent = text, indent
-        self.line = fragment.proxies[proxy].source_routes[first].place.line  # of the first item, from 1
+        self.line = fragment.proxies[proxy].source_routes.lines[first]  # of the first item, from 1
         self.lines_added = 0
 
     @classmethod
@@ -79,20 +79,20 @@ class _Region:
         stop = _common_suffix(old, new, rest)
         line = old.count(b"\n", 0, start) + 1
         place = bisect_right([proxy.place.line for proxy in fragment.proxies], line) - 1
-        routes = fragment.proxies[place].source_routes if place >= 0 else ()
-        first = bisect_right(routes, line, key=_line) - 1
+        routes = fragment.proxies[place].source_routes if place >= 0 else SourceRoutes()
+        first = bisect_right(routes.lines, line) - 1
         if first < 0 or place not in fragment.marks:
             return None
         if start == len(new) and first > 0:
             first -= 1  # the last ones were taken away: the one before stands for the place
-        begin = _back(old, start, line - routes[first].place.line)
+        begin = _back(old, start, line - routes.lines[first])
         indent = routes[first].place.column - 3
         changed_to = len(old) - stop
         last_line = line + old.count(b"\n", start, changed_to)
         # The first item that begins behind what has changed, or is at its very end.
-        behind = bisect_right(routes, last_line - (old[changed_to - 1 : changed_to] == b"\n"), key=_line)
+        behind = bisect_right(routes.lines, last_line - (old[changed_to - 1 : changed_to] == b"\n"))
         if behind < len(routes):
-            end = _forward(old, changed_to, routes[behind].place.line - last_line)
+            end = _forward(old, changed_to, routes.lines[behind] - last_line)
             if not _begins_item(old[end : end + indent + 2], indent):
                 return None
         elif place + 1 < len(fragment.proxies):
@@ -106,7 +106,7 @@ class _Region:
         region.lines_added = text.count(b"\n") - old.count(b"\n", begin, end)
         return region
 
-    def parsed(self, file: SourceFile) -> tuple[SourceRoute, ...] | None:
+    def parsed(self, file: SourceFile) -> SourceRoutes | None:
         """The routes in the text; None if anything is wrong with one."""
         if any(each in self.text for each in _FOREIGN) or not self.text.isascii():
             return None
@@ -121,7 +121,7 @@ class _Region:
         return build.routes(document, formats, tree)
 
 
-def _with_routes(fragment: Fragment, region: _Region, routes: tuple[SourceRoute, ...]) -> Proxy | None:
+def _with_routes(fragment: Fragment, region: _Region, routes: SourceRoutes) -> Proxy | None:
     """The proxy with these; None if that is wrong, or more than its routes changes with them."""
     proxy = fragment.proxies[region.proxy]
     gone = proxy.source_routes[region.first : region.last]
@@ -131,33 +131,29 @@ def _with_routes(fragment: Fragment, region: _Region, routes: tuple[SourceRoute,
     if list(check.routes(routes, "")):
         return None
     counts = dict(proxy.endpoints)
-    for endpoint in _endpoints(gone):
-        counts[endpoint] -= 1
-    for endpoint in _endpoints(routes):
-        counts[endpoint] = counts.get(endpoint, 0) + 1
+    for endpoint, times in gone.endpoints().items():
+        counts[endpoint] -= times
+    for endpoint, times in routes.endpoints().items():
+        counts[endpoint] = counts.get(endpoint, 0) + times
     counts = {endpoint: count for endpoint, count in counts.items() if count}
-    if _twice(fragment.marks[region.proxy], region, [mark(route.source) for route in routes]):
+    if _twice(fragment.marks[region.proxy], region, routes.marks()):
         return None
     rest = proxy.source_routes[region.last :]
     if region.lines_added:
-        rest = tuple(_shifted_route(route, region.lines_added) for route in rest)
+        rest = rest.shifted(region.lines_added)
     made = replace(proxy, source_routes=proxy.source_routes[: region.first] + routes + rest)
     made.count_endpoints(counts)
-    if made.families != proxy.families or any(endpoint.ip in made.listen.addresses for endpoint in _endpoints(routes)):
+    if made.families != proxy.families or any(endpoint.ip in made.listen.addresses for endpoint in routes.endpoints()):
         return None
     return made
 
 
-def _twice(marks: array[int], region: _Region, fresh: list[int]) -> bool:
+def _twice(marks: array[int], region: _Region, fresh: array[int]) -> bool:
     """Whether a source would stand there twice."""
     others = marks[: region.first] + marks[region.last :]
     if len(fresh) > _FEW:
         return len(set(fresh)) < len(fresh) or not set(others).isdisjoint(fresh)
     return any(others.count(number) or fresh.count(number) > 1 for number in fresh)
-
-
-def _endpoints(routes: Items[SourceRoute]) -> list[Endpoint]:
-    return [target.endpoint for route in routes for target in route.targets]
 
 
 # -- lines that have moved -------------------------------------------------------------------------------------
@@ -188,15 +184,10 @@ def _shifted_proxy(proxy: Proxy, lines: int) -> Proxy:
         place=_shifted(proxy.place, lines),
         listen=listen,
         default_target=_shifted_targets(proxy.default_target, lines),
-        source_routes=tuple(_shifted_route(route, lines) for route in proxy.source_routes),
+        source_routes=proxy.source_routes.shifted(lines),
     )
     made.count_endpoints(proxy.endpoints)
     return made
-
-
-def _shifted_route(route: SourceRoute, lines: int) -> SourceRoute:
-    targets = _shifted_targets(route.targets, lines)
-    return SourceRoute(route.source, route.deny, targets, _shifted(route.place, lines))
 
 
 def _shifted_targets(targets: tuple[WeightedTarget, ...], lines: int) -> tuple[WeightedTarget, ...]:
@@ -210,10 +201,6 @@ def _shifted(place: Place, lines: int) -> Place:
 
 
 # -- text ------------------------------------------------------------------------------------------------------
-
-
-def _line(route: SourceRoute) -> int:
-    return route.place.line
 
 
 def _common_prefix(one: bytes, other: bytes) -> int:

@@ -20,8 +20,7 @@ def targets(sight: Sight, host: HostFacts, config: Config) -> Iterator[Finding]:
     """Each target address once: its route, its neighbour, the way its replies take, what fits on the way."""
     users: dict[IPAddress, list[Proxy]] = {}
     for proxy in config.proxies:
-        lists = (proxy.default_target, *(route.targets for route in proxy.source_routes))
-        for ip in {target.endpoint.ip for each in lists for target in each}:
+        for ip in {endpoint.ip for endpoint in proxy.endpoints}:
             users.setdefault(ip, []).append(proxy)
     for ip in sorted(users, key=lambda each: (each.version, int(each))):
         route = host.routes.get(ip)

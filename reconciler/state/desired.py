@@ -30,10 +30,12 @@ from reconciler.state.objects import (
     RouteKey,
     XdpMode,
 )
-from reconciler.state.routes import Routes, common_ends
+from reconciler.state.routes import Routes
 
 if TYPE_CHECKING:
-    from reconciler.config.model import Config, Place, Proxy, WeightedTarget
+    from reconciler.config.model import Config, Proxy
+    from reconciler.config.place import Place
+    from reconciler.config.sourceroutes import Numbers, SourceRoutes, WeightedTarget
 
 
 class Causes:
@@ -45,7 +47,7 @@ class Causes:
         self._fresh = fresh or {}
         self._settings = config.settings.place if config else None
         self._proxies = {proxy.name: proxy for proxy in config.proxies} if config else {}
-        self._routes: dict[str, dict[tuple[int, int, int], Place]] = {}
+        self._routes: dict[str, dict[Numbers, int]] = {}
 
     def place(self, kind: str, name: str) -> Place | None:
         """The place of an object as a :class:`~reconciler.state.diff.Change` names it, e.g. ("route",
@@ -68,17 +70,13 @@ class Causes:
         if place is not None:
             return place
         if proxy.name not in self._routes:
-            self._routes[proxy.name] = {_numbers(route.source): route.place for route in proxy.source_routes}
-        return self._routes[proxy.name].get(_numbers(source))
+            self._routes[proxy.name] = {each: index for index, each in enumerate(proxy.source_routes.numbers())}
+        index = self._routes[proxy.name].get((source.version, int(source.network_address), source.prefixlen))
+        return None if index is None else proxy.source_routes[index].place
 
     @staticmethod
     def _named(place: Place | None) -> Place | None:
         return place if place and place.file else None
-
-
-def _numbers(network: IPNetwork) -> tuple[int, int, int]:
-    """Hashes and compares faster than the network."""
-    return network.version, int(network.network_address), network.prefixlen
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +115,15 @@ class Memo:
         for name in self._proxies.keys() | named.keys():
             old, new = self._proxies.get(name), named.get(name)
             if old is not new:
-                before, after = (each.source_routes if each else () for each in (old, new))
-                start, stop = common_ends(before, after)
-                removed.update((RouteKey(name, each.source), None) for each in before[start : len(before) - stop])
-                for each in after[start : len(after) - stop]:
-                    key = RouteKey(name, each.source)
-                    put[key] = DENY if each.deny else self.destination(each.targets)
+                before, after = (each.source_routes if each else None for each in (old, new))
+                start, stop = before.common_ends(after) if before and after else (0, 0)
+                if before:
+                    removed.update((key, None) for key in _keys(name, before[start : len(before) - stop]))
+                if after:
+                    fresh = after[start : len(after) - stop]
+                    put.update(zip(_keys(name, fresh), self._destinations(fresh), strict=True))
                     if stop:
-                        self.fresh[key] = each.place
+                        self.fresh.update(zip(_keys(name, fresh), (each.place for each in fresh), strict=True))
         for key in put:
             removed.pop(key, None)
         if removed or put:
@@ -134,6 +133,11 @@ class Memo:
         if len(self.destinations) > 1024 + 2 * len(self._routes):
             self.destinations.clear()
         return self._routes
+
+    def _destinations(self, routes: SourceRoutes) -> Iterator[Destination]:
+        """Where each leads. A few leads stand for many routes."""
+        known = {id(lead): DENY if lead.deny else self.destination(lead.targets) for _, lead in routes.kinds()}
+        return (known[id(lead)] for lead in routes.leads())
 
     def destination(self, targets: tuple[WeightedTarget, ...]) -> Destination:
         """One family's targets as a destination; equal ones are the same object. An endpoint named twice has the sum;
@@ -147,6 +151,10 @@ class Memo:
                 weights = {endpoint: min(weight, 1) for endpoint, weight in weights.items()}
             found = self.destinations[targets] = Destination(tuple(sorted(weights.items())))
         return found
+
+
+def _keys(proxy: str, routes: SourceRoutes) -> Iterator[RouteKey]:
+    return (RouteKey.of_numbers(proxy, *numbers) for numbers in routes.numbers())
 
 
 def desired(
@@ -298,8 +306,8 @@ def _own_targets(config: Config, listeners: Mapping[ListenerKey, str]) -> Iterat
     for proxy in config.proxies:
         if not any((proxy.name, endpoint.ip) in ips for endpoint in proxy.endpoints):
             continue
-        lists = (proxy.default_target, *(route.targets for route in proxy.source_routes))
-        for target in (target for targets in lists for target in targets):
+        routed = (route.targets for route in proxy.source_routes)
+        for target in (target for targets in (proxy.default_target, *routed) for target in targets):
             ip, port = target.endpoint.ip, target.endpoint.port
             if (proxy.name, ip) not in ips:
                 continue

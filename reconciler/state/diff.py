@@ -30,7 +30,7 @@ from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
 from reconciler.state.routes import uncommon, uses
 
 if TYPE_CHECKING:
-    from reconciler.config.model import Place
+    from reconciler.config.place import Place
 
 Action = Literal["create", "update", "delete", "attach", "detach", "replace"]
 Kind = Literal["program", "setting", "interface", "proxy", "target", "route"]

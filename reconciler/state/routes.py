@@ -72,14 +72,14 @@ def uses(routes: Mapping[RouteKey, Destination]) -> Mapping[Use, tuple[Destinati
     return (routes if isinstance(routes, Routes) else Routes(routes)).uses
 
 
-def common_ends(one: Sequence[Any], other: Sequence[Any]) -> tuple[int, int]:
-    """How many items two sequences have in common at their beginning and, of what is left, at their end. Runs of the
-    very same objects cost next to nothing."""
-    shorter = min(len(one), len(other))
-    start = _common(one, other, shorter)
+def common_ends(ones: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    """How many rows two tables, given as their columns, have in common at their beginning and, of what is left, at
+    their end. Runs of the very same objects cost next to nothing."""
+    shorter = min(len(ones[0]), len(others[0]))
+    start = min(_common(one, other, shorter) for one, other in zip(ones, others, strict=True))
     rest = shorter - start
-    backwards = (one[len(one) - rest :][::-1], other[len(other) - rest :][::-1])
-    return start, _common(*backwards, rest)
+    tails = ([column[len(column) - rest :][::-1] for column in side] for side in (ones, others))
+    return start, min(_common(one, other, rest) for one, other in zip(*tails, strict=True))
 
 
 def _common(one: Sequence[Any], other: Sequence[Any], most: int) -> int:
@@ -99,11 +99,5 @@ def uncommon(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[Mapping[An
     which one was made from the other, what differs and what stands between."""
     if len(old) < _STEP or len(new) < _STEP:
         return old, new
-    sides = [(list(each), list(each.values())) for each in (old, new)]
-    (old_keys, old_values), (new_keys, new_values) = sides
-    most = min(len(old), len(new))
-    start = min(_common(old_keys, new_keys, most), _common(old_values, new_values, most))
-    rest = most - start
-    tails = [[each[len(each) - rest :][::-1] for each in side] for side in sides]
-    stop = min(_common(one, other, rest) for one, other in zip(*tails, strict=True))
+    start, stop = common_ends(*((list(each), list(each.values())) for each in (old, new)))
     return tuple(dict(islice(each.items(), start, len(each) - stop)) for each in (old, new))  # type: ignore[return-value]

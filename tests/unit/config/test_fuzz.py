@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from reconciler.config import Config, SourcePorts, parse_sources
-from reconciler.config.model import WeightedTarget
+from reconciler.config.sourceroutes import WeightedTarget
 from reconciler.errors import ConfigError, Problem
 from reconciler.state.objects import Endpoint
 from tests.unit.config.strategies import DOCUMENTS, ROOT

@@ -9,14 +9,13 @@ from typing import Any
 from reconciler.config.model import (
     Config,
     Listen,
-    Place,
     Proxy,
     Settings,
     SourcePorts,
-    SourceRoute,
-    WeightedTarget,
     XdpChoice,
 )
+from reconciler.config.place import Place
+from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
 from reconciler.state.allocate import Limits, allocate
 from reconciler.state.desired import Desired, desired
 from reconciler.state.diff import wanted_ports
@@ -64,7 +63,7 @@ def proxy(
 ) -> Proxy:
     listen = Listen(tuple(interfaces), tuple(map(ip_address, addresses)), tuple(ports), protocol)
     to = targets("10.0.0.1:8080", line=9) if to is None else to
-    return Proxy(name, listen, mode, balance, to, routes, timeout_sec, Place("web.yaml", line, 5))
+    return Proxy(name, listen, mode, balance, to, SourceRoutes(routes), timeout_sec, Place("web.yaml", line, 5))
 
 
 def config(

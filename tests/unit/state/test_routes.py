@@ -75,8 +75,8 @@ def test_one_edit_leaves_little_to_compare() -> None:
     ],
 )
 def test_common_ends(one: str, other: str, ends: tuple[int, int]) -> None:
-    assert common_ends(one, other) == ends
-    assert common_ends(list(one), list(other)) == ends
+    assert common_ends([one], [other]) == ends
+    assert common_ends([list(one), one], [list(other), other]) == ends
 
 
 def test_a_memo_gives_what_no_memo_gives() -> None:
