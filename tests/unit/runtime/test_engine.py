@@ -74,9 +74,6 @@ class FakeLive:
         sysctls = dict.fromkeys(sysctl_names(config, interfaces), "1")
         return HostFacts(interfaces=interfaces, route_to={TARGET: 2}, sysctls=sysctls)
 
-    def read_sysctl(self, _name: str) -> str | None:
-        return "1"
-
     def runtime(self, _observed: Observed) -> RuntimeFacts:
         return RuntimeFacts()
 
