@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -33,7 +34,7 @@ from reconciler.kernel.conntable import (
     records,
 )
 from reconciler.kernel.maps import Array, Maps
-from reconciler.state.objects import Endpoint, Mode, Protocol
+from reconciler.state.objects import Endpoint, Protocol
 from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
@@ -41,20 +42,6 @@ _LOOPBACK4: Final = 127
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
 _ANY: Final = Query(states=_EVERY)
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """What entries of the connection tables name: target ids, proxy ids, and ports with the PORT_LISTEN and
-    PORT_TARGET bits without which their packets would be taken for foreign ones. ``families``: IP versions of all;
-    ``fullnat``: of those with full NAT; ``loopback``: modes of those to a target in 127.0.0.0/8."""
-
-    targets: frozenset[int] = frozenset()
-    proxies: frozenset[int] = frozenset()
-    ports: Mapping[int, int] = field(default_factory=dict)
-    families: frozenset[int] = frozenset()
-    fullnat: frozenset[int] = frozenset()
-    loopback: frozenset[Mode] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +245,15 @@ class Counts:
         return max((count + 1) // 2 for count in self.held.values()) if self.held else 0
 
 
-def count(maps: Maps, query: Query = _PLAIN, *, now_ns: int | None = None) -> Counts:
-    """How many live connections there are, without making a row of each."""
+def count(
+    maps: Maps,
+    query: Query = _PLAIN,
+    *,
+    now_ns: int | None = None,
+    see: Callable[[int, Array, Array], None] = lambda _version, _keys, _values: None,
+) -> Counts:
+    """How many live connections there are, without making a row of each. ``see`` is shown all entries on the way, some
+    at a time."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     proxies: Counter[int] = Counter()
     targets: Counter[int] = Counter()
@@ -267,7 +261,7 @@ def count(maps: Maps, query: Query = _PLAIN, *, now_ns: int | None = None) -> Co
     names, settings = {} if query.proxy is None else proxy_names(maps), active_settings(maps)
     wanted = Wanted(_early(query), None if query.is_plain else lambda rows: _matching(rows, query, names), brief=True)
     for version in VERSIONS:
-        found = gather(maps, version, wanted, settings, now_ns)
+        found = gather(maps, version, wanted, settings, now_ns, partial(see, version))
         held[version] = found.entries
         _add(proxies, found.rows["proxy"][found.indexes])
         _add(targets, found.rows["target"][found.indexes])
@@ -277,43 +271,6 @@ def count(maps: Maps, query: Query = _PLAIN, *, now_ns: int | None = None) -> Co
 def _add(counter: Counter[int], numbers: Array) -> None:
     for number, times in zip(*np.unique(numbers, return_counts=True), strict=True):
         counter[int(number)] += int(times)
-
-
-def busy(maps: Maps) -> Busy:
-    """What the entries name, expired ones included until they are swept."""
-    targets: set[int] = set()
-    proxies: set[int] = set()
-    ports: dict[int, int] = {}
-    families: set[int] = set()
-    fullnat: set[int] = set()
-    loopback: set[Mode] = set()
-    for version in VERSIONS:
-        keys, values = maps[f"connection{version}"].items()
-        if not len(keys):
-            continue
-        families.add(version)
-        translated = values["c"]["flags"] & C["CONNECTION_FULLNAT"] != 0
-        if translated.any():
-            fullnat.add(version)
-        if version == 4:
-            local = (values["daddr_be"][:, 0] == _LOOPBACK4) | (keys["saddr_be"][:, 0] == _LOOPBACK4)
-            loopback.update(mode for mode, those in _modes(translated) if (local & those).any())
-        targets.update(np.unique(values["c"]["target"]).tolist())
-        proxies.update(np.unique(values["c"]["proxy"]).tolist())
-        reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
-        for bit, used in (
-            (C["PORT_LISTEN"], (keys["dport_be"][~reply], values["sport_be"][reply])),
-            (C["PORT_TARGET"], (values["dport_be"][~reply], keys["sport_be"][reply])),
-        ):
-            for port in np.unique(np.concatenate(used)).tolist():
-                ports[port] = ports.get(port, 0) | bit
-    return Busy(
-        frozenset(targets), frozenset(proxies), ports, frozenset(families), frozenset(fullnat), frozenset(loopback)
-    )
-
-
-def _modes(translated: Mask) -> tuple[tuple[Mode, Mask], ...]:
-    return (Mode.FULLNAT, translated), (Mode.DNAT, ~translated)
 
 
 # -- ending --------------------------------------------------------------------------------------------------

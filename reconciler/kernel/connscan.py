@@ -68,9 +68,16 @@ class _Entries:
         self.own, self.other = Column(np.uint64, room), Column(np.uint64, room)
 
 
-def gather(maps: Maps, version: int, wanted: Wanted, settings: Any, now_ns: int) -> Gathered:
+def gather(
+    maps: Maps,
+    version: int,
+    wanted: Wanted,
+    settings: Any,
+    now_ns: int,
+    see: Callable[[Array, Array], None] = lambda _keys, _values: None,
+) -> Gathered:
     """The connections of one family that are meant and not past their limits, both directions together. Records are as
-    :func:`~reconciler.kernel.conntable.records` makes them."""
+    :func:`~reconciler.kernel.conntable.records` makes them. ``see`` is shown all entries on the way, some at a time."""
     table = maps[f"connection{version}"]
     room = table.max_entries // 2 + 1
     clients, targets = _Entries(room), _Entries(room)
@@ -85,6 +92,7 @@ def gather(maps: Maps, version: int, wanted: Wanted, settings: Any, now_ns: int)
     entries = 0
     for keys, values in pieces(table):
         entries += len(keys)
+        see(keys, values)
         if wanted.chosen is not None:
             here = np.flatnonzero(wanted.chosen(keys, values))
             keys, values = keys[here], values[here]

@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.errors import KernelError
-from reconciler.kernel import connections, groups, layout, store
+from reconciler.kernel import groups, layout, store
+from reconciler.kernel.busy import Busy, busy
 from reconciler.kernel.codec import change_sources, pack_share, pack_sysctl_key
-from reconciler.kernel.connections import Busy
 from reconciler.kernel.context import Context
 from reconciler.kernel.counters import retire_proxies, retire_targets
 from reconciler.kernel.writes import erase, write
@@ -56,7 +56,7 @@ class _Finish:
     @property
     def busy(self) -> Busy:
         if self._busy is None:
-            self._busy = connections.busy(self.maps)
+            self._busy = busy(self.maps)
         return self._busy
 
     def detach(self, operations: Run) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.kernel import groups, store
+from reconciler.kernel.busy import Busy, busy
 from reconciler.kernel.codec import ID_MASK, PROTOCOLS, C
-from reconciler.kernel.connections import Busy, busy
 from reconciler.kernel.maps import Array, Maps
 from reconciler.kernel.mirror import Mirror
 

@@ -19,8 +19,8 @@ from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, store, sysctls
+from reconciler.kernel.busy import Busy, Gathering, busy
 from reconciler.kernel.connections import Ended
-from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
@@ -178,8 +178,9 @@ class Live:
         """What live connections need."""
         if not self._open():
             return RuntimeFacts()
-        busy = connections.busy(self.maps)
-        counts = connections.count(self.maps)
+        gathering = Gathering()
+        counts = connections.count(self.maps, see=gathering.add)
+        needs = gathering.busy()
         names = {number: key for key, number in observed.allocation.targets.items()}
         live = {
             (names[number][0], str(names[number][1])): count
@@ -187,15 +188,15 @@ class Live:
             if number in names
         }
         return RuntimeFacts(
-            busy_targets=busy.targets,
-            busy_proxies=busy.proxies,
-            busy_ports=busy.ports,
-            busy_interfaces=self.busy_interfaces() & observed.state.attachments.keys(),
+            busy_targets=needs.targets,
+            busy_proxies=needs.proxies,
+            busy_ports=needs.ports,
+            busy_interfaces=self._interfaces_of(needs) & observed.state.attachments.keys(),
             carried=Carried(
-                busy.families,
-                busy.fullnat,
-                lo_local=Mode.FULLNAT in busy.loopback,
-                guarded=observed.state.guarded if Mode.DNAT in busy.loopback else frozenset(),
+                needs.families,
+                needs.fullnat,
+                lo_local=Mode.FULLNAT in needs.loopback,
+                guarded=observed.state.guarded if Mode.DNAT in needs.loopback else frozenset(),
             ),
             connections=live,
         )
@@ -204,22 +205,15 @@ class Live:
         """Interfaces by which live connections come or go: by the ways out they remember, by where answers came in, by
         the routes to their targets, and by the addresses their clients talk to. ``lo`` is not among them: it serves
         full NAT alone, whatever else goes through it."""
-        found: set[int] = set()
-        listens: set[bytes] = set()
-        targets: set[bytes] = set()
-        for version in VERSIONS:
-            keys, values = self.maps[f"connection{version}"].items()
-            common = values["c"]
-            ways = np.setdiff1d(common["way"], [0])
-            found.update(self.maps["way"].get_many(ways.astype(np.uint32))[1]["ifindex"].tolist())
-            forward = common["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0
-            found.update(np.unique(values["hint"][~forward]).tolist())
-            listens.update(row.tobytes() for row in np.unique(keys["daddr_be"][forward], axis=0))
-            targets.update(row.tobytes() for row in np.unique(values["daddr_be"][forward], axis=0))
-        found.update(host.route_to(ip_address(target)).ifindex or 0 for target in targets)
-        if listens:
+        return self._interfaces_of(busy(self.maps))
+
+    def _interfaces_of(self, needs: Busy) -> frozenset[int]:
+        ways = np.fromiter(needs.ways, np.uint32, len(needs.ways))
+        found = {*needs.interfaces, *self.maps["way"].get_many(ways)[1]["ifindex"].tolist()}
+        found.update(host.route_to(ip_address(target)).ifindex or 0 for target in needs.served)
+        if needs.listens:
             for interface in host.host_facts().interfaces.values():
-                if any(address.ip.packed in listens for address in interface.addresses):
+                if any(address.ip.packed in needs.listens for address in interface.addresses):
                     found.add(interface.ifindex)
         return frozenset(found - {0, _LO})
 

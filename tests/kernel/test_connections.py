@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import connections, layout
+from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_settings, pack_target
 from reconciler.kernel.conntable import states
 from reconciler.kernel.counters import read_stats
@@ -165,10 +166,10 @@ def test_counting_and_flushing(maps: Maps) -> None:
 def test_busy_names_targets_proxies_and_ports(maps: Maps) -> None:
     put(maps, ids=(1, 10))
     put(maps, "198.51.100.9:1000", "192.0.2.1:53", "10.0.0.1:5300", ids=(2, 11), only=slice(1, 2))
-    busy = connections.busy(maps)
-    assert busy.targets == {10, 11}
-    assert busy.proxies == {1, 2}
-    assert busy.ports == {80: 1, 8080: 2, 53: 1, 5300: 2}
+    found = busy(maps)
+    assert found.targets == {10, 11}
+    assert found.proxies == {1, 2}
+    assert found.ports == {80: 1, 8080: 2, 53: 1, 5300: 2}
 
 
 def test_many_connections_in_one_go() -> None:
