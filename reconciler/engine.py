@@ -17,7 +17,7 @@ from reconciler.config import files as config_files
 from reconciler.config.files import parse_sources
 from reconciler.config.model import SyncPolicy
 from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, TestsFailedError, UnfinishedError
-from reconciler.runtime import clock, empty, savedplan
+from reconciler.runtime import clock, empty, savedplan, unrecorded
 from reconciler.runtime.commits import Commits
 from reconciler.runtime.conditions import Conditions, Situation
 from reconciler.runtime.events import Events
@@ -202,6 +202,7 @@ class Engine:
         it is in ``attempt`` and ``failure``.
         """
         self.revisions.expire()
+        self.take_up()
         self._commits.forget_tests()  # who asks wants to know
         try:
             view = self.view() if plan is None else self._view_of(plan)
@@ -252,6 +253,14 @@ class Engine:
             clock.now(), "applied" if applied.changes else "unchanged", revision=applied.revision, commit=applied.commit
         )
         return applied
+
+    def take_up(self) -> Observed:
+        """What the kernel holds, once all that another process has left half done is put right and recorded."""
+        observed = self._observe()
+        if self.recover(observed):
+            observed = self._observe()
+        unrecorded.record(self.live, self.archive, observed)
+        return observed
 
     def recover(self, observed: Observed) -> bool:
         """Put right what an interrupted commit left, if it did, and free what was kept for connections that have ended;

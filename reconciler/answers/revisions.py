@@ -24,8 +24,9 @@ class Suspension:
 class HistoryEntry:
     """One revision that was applied or refused. ``number``: of a refused one, that which it would have got.
     ``result``: applied, refused (the files can't be applied) or failed (and rolled back). ``cause``: apply, files (the
-    daemon saw them change), plan, rollback, expired (not confirmed in time), last-good. ``files``: names of those that
-    differ from the revision before. ``of``: the revision gone back to. ``error``: why it was refused or failed.
+    daemon saw them change), plan, rollback, expired (not confirmed in time), last-good, found (in force without a line:
+    whoever made it was killed). ``files``: names of those that differ from the revision before. ``of``: the revision
+    gone back to. ``error``: why it was refused or failed.
     ``current``: this is what is applied now. Times are ISO 8601 in UTC."""
 
     number: int

@@ -25,10 +25,13 @@ _log = Logger("control")
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Files that are not applied by themselves as long as their fingerprint is this one. ``reason``: for a person."""
+    """Files that are not applied by themselves as long as their fingerprint is this one. ``reason``: for a person.
+    ``once_beyond``: it counts only once another revision than this one is in force, the commit that it is about being
+    made; None: it is made."""
 
     files: str
     reason: str
+    once_beyond: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

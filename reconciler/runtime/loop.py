@@ -94,7 +94,7 @@ class Loop:
         view: View | None = None
         try:
             if first:  # also when the files turn out to be broken
-                self._engine.recover(self._engine.observe())
+                self._engine.take_up()
             view = self._engine.view(routes_as_known=not first and reasons <= _OF_FILES)
             waiting = self._engine.revisions.waiting(view)
             if waiting:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler import answers
 from reconciler.config.files import parse_sources
-from reconciler.errors import NothingToConfirmError, RevproxyError
+from reconciler.errors import NothingToConfirmError, RevproxyError, UnfinishedError
 from reconciler.runtime import clock
 from reconciler.runtime.control import Control, ControlFile, Hold, Unconfirmed, boot_clock, boot_id
 from reconciler.runtime.git import Commit
@@ -45,8 +45,13 @@ class Revisions:
     def waiting(self, view: View) -> str:
         """Why the files of ``view`` are not applied by themselves; empty if they are."""
         control = self.control
-        if control.hold and control.hold.files == self._engine.files_fingerprint():
-            return control.hold.reason
+        hold = control.hold
+        if (
+            hold
+            and hold.once_beyond != view.observed.revision.number
+            and hold.files == self._engine.files_fingerprint()
+        ):
+            return hold.reason
         if view.repairs(self._engine.live.manifest(view.observed.revision)):
             return ""
         unconfirmed = self.unconfirmed(view.observed)
@@ -101,7 +106,7 @@ class Revisions:
         """Apply the files of an earlier revision, by default of the one before. The files in the directory are then
         not applied until they change, or ``apply`` is called. Raises :class:`RevproxyError`."""
         self.expire()
-        present = self._engine.observe().revision.number
+        present = self._engine.take_up().revision.number
         if number is None:
             if not present:
                 raise RevproxyError("nothing is applied: name the revision to go back to")
@@ -115,16 +120,21 @@ class Revisions:
         return done
 
     def _back(self, view: View, why: str) -> answers.Applied:
-        """Commit what was applied before. The files are held first, so that they are also if this is interrupted."""
+        """Commit what was applied before. The files are held first, so that they are also if this is interrupted behind
+        the switch; ahead of it the hold counts for nothing."""
         before = self.control
         hold = Hold(self._engine.files_fingerprint(), f"{why}: the files are applied when they change, or by `apply`")
-        self.file.write(replace(before, hold=hold))
+        self.file.write(replace(before, hold=replace(hold, once_beyond=view.observed.revision.number)))
+        made = replace(before, hold=hold, unconfirmed=None, down=False)
         try:
             done = self._engine.commit(view, allow_empty=True)
+        except UnfinishedError:  # it holds all the same
+            self.file.write(made)
+            raise
         except RevproxyError:
             self.file.write(before)
             raise
-        self.file.write(replace(before, hold=hold, unconfirmed=None, down=False))
+        self.file.write(made)
         return done
 
     # -- confirming ------------------------------------------------------------------------------------------

@@ -647,3 +647,26 @@ def test_what_kept_connections_needed_is_freed_without_a_word(
     live.state = replace(live.state, unfinished=True)
     engine.sweep()
     assert (live.recovered, live.state.unfinished) == (1, False)
+
+
+# -- killed before it could be written down --------------------------------------------------------------------
+
+
+def test_a_revision_without_a_line_is_found_and_can_be_gone_back_to(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill right behind the commit: the kernel has it, the history does not."""
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    with monkeypatch.context() as killed:
+        killed.setattr("reconciler.runtime.commits.Commits._tell", lambda *_: None)
+        engine.apply()
+    assert [each.number for each in engine.archive.entries()] == [1]
+    write(places, 3)
+    after = again(places, live)
+    Loop(after).look(frozenset({"start"}))
+    told = [(each.number, each.cause, each.files) for each in after.archive.entries()]
+    assert told == [(1, "apply", ("a.yaml",)), (2, "found", ("a.yaml",)), (3, "files", ("a.yaml",))]
+    after.revisions.rollback()
+    assert port(live) == 2
