@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from reconciler.runtime.accesslog import AccessLog
     from reconciler.runtime.exporter import Exporter
     from reconciler.runtime.loop import Loop
+    from reconciler.runtime.recorder import Recorder
     from reconciler.runtime.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,7 +45,7 @@ SWEEP_SEC: Final = 5.0
 RECORD_SEC: Final = 1.0
 """How long it may take until connections are recorded after `stats_enabled` went live."""
 _LOCK_WAIT_SEC: Final = 10.0  # a command at work ends within that
-_PULSE_SEC: Final = 1.0
+_PULSE_SEC: Final = 5.0  # a sixth of the unit's WatchdogSec
 _STUCK_SEC: Final = 180.0  # a compilation may take two minutes; systemd is not told of a life longer than this
 
 
@@ -194,7 +195,7 @@ class Daemon:
             Timer("metrics", RECORD_SEC, lambda: self._exporter.align(_metrics_settings(engine))),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
-        self._worker: Worker = Worker(self._looking(engine, loop), timers)
+        self._worker: Worker = Worker(self._looking(engine, loop, recorder), timers)
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
         parts.callback(self._exporter.stop)
@@ -254,7 +255,7 @@ class Daemon:
             return f"no configuration is live: {attempt.message}"
         return None
 
-    def _looking(self, engine: Engine, loop: Loop) -> Any:
+    def _looking(self, engine: Engine, loop: Loop, recorder: Recorder) -> Any:
         """The loop's look, with systemd told when the first one, or a reload, has finished."""
         first = True
 
@@ -269,6 +270,7 @@ class Daemon:
                 return None
             finally:
                 attempt = engine.attempt if engine.attempt is not before else None
+                recorder.note_look()
                 self._metrics.note_look(attempt, time.monotonic() - started, time.time())
                 if first or "reload" in reasons:
                     first = False

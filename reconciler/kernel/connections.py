@@ -273,6 +273,20 @@ def _add(counter: Counter[int], numbers: Array) -> None:
         counter[int(number)] += int(times)
 
 
+def none_at_all(maps: Maps) -> bool:
+    """Whether the tables that are pinned, if any are, have no entry. Opens those alone, which takes a tenth of what all
+    maps do. Raises :class:`KernelError`."""
+    for version in VERSIONS:
+        table = maps.open_alone(f"connection{version}")
+        if table is not None:
+            try:
+                if not table.is_empty:
+                    return False
+            finally:
+                table.close()
+    return True
+
+
 # -- ending --------------------------------------------------------------------------------------------------
 
 

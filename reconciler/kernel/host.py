@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import fcntl
+import os
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_interface
@@ -18,7 +19,7 @@ from reconciler.errors import KernelError
 from reconciler.kernel import links, sysctls
 from reconciler.kernel.genetlink import xdp_features
 from reconciler.kernel.links import Link
-from reconciler.kernel.netlink import Netlink, Request, asking
+from reconciler.kernel.netlink import Answer, Request, asking
 from reconciler.kernel.xdp import XdpStatus
 from reconciler.state.facts import HostFacts, Interface, InterfaceAddress, Route, RouteKind
 from reconciler.state.objects import IPAddress
@@ -33,6 +34,7 @@ _ROUTE_KINDS: Final = {
 # What the kernel answers for: no route, unreachable, prohibit, blackhole, and an address it never routes.
 _NO_WAY: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT)
 
+_AT_ONCE: Final = 32  # requests in one call: their answers have to fit into the socket's buffer
 _SIOCGIFHWADDR: Final = 0x8927
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 3
@@ -80,19 +82,27 @@ def route_to(target: IPAddress) -> Route:
 
 
 def _routes(targets: Iterable[IPAddress]) -> dict[IPAddress, Route]:
+    wanted, found = list(targets), list[tuple[Answer, ...] | OSError]()
     with asking("find", "routes") as netlink:
-        return {target: _route(netlink, target) for target in targets}
+        for start in range(0, len(wanted), _AT_ONCE):
+            found += netlink.batch([_route_request(target) for target in wanted[start : start + _AT_ONCE]])
+    return {target: _route(target, outcome) for target, outcome in zip(wanted, found, strict=True)}
 
 
-def _route(netlink: Netlink, target: IPAddress) -> Route:
+def _route_request(target: IPAddress) -> Request:
     family = socket.AF_INET if target.version == 4 else socket.AF_INET6
     fields = {"family": family, "dst_len": target.max_prefixlen}
-    try:
-        answer = netlink.get(Request(RTM_GETROUTE, rtmsg, fields, (("RTA_DST", str(target)),)))
-    except OSError as error:
-        if error.errno in _NO_WAY:
+    return Request(RTM_GETROUTE, rtmsg, fields, (("RTA_DST", str(target)),))
+
+
+def _route(target: IPAddress, outcome: tuple[Answer, ...] | OSError) -> Route:
+    if not isinstance(outcome, OSError) and not outcome:
+        outcome = OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    if isinstance(outcome, OSError):
+        if outcome.errno in _NO_WAY:
             return Route(RouteKind.UNREACHABLE)
-        raise KernelError("find route", f"to {target}", error.errno or 0, error.strerror or "") from error
+        raise KernelError("find route", f"to {target}", outcome.errno or 0, outcome.strerror or "") from outcome
+    (answer, *_) = outcome
     gateway = answer.text("RTA_GATEWAY") or answer.part("RTA_VIA", "addr")
     source = answer.text("RTA_PREFSRC")
     return Route(

@@ -228,6 +228,11 @@ class Map:
             found.append(key.tobytes())
         return np.frombuffer(b"".join(found), self.spec.key)
 
+    @property
+    def is_empty(self) -> bool:
+        """There is no entry. (An array is never empty.)"""
+        return not bpf.map_next_key(self.fd, None, address(np.zeros(1, self.spec.key)))
+
     def sums(self) -> Array:
         """Of a per-CPU map with values of unsigned 64-bit counters: the sums over CPUs, indexed by key."""
         _, values = self.items()
@@ -368,6 +373,16 @@ class Maps:
     def is_open(self) -> bool:
         """The maps can be read and written."""
         return bool(self._maps)
+
+    def open_alone(self, name: str) -> Map | None:
+        """One of the maps as it is pinned now, whether they are open or not, to be closed by the caller; None if it is
+        not there. Raises :class:`KernelError`."""
+        try:
+            return self._open_one(layout.MAPS[name])
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
 
     @property
     def max_connections(self) -> int:

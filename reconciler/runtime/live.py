@@ -434,7 +434,9 @@ class Live:
 
     def sweep(self) -> int:
         """Delete expired connections, of large tables those in one part; how many."""
-        return self._ended(self._sweeper.sweep(self.maps)) if self._reopened() else 0
+        if connections.none_at_all(self.maps) or not self._reopened():
+            return 0
+        return self._ended(self._sweeper.sweep(self.maps))
 
     def _ended(self, ended: Ended) -> int:
         if len(ended.told):

@@ -42,6 +42,7 @@ class Recorder:
         self._ring: EventRing | None = None
         self._maps: dict[str, Map] = {}
         self._names: dict[int, str] = {}
+        self._looked = True
         self._lost = 0
         self._seen: set[int] = set()
         self._in_order: deque[int] = deque()
@@ -62,8 +63,20 @@ class Recorder:
             self._drain()
             self._close()
 
+    def note_look(self) -> None:
+        """The worker has looked, and may have changed the settings. Before that there is nothing to align: nobody else
+        does."""
+        self._looked = True
+
     def align(self) -> None:
-        """Have the ring there if connections are to be told of, and only then. Raises :class:`KernelError`."""
+        """Have the ring there if connections are to be told of, and only then. Costs nothing while none are and nothing
+        has happened. Raises :class:`KernelError`."""
+        if not self._looked and self._ring is None:
+            return
+        self._align()
+        self._looked = False
+
+    def _align(self) -> None:
         with self._lock:
             try:
                 self._open()

@@ -24,6 +24,8 @@ from reconciler.runtime.snapshot import QUIET_SEC, Fingerprints, settle
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened", not reads
 _POLL_SEC: Final = 2.0
 _POLL_WITHOUT_INOTIFY_SEC: Final = 0.5
+_POLL_SHARE: Final = 1 / 2000  # of a CPU's time is what the poll may take, however many files there are
+_LONGEST_POLL_SEC: Final = 30.0
 _BURST_SEC: Final = 5.0  # a stream of events that never pauses is looked at this often
 _MOST_SYMLINKS: Final = 40  # as many as the kernel follows
 
@@ -81,6 +83,12 @@ def _follow(path: str, points: Points, *, is_directory: bool) -> str | None:
     return None
 
 
+def pause_after(took_sec: float, poll_sec: float) -> float:
+    """How long to wait after a look that took so much CPU time, while inotify tells of most that happens: ``poll_sec``,
+    longer where a thousand files make a look dear, half a minute at most."""
+    return max(poll_sec, min(took_sec / _POLL_SHARE, _LONGEST_POLL_SEC))
+
+
 class Watcher:
     """Calls ``changed`` from a thread of its own, once after each change of the directory's configuration files.
 
@@ -128,14 +136,17 @@ class Watcher:
         self._disarm()
 
     def _run(self) -> None:
+        pause_sec = self._poll_sec
         while not self._stopping.is_set():
-            self._wake.wait(self._poll_sec if self._inotify else min(self._poll_sec, _POLL_WITHOUT_INOTIFY_SEC))
+            self._wake.wait(pause_sec if self._inotify else min(self._poll_sec, _POLL_WITHOUT_INOTIFY_SEC))
+            began = time.thread_time()
             try:
                 self._debounce()
                 self._arm()
                 self._look()
             except _StopWaiting:
                 return
+            pause_sec = pause_after(time.thread_time() - began, self._poll_sec)
 
     def _look(self) -> None:
         if self._fingerprints.take() == self._reported:

@@ -62,6 +62,19 @@ def test_both_directions_are_one_row(maps: Maps) -> None:
     }
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_none_at_all(maps: Maps, version: int) -> None:
+    """Asked of what is pinned now, not of what was opened before."""
+    assert connections.none_at_all(maps)
+    ends = (CLIENT, LISTEN, TARGET) if version == 4 else ("[2001:db8::1]:5", "[2001:db8::2]:53", "[fd00::1]:5300")
+    put(maps, *ends, version=version, only=slice(1))
+    assert not connections.none_at_all(maps)
+    maps.remove()
+    assert connections.none_at_all(maps)
+    maps.create(10)
+    assert connections.none_at_all(maps)
+
+
 def test_ipv6_and_udp(maps: Maps) -> None:
     put(
         maps, "[2001:db8::1]:5353", "[2001:db8::2]:53", "[fd00::1]:5300",

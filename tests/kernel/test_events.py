@@ -256,6 +256,23 @@ def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any
     assert max(clients[OPENED].values()) == max(clients[CLOSED].values()) == 1
 
 
+def test_nothing_is_asked_of_the_kernel_before_somebody_has_looked(tmp_path: Any) -> None:
+    asked = []
+
+    def directory() -> Any:
+        asked.append(tmp_path)
+        return tmp_path  # where nothing is pinned
+
+    recorder = Recorder(directory, Events())
+    recorder.align()
+    recorder.align()
+    assert len(asked) == 1
+    recorder.note_look()
+    recorder.align()
+    recorder.align()
+    assert len(asked) == 2
+
+
 def test_an_end_told_twice_is_published_once(tmp_path: Any) -> None:
     events = Events()
     recorder = Recorder(lambda: tmp_path, events)

@@ -166,6 +166,13 @@ def test_no_way_out(target: str) -> None:
     assert host.route_to(ip_address(target)) == Route(RouteKind.UNREACHABLE)
 
 
+def test_many_ways_out_at_once() -> None:
+    """More than one call asks for, those that there is no way to among them."""
+    make_routes()
+    targets = [ip_address(each) for number in range(60) for each in (f"192.0.2.{number + 2}", f"10.1.0.{number}")]
+    assert host.host_facts(targets).routes == {target: host.route_to(target) for target in targets}
+
+
 def test_facts_about_targets_and_sysctls() -> None:
     ifindex = make_routes()
     targets: list[IPAddress] = [ip_address(each) for each in ("192.0.2.7", "127.0.0.1", "10.1.0.1")]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.runtime.watcher import Watcher, watch_points
+from reconciler.runtime.watcher import Watcher, pause_after, watch_points
 
 QUIET_SEC = 0.03
 
@@ -260,3 +260,10 @@ def test_watch_points_end_with_a_symlink_to_itself(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
     assert watch_points(loop) == {str(tmp_path): frozenset({"loop"})}
+
+
+@pytest.mark.parametrize(
+    ("took_sec", "pause_sec"), [(0.0, 2.0), (0.0009, 2.0), (0.005, 10.0), (0.01, 20.0), (0.5, 30.0)]
+)
+def test_the_poll_takes_no_more_than_its_share(took_sec: float, pause_sec: float) -> None:
+    assert pause_after(took_sec, 2.0) == pytest.approx(pause_sec)
