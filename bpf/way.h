@@ -4,7 +4,9 @@
 #ifndef REVPROXY_WAY_H
 #define REVPROXY_WAY_H
 
-/* The part of the places that each CPU writes to, and nobody else, so that none is ever half written. */
+/* How many of its places a CPU looks at. It writes to no other CPU's, so that none is ever half written. (Nothing orders
+ * these writes before that of the number to an entry there is already: where the hardware does not, as on ARM64, another
+ * CPU with a packet of the same connection at that moment sends it where the place's last way led.) */
 #define WAY_TRIES 4
 /* No entry goes by a way for as long as this: another may have its place. */
 #define WAY_UNUSED_NS (2 * NSEC_PER_SEC)
