@@ -261,8 +261,7 @@ class _Resolver:
         for version, raw in changed.items():
             keys, values = self.taken.routes[version]
             wanted = np.frombuffer(b"".join(dict.fromkeys(raw)), keys.dtype)
-            chosen = self.taken.present_routes(version)
-            chosen &= np.isin(_whole(keys), _whole(wanted))
+            chosen = self.taken.present_routes(version) & np.isin(_whole(keys), _whole(wanted))
             put.update(self._routes(version, keys[chosen], values[chosen], words))
             removed.update(dict.fromkeys(self._keys(version, wanted, names)))
         known = memory.routes or Routes()

@@ -80,6 +80,16 @@ class Snapshot:
 
     def present_routes(self, version: int) -> Bools:
         """Valid, marked as present, with a proxy that is present."""
+        return self._present_routes[version]
+
+    @cached_property
+    def _present_routes(self) -> Mapping[int, Bools]:
+        found = {version: self._routes_of(version) for version in self.routes}
+        for each in found.values():
+            each.setflags(write=False)  # everybody is given the same
+        return found
+
+    def _routes_of(self, version: int) -> Bools:
         keys, values = self.routes[version]
         marked = values["slot"]["flags"][:, self.active] & C["ROUTE_PRESENT"] != 0
         return np.asarray(marked & (keys["prefixlen"] >= 32) & self._has_proxy(keys["proxy"]))

@@ -6,7 +6,7 @@ changes takes the counts over. So an edit costs what it changes, and some copyin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -21,10 +21,13 @@ Use = tuple[str, int, int]
 class Routes(dict[RouteKey, Destination]):
     """Not changed once it is in a state; :meth:`patched` makes another one."""
 
-    __slots__ = ("_uses",)
+    __slots__ = ("_made_from", "_name", "_patched", "_uses")
 
     def __init__(self, routes: Mapping[RouteKey, Destination] | None = None) -> None:
         super().__init__(routes or {})
+        self._name = object()  # one that keeps nothing alive
+        self._made_from: object = None
+        self._patched: dict[RouteKey, None] = {}  # keys that may differ there
         self._uses: dict[Use, tuple[Destination, int]] | None = None
 
     @property
@@ -39,9 +42,11 @@ class Routes(dict[RouteKey, Destination]):
             self._uses = found
         return self._uses
 
-    def patched(self, removed: Iterable[RouteKey], put: Mapping[RouteKey, Destination]) -> Routes:
+    def patched(self, removed: Collection[RouteKey], put: Mapping[RouteKey, Destination]) -> Routes:
         """These routes without ``removed`` and with ``put``, what was there in its place."""
         made = Routes(self)
+        if len(removed) + len(put) < _STEP:
+            made._made_from, made._patched = self._name, dict.fromkeys((*removed, *put))
         uses = made._uses = dict(self.uses)
         for key in removed:
             _count(uses, key, made.pop(key), -1)
@@ -55,6 +60,21 @@ class Routes(dict[RouteKey, Destination]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Routes, (dict(self),)
+
+
+def may_differ(old: Mapping[RouteKey, Any], new: Mapping[RouteKey, Any]) -> Collection[RouteKey] | None:
+    """The keys to look at for what differs between the two; None where nothing is known: then at all of them."""
+    if not (isinstance(old, Routes) and isinstance(new, Routes)):
+        return None
+    if old is new:
+        return ()
+    if new._made_from is old._name:
+        return new._patched
+    if old._made_from is new._name:
+        return old._patched
+    if old._made_from is not None and old._made_from is new._made_from:
+        return old._patched | new._patched
+    return None
 
 
 def _count(uses: dict[Use, tuple[Destination, int]], key: RouteKey, destination: Destination, change: int) -> None:
@@ -95,8 +115,11 @@ def _common(one: Sequence[Any], other: Sequence[Any], most: int) -> int:
 
 
 def uncommon(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
-    """The parts of two mappings without what both hold alike in the same order at their beginning and end: of two of
-    which one was made from the other, what differs and what stands between."""
+    """The parts of two mappings in which they may differ: without what both hold alike in the same order at their
+    beginning and end, or, of routes made from one another, no more than what does differ."""
+    keys = may_differ(old, new)
+    if keys is not None:
+        return {key: old[key] for key in keys if key in old}, {key: new[key] for key in keys if key in new}
     if len(old) < _STEP or len(new) < _STEP:
         return old, new
     start, stop = common_ends(*((list(each), list(each.values())) for each in (old, new)))

@@ -51,7 +51,30 @@ def test_patched_routes_are_what_making_them_gives(seed: int) -> None:
         expected = {k: (before.get(k), plain.get(k)) for k in before | plain if before.get(k) != plain.get(k)}
         assert difference(former, routes) == expected
         assert difference(dict(sorted(former.items(), reverse=True)), routes) == expected
-        assert sum(map(len, uncommon(former, routes))) <= 2 * MANY
+        assert difference(Routes(former), routes) == expected
+        assert difference(routes, former) == {k: (after, before) for k, (before, after) in expected.items()}
+        assert sum(map(len, uncommon(former, routes))) <= 2 * (len(removed) + len(put))
+        assert sum(map(len, uncommon(Routes(former), routes))) <= 2 * MANY
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_routes_made_of_the_same_ones_differ_where_either_was_changed(seed: int) -> None:
+    """What is wanted and what a commit has written, both made of what was there before."""
+    chance, some = random.Random(seed), destinations()
+    base = Routes({key(number): chance.choice(some) for number in range(2 * MANY)})
+    sides = []
+    for _ in range(2):
+        removed = chance.sample(sorted(base), chance.randrange(4))
+        put = {key(chance.randrange(3 * MANY)): chance.choice(some) for _ in range(chance.randrange(4))}
+        sides.append(base.patched([each for each in removed if each not in put], put))
+    one, other = sides
+    expected = {k: (one.get(k), other.get(k)) for k in one | other if one.get(k) != other.get(k)}
+    assert difference(one, other) == expected
+    assert difference(one, one) == {}
+    assert sum(map(len, uncommon(one, other))) <= 16
+    assert difference(base.patched([], dict.fromkeys(base, some[0])), base) == difference(
+        dict.fromkeys(base, some[0]), dict(base)
+    )
 
 
 def test_one_edit_leaves_little_to_compare() -> None:
