@@ -27,7 +27,7 @@ TEST_ENVIRONMENT: Final = {
 NOT_TO_BE_HAD: Final = 3
 """Exit status when packages can't be fetched or installed, so that nothing could be tried (``setup.sh`` has it too)."""
 
-PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1"
+PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1 --timeout=1800"
 
 
 def say(text: str) -> None:
