@@ -18,8 +18,8 @@ REFUSAL: Final = "too old: refused in words"
 
 
 def features(too_old: bool = False, path: Path = LIST) -> dict[str, list[str]]:
-    """Tests (files or node ids) by the feature they prove, in the list's order: those for a kernel that is too old, or
-    the others."""
+    """Tests (as pytest's command line has them) by the feature they prove, in the list's order: those for a kernel that
+    is too old, or the others."""
     found: dict[str, list[str]] = {}
     name = ""
     for line in path.read_text().splitlines():
