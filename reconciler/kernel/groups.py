@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout
+from reconciler.kernel import bpf, groupscan, layout
 from reconciler.kernel.maps import CHUNK, Map, Maps, address
 from reconciler.state import share
 from reconciler.state.objects import FULL
@@ -89,7 +89,8 @@ def read_recipe(maps: Maps, group_id: int) -> int | None:
 def read_recipes(maps: Maps) -> dict[int, int]:
     """The recipe of the table of each group that has one, by id; :data:`DAMAGED` for a table that is not as it was
     written."""
-    ids, inner = maps["group"].items()
+    outer = maps["group"]
+    ids, inner = groupscan.items(outer) if groupscan.waits(outer) else outer.items()
     found = ((int(i), _recipe(m)) for i, m in zip(ids.tolist(), inner.tolist(), strict=True) if m)
     return {number: recipe for number, recipe in found if recipe is not None}
 
