@@ -232,10 +232,10 @@ def kernel_table(kept: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cell(counts: Mapping[str, int]) -> str:
-    """Passed of those that could run; what was left out, the kernel having no such thing, does not count."""
+    """Passed of those that could run; ``no`` where all were left out, the kernel having no such thing."""
     tried = counts.get("passed", 0) + counts.get("failed", 0)
     if not tried:
-        return "-"
+        return "no" if counts.get("skipped") else "-"
     return "yes" if not counts["failed"] else "no" if not counts["passed"] else f"{counts['passed']} of {tried}"
 
 

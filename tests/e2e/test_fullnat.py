@@ -11,6 +11,7 @@ import pytest
 
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import ask_udp, connect, echo_tcp
+from reconciler.kernel.genetlink import xdp_features
 from tests.e2e.instance import Instance
 
 MEGABYTES = 20
@@ -91,7 +92,9 @@ def test_backends_without_a_way_back_are_served(ends: str) -> None:
     with Lab(**options) as lab, Instance(lab) as instance:
         without_way_back(lab)
         before: dict[str, int] = {}
-        for settings, outcome in ways.items():
+        for settings, way in ways.items():
+            # Before Linux 6.3 nothing tells that a veth takes frames from XDP: TC does it.
+            outcome = "redirect_tc" if way == "redirect_xdp" and xdp_features() is None else way
             instance.apply(config(lab, settings))
             assert echo_tcp(lab.client, (lab.proxy4, 7), MEGABYTES << 20).intact
             assert echo_tcp(lab.client, (lab.proxy6, 7), 2 << 20).intact

@@ -10,6 +10,7 @@ import pytest
 
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab
 from netlab.clients import ask_udp, echo_tcp
+from reconciler.kernel.genetlink import xdp_features
 from tests.e2e.instance import Instance
 
 MEGABYTES = int(os.environ.get("REVPROXY_TRAFFIC_MEGABYTES", "20"))
@@ -55,6 +56,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_bulk_and_requests_arrive_intact(way: str) -> None:
     options, settings, outcome = WAYS[way]
+    if xdp_features() is None and outcome == "redirect_xdp":
+        outcome = "redirect_tc"  # before Linux 6.3 nothing tells that a veth takes frames from XDP: TC does it
     with Lab(**options) as lab, Instance(lab) as instance:
         instance.apply(config(lab, settings))
         for listen in (lab.proxy4, lab.proxy6):
