@@ -7,12 +7,18 @@ signature of the commit in an empty repository of its own, where only what stand
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
+import re
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +33,9 @@ _TIMEOUT_SEC: Final = 20.0
 _SYMLINK, _DIRECTORY = b"120000", b"40000"
 _MOST_FILES: Final = 5  # named in one message
 _MOST_LINES: Final = 4  # of what git said
+_LONGEST_TRUST_SEC: Final = 600.0
+"""What was found good is looked at again after that long: a signature may expire by itself as well."""
+_SSH_TIMES: Final = defaultdict(str, {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"})
 
 Entry = tuple[bytes, str]  # mode and id, as in a tree
 
@@ -39,9 +48,11 @@ class Signatures:
     """Whose signatures count: ``keyrings`` are files of OpenPGP keys (a GnuPG keyring, or as ``gpg --export`` writes
     them) and of SSH keys (ALLOWED SIGNERS in ssh-keygen(1)); none: nothing has to be signed."""
 
-    def __init__(self, keyrings: Sequence[Path], directory: Path) -> None:
-        self._keyrings, self._directory = tuple(keyrings), directory
+    def __init__(self, keyrings: Sequence[Path], directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """``clock``: seconds since the epoch, by which keys expire."""
+        self._keyrings, self._directory, self._clock = tuple(keyrings), directory, clock
         self._known: tuple[object, object] | None = None  # keys and files that were found good last
+        self._good_until = 0.0
 
     def check(self, files: Iterable[SourceFile], commit: str | None = None) -> None:
         """Raise :class:`UnsignedError` unless the files are those of a commit that is signed by one of the keys.
@@ -54,17 +65,17 @@ class Signatures:
         asked = (commit, {name: hashlib.sha256(content).digest() for name, content in contents.items()})
         try:
             keys = _read_keys(self._keyrings)
-            if self._known == (keys, asked):
+            if self._known == (keys, asked) and self._clock() < self._good_until:
                 return
             self._known = None
             tree, prefix = _work_tree(self._directory)
             identity = _commit_id(tree, commit)
             raw = _object(tree, "commit", identity)
             _compare(contents, _files_of(tree, raw, prefix), identity)
-            _verify(identity, raw, keys)
+            expiry = _verify(identity, raw, keys, self._clock())
         except _Unsigned as why:
             raise UnsignedError([Problem(str(self._directory), 0, 0, "", str(why))]) from None
-        self._known = (keys, asked)
+        self._known, self._good_until = (keys, asked), min(expiry, self._clock() + _LONGEST_TRUST_SEC)
 
 
 class FilesAndHead(Fingerprints):
@@ -129,8 +140,9 @@ def _is_keybox(content: bytes) -> bool:
     return content[8:12] == b"KBXf"
 
 
-def _verify(identity: str, raw: bytes, keys: Mapping[Path, bytes]) -> None:
-    """Have git check the signature, in a repository that holds nothing but this commit."""
+def _verify(identity: str, raw: bytes, keys: Mapping[Path, bytes], now: float) -> float:
+    """Have git check the signature, in a repository that holds nothing but this commit. Returns when the next of the
+    keys expires."""
     with tempfile.TemporaryDirectory(prefix="revproxy-signed-") as name:
         home = Path(name)
         signers, settings = home / "allowed_signers", dict(git.SETTINGS)
@@ -151,6 +163,27 @@ def _verify(identity: str, raw: bytes, keys: Mapping[Path, bytes]) -> None:
             done = git.run(words, settings=settings, environment=environment, given=given, timeout_sec=_TIMEOUT_SEC)
             if done.returncode:
                 raise _Unsigned(_refusal(identity, raw, done.stderr.decode(errors="replace")))
+        expiries = [*_gpg_expiries(environment), *_ssh_expiries(signers.read_text(errors="replace"))]
+    return min((each for each in expiries if each > now), default=math.inf)
+
+
+def _gpg_expiries(environment: Mapping[str, str]) -> Iterator[float]:
+    """Of keys and subkeys (doc/DETAILS of GnuPG, field 7)."""
+    if not (Path(environment["GNUPGHOME"]) / "gpg.conf").exists():
+        return  # there are none of GnuPG
+    listed = _gpg(("gpg", "--batch", "--quiet", "--no-autostart", "--with-colons", "--list-keys"), b"", environment)
+    for line in listed.decode(errors="replace").splitlines():
+        fields = line.split(":")
+        if fields[0] in ("pub", "sub") and len(fields) > 6 and fields[6].isdecimal():
+            yield float(fields[6])
+
+
+def _ssh_expiries(signers: str) -> Iterator[float]:
+    """Of allowed signers, ``valid-before="YYYYMMDD[HHMM[SS]][Z]"``, in local time without the Z."""
+    for digits, utc in re.findall(r'valid-before="(\d{8,14})(Z?)"', signers, re.IGNORECASE):
+        with contextlib.suppress(ValueError):  # then ssh-keygen takes it for none either
+            moment = datetime.strptime(digits, _SSH_TIMES[len(digits)])  # told by the Z
+            yield (moment.replace(tzinfo=UTC) if utc else moment).timestamp()
 
 
 def _import(home: Path, number: int, content: bytes, environment: Mapping[str, str]) -> None:

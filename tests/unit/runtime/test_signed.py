@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import shutil
+import subprocess
+import time
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ import pytest
 from netlab import wait_for
 from reconciler.config.files import read
 from reconciler.errors import UnsignedError
-from reconciler.runtime import git
+from reconciler.runtime import git, signed
 from reconciler.runtime.signed import FilesAndHead, Signatures
 from tests.signing import Key, Tree, gpg_key, need, ssh_key
 
@@ -81,6 +86,54 @@ def test_a_key_that_has_expired_signs_nothing_any_more(tree: Tree, tmp_path: Pat
             return False
 
         wait_for(refused, "expired", timeout_sec=15)
+
+
+def test_a_key_that_expires_later_is_noticed_at_the_next_look(tree: Tree, tmp_path: Path) -> None:
+    """Although the same files were found good with the same keyring."""
+    now = [time.time()]
+    with gpg_key(tmp_path, "old", expires="seconds=3") as key:
+        tree.commit(key)
+        signatures = Signatures([key.keyring], config(tree), clock=lambda: now[0])
+        signatures.check(read(config(tree)))
+        now[0] += 2  # not yet: nothing is asked of gpg, whose own clock says when
+        wait_for(lambda: time.time() > now[0] + 2, "the key's time is up")
+        signatures.check(read(config(tree)))
+        now[0] = time.time()
+        with pytest.raises(UnsignedError, match="has no good signature"):
+            signatures.check(read(config(tree)))
+
+
+def test_an_allowed_signer_that_expires_later_is_noticed_at_the_next_look(tree: Tree, tmp_path: Path) -> None:
+    key, now = ssh_key(tmp_path), [time.time()]
+    name, rest = key.keyring.read_text().split(" ", 1)
+    until = datetime.fromtimestamp(now[0] + 4, UTC)
+    key.keyring.write_text(f'{name} valid-before="{until:%Y%m%d%H%M%SZ}" {rest}')
+    tree.commit(key)
+    signatures = Signatures([key.keyring], config(tree), clock=lambda: now[0])
+    signatures.check(read(config(tree)))
+    # git asks whether it was good when the commit says that it was made: so the commit goes on counting.
+    now[0] += 5
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(signed, "_verify", lambda *args: asked.append(args) or math.inf)
+        signatures.check(read(config(tree)))
+    assert asked, "asked again"
+
+
+def test_a_key_that_is_revoked_later_is_noticed_at_the_next_look(tree: Tree, tmp_path: Path) -> None:
+    with gpg_key(tmp_path, "lost") as key:
+        tree.commit(key)
+        signatures = Signatures([key.keyring], config(tree))
+        signatures.check(read(config(tree)))
+        (made,) = (Path(key.environment["GNUPGHOME"]) / "openpgp-revocs.d").iterdir()
+        revocation = made.read_text().partition("\n:-----BEGIN")[2]
+        gpg = ("gpg", "--batch", "--quiet")
+        environment = {**os.environ, **key.environment}
+        subprocess.run([*gpg, "--import"], input=f"-----BEGIN{revocation}", text=True, env=environment, check=True)
+        exported = subprocess.run([*gpg, "--armor", "--export"], capture_output=True, env=environment, check=True)
+        key.keyring.write_bytes(exported.stdout)
+        with pytest.raises(UnsignedError, match="has no good signature"):
+            signatures.check(read(config(tree)))
 
 
 def test_only_the_commits_own_files_count(tree: Tree, keys: dict[str, Key]) -> None:
