@@ -183,6 +183,7 @@ def _yaml_problem(text: str, error: YAMLError, fast: bool) -> NoReturn:
     problem = error.problem or error.context or "no reason given"
     if fast and (len(text) <= _SMALL or "unexpected ':'" in problem or "expected node content" in problem):
         raise FastParserProblem(0, problem)
+    _check_for_conflict(text)
     message = f"not YAML: {problem}"
     if mark is not None and text[mark.index : mark.index + 1] == "\t":
         message += " (a tab can't indent)"
@@ -191,6 +192,13 @@ def _yaml_problem(text: str, error: YAMLError, fast: bool) -> NoReturn:
         if error.context_mark is not None and error.context_mark.line != mark.line:
             message += f" that begins in line {error.context_mark.line + 1}"
     raise SyntaxProblem(mark.line << _LINE | mark.column if mark else 0, " ".join(message.split())) from None
+
+
+def _check_for_conflict(text: str) -> None:
+    """A better reason for what can't be read, if git is in the middle of a merge."""
+    if found := re.search("^<{7} ", text, re.MULTILINE):
+        message = "a merge left both sides here: keep one, and take out the marks <<<<<<<, ======= and >>>>>>>"
+        raise SyntaxProblem(_position(text, found.start()), message) from None
 
 
 _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[-+.0-9eE]+|[{}\[\]]|true|false|null|\n')
@@ -208,6 +216,7 @@ def json_events(text: str) -> Iterator[Event]:
     try:
         json.loads(text, parse_constant=constant)
     except json.JSONDecodeError as error:
+        _check_for_conflict(text)
         raise SyntaxProblem(_position(text, error.pos), f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting
         raise SyntaxProblem(0, f"not JSON: {error}") from None

@@ -154,6 +154,19 @@ def test_only_what_changed_is_parsed_again(tmp_path: Path, built: list[str]) -> 
     assert first.proxies[0] is second.proxies[0]
 
 
+def test_of_thousands_of_files_the_one_that_was_edited_is_parsed(tmp_path: Path, built: list[str]) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number:04}.yaml").write_text("apiVersion: revproxy/v1\n")
+    cache = Cache()
+    assert load(tmp_path, cache).proxies == ()
+    assert len(built) == 2000
+    (tmp_path / "1500.yaml").write_text(web("late"))
+    found = load(tmp_path, cache)
+    assert [each.name for each in found.proxies] == ["late"]
+    assert len(found.files) == 2000
+    assert built[2000:] == ["1500.yaml"]
+
+
 def test_errors_are_remembered_too_and_do_not_stick(tmp_path: Path, built: list[str]) -> None:
     cache = Cache()
     for text, errors in ((web("Web"), 1), (web("Web"), 1), (web("web"), 0)):
