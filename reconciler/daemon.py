@@ -25,7 +25,7 @@ from reconciler.answers import Sync
 from reconciler.config.model import Metrics as MetricsSettings
 from reconciler.errors import Problem, RevproxyError
 from reconciler.places import Places, instance_lock
-from reconciler.runtime import logs, oneline
+from reconciler.runtime import logs, memory, oneline
 
 if TYPE_CHECKING:
     from reconciler.engine import Engine
@@ -257,10 +257,10 @@ class Daemon:
 
     def _looking(self, engine: Engine, loop: Loop, recorder: Recorder) -> Any:
         """The loop's look, with systemd told when the first one, or a reload, has finished."""
-        first = True
+        first, changed = True, False
 
         def look(reasons: frozenset[str]) -> float | None:
-            nonlocal first
+            nonlocal first, changed
             if "reload" in reasons:
                 self._notifier.reloading()
             started, before = time.monotonic(), engine.attempt
@@ -272,6 +272,10 @@ class Daemon:
                 attempt = engine.attempt if engine.attempt is not before else None
                 recorder.note_look()
                 self._metrics.note_look(attempt, time.monotonic() - started, time.time())
+                changed |= attempt is not None
+                if first or (changed and "resync" in reasons):
+                    changed = False
+                    memory.give_back()  # the first reading takes ten times what stays of it
                 if first or "reload" in reasons:
                     first = False
                     self._notifier.ready(f"following {self._places.config_dir}")
@@ -408,6 +412,7 @@ def command(**options: Any) -> None:
         if places.require_signed:
             raise click.UsageError("-i, -p and -t are in no git commit: --require-signed excludes them")
         places = replace(places, config_dir=places.run_dir / "command-line.d")
+    memory.settle()
     logs.set_up(options["log_format"], "debug" if options["verbose"] else options["log_level"])
     from reconciler.runtime.live import check_privileges
 

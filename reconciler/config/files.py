@@ -28,7 +28,8 @@ _SETTLED_NS: Final = 50_000_000
 
 class Cache:
     """Remembers what files held, by path and content, so that an unchanged file costs no more than reading it.
-    Entries that the last few loads had no use for are dropped."""
+    Entries that the last few loads had no use for are dropped, and of large files the former version with the next one
+    that is right."""
 
     def __init__(self) -> None:
         self._fragments: dict[tuple[str, bytes], tuple[int, Fragment]] = {}
@@ -78,6 +79,9 @@ class Cache:
         key = (file.path, file.digest)
         known = self._fragments.get(key)
         fragment = known[1] if known else self._parsed(file, done, of)
+        former = self._newest.get(file.path)
+        if former and former[0].digest != file.digest and len(file.content) > _LARGE_BYTES and not fragment.problems:
+            self._fragments.pop((file.path, former[0].digest), None)
         self._fragments[key] = (self._load, fragment)
         self._newest[file.path] = (file, fragment)
         return fragment

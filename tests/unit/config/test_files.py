@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.config import MAX_FILE_BYTES, Cache, build, load, parse_paths, parse_sources
+from reconciler.config import MAX_FILE_BYTES, Cache, build, files, load, parse_paths, parse_sources
 from reconciler.errors import ConfigError
 
 WEB = """\
@@ -187,6 +187,24 @@ def test_what_is_not_used_any_more_is_forgotten(tmp_path: Path, built: list[str]
         load(tmp_path, cache)
     parse_sources({"a.yaml": web("a").encode()}, cache)
     assert built == ["a.yaml", "a.yaml"]
+
+
+@pytest.mark.parametrize(("large", "kept"), [(True, False), (False, True)])
+def test_former_versions_of_large_files_are_forgotten(
+    built: list[str], monkeypatch: pytest.MonkeyPatch, large: bool, kept: bool
+) -> None:
+    """With the next one that is right, so that undoing a mistake costs no parsing."""
+    monkeypatch.setattr(files, "_LARGE_BYTES", 10 if large else 1 << 20)
+    cache = Cache()
+    right, wrong, other = ({"a.yaml": web(name).encode()} for name in ("web", "Web", "other"))
+    parse_sources(right, cache)
+    with pytest.raises(ConfigError):
+        parse_sources(wrong, cache)
+    parse_sources(right, cache)
+    assert len(built) == 2
+    parse_sources(other, cache)
+    parse_sources(right, cache)
+    assert len(built) == (3 if kept else 4)
 
 
 def test_a_large_file(record_property: pytest.RecordProperty) -> None:
