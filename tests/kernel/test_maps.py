@@ -16,7 +16,7 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groups, layout
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import CHUNK, Map, Maps, address, capacity, connections_for, create_map
+from reconciler.kernel.maps import CHUNK, Map, Maps, _prefix, address, capacity, connections_for, create_map
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, in_child, private_maps, small_arrays
 
 
@@ -299,3 +299,12 @@ def test_large_array_is_read_from_memory_as_by_calls(maps: Maps, name: str) -> N
     finally:
         table.put_many(written, table.values_array(2))
     assert len(table.prefix()) == 1
+
+
+@pytest.mark.parametrize("last", [0, 3, 1023, 1024, 1535, 2047, 2048, 2100, 2499])
+@pytest.mark.parametrize("also", [0, 3, 1500])
+def test_what_is_used_of_an_array_ends_with_its_last_entry(last: int, also: int) -> None:
+    """Wherever that is: in the first, in a whole or in the last, shorter one of the steps in which it is looked for."""
+    values = np.ndarray((2500,), np.uint64, bytearray(2500 * 8))
+    values[[last, min(also, last)]] = 7
+    assert _prefix(values).tobytes() == values[: last + 1].tobytes()

@@ -137,3 +137,16 @@ def test_a_proxy_that_went_with_its_name_has_no_routes(maps: Maps) -> None:
     maps["proxy"].put(1, maps["proxy"].values_array(1))
     maps["proxy_name"].delete(1)
     assert observe(maps, memory=memory, routes_as_known=True).state.routes == {}
+
+
+def test_who_has_read_keeps_what_he_has_read(maps: Maps) -> None:
+    """A snapshot is of one moment: an entry that is written later does not change in it."""
+    table = maps["route4"]
+    table.put_many(keys(1, 2), values(1, 2))
+    table.items()
+    before = table.known()
+    copies = [part.copy() for part in before]
+    table.put_many(keys(2), values(3))
+    table.delete_many(keys(1))
+    assert [part.tobytes() for part in before] == [part.tobytes() for part in copies]
+    assert entries(table.known()) == {keys(2).tobytes(): values(3).tobytes()}

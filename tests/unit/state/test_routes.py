@@ -127,3 +127,21 @@ def test_a_memo_gives_what_no_memo_gives() -> None:
         assert {each: found.causes.place("route", f"{each.proxy}/{each.source}") for each in found.state.routes} == {
             each: whole.causes.place("route", f"{each.proxy}/{each.source}") for each in whole.state.routes
         }
+
+
+def test_a_memo_knows_where_routes_stand_now() -> None:
+    """Not where they stood when they came: an edit above them moves them, and what has gone stands nowhere."""
+    memo, shift = Memo(), 100
+
+    def causes(moved: int, *sources: str) -> dict[str, int | None]:
+        routes = tuple(route(source, "10.0.0.1:80", line=moved + at) for at, source in enumerate(sources))
+        found = desired(config(proxy("a", routes=routes)), host(), tag="tag", memo=memo).causes
+        places = {source: found.place("route", f"a/{source}") for source in (one, two, three)}
+        return {source: place.line if place else None for source, place in places.items()}
+
+    one, two, three = "10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"
+    assert causes(1, one, three) == {one: 1, two: None, three: 2}
+    assert causes(1, one, two, three) == {one: 1, two: 2, three: 3}
+    assert [str(each.source) for each in memo.fresh] == [two], "no looking through all of them for it"
+    assert causes(shift, one, two, three) == {one: shift, two: shift + 1, three: shift + 2}
+    assert causes(shift, one, three) == {one: shift, two: None, three: shift + 1}
