@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from netlab import TCP_PORT, Lab, wait_for
 from netlab.clients import connect, echo_tcp
 from netlab.namespace import Namespace
+from reconciler import __version__
+from reconciler.answers import Sync
 from tests.e2e.instance import Instance, web
 
 DASHBOARD = Path(__file__).parents[2] / "packaging/grafana/revproxy.json"
@@ -89,6 +92,68 @@ def test_metrics_are_what_the_statistics_say(lab: Lab, measured: Instance) -> No
 
     wait_for(equal, "a quiet moment", timeout_sec=30)
     assert sum(t["opened"] for t in stats["proxies"]["web"]["targets"].values()) == 10
+
+
+FAMILIES = {
+    # connections, packets, bytes, drops
+    "revproxy_connections": ("gauge", {"proxy", "target"}),
+    "revproxy_connections_opened": ("counter", {"proxy", "target"}),
+    "revproxy_packets": ("counter", {"proxy", "target", "direction"}),
+    "revproxy_bytes": ("counter", {"proxy", "target", "direction"}),
+    "revproxy_dropped_packets": ("counter", {"reason"}),
+    "revproxy_handled_packets": ("counter", {"outcome"}),
+    "revproxy_reclaimed_connections": ("counter", set()),
+    "revproxy_events_lost": ("counter", set()),
+    # target health and check latency
+    "revproxy_target_up": ("gauge", {"proxy", "target"}),
+    "revproxy_target_share_ratio": ("gauge", {"proxy", "target"}),
+    "revproxy_health_check_duration_seconds": ("histogram", {"type", "result"}),
+    # reconcile count, duration and result, drift repaired, sync state
+    "revproxy_reconciles": ("counter", {"result"}),
+    "revproxy_reconcile_duration_seconds": ("histogram", set()),
+    "revproxy_last_reconcile_timestamp_seconds": ("gauge", set()),
+    "revproxy_drift_repaired": ("counter", set()),
+    "revproxy_sync_state": ("gauge", {"state"}),
+    # revision and build, map fill levels
+    "revproxy_revision": ("gauge", set()),
+    "revproxy_build_info": ("gauge", {"version"}),
+    "revproxy_data_plane_loaded": ("gauge", set()),
+    "revproxy_map_entries": ("gauge", {"map"}),
+    "revproxy_map_max_entries": ("gauge", {"map"}),
+}
+"""Every family with its type and its labels."""
+
+
+def test_each_metric_by_its_name(lab: Lab, measured: Instance) -> None:
+    """And with its type and labels, as the field names them: these and no others."""
+    measured.write(config(lab, 0) + "    health_check: {type: tcp, interval_ms: 100, timeout_ms: 90}\n")
+    of = {"type": "tcp", "result": "pass"}
+    checked = ("revproxy_health_check_duration_seconds_count", frozenset(of.items()))
+    wait_for(lambda: scrape(lab).get(checked, 0) > 0, "a check", timeout_sec=30)
+    families = list(text_string_to_metric_families(get(lab.proxy, "/metrics")[1]))
+    ours = {each.name: each for each in families if each.name.startswith("revproxy_")}
+    created = {name for name in ours if name.endswith("_created")}  # when a counter began: of the library's
+    kinds = {name: (each.type, _labels(each)) for name, each in ours.items() if name not in created}
+    assert kinds == FAMILIES
+    for name, each in ours.items():
+        assert each.documentation.endswith("."), name
+        units = {"packets", "bytes", "connections", "lost", "repaired", "reconciles", "opened"}
+        assert each.type != "counter" or units & set(name.split("_")), name
+        assert each.type != "counter" or {sample.name for sample in each.samples} <= {f"{name}_total"}, name
+        assert len({(one.name, tuple(sorted(one.labels.items()))) for one in each.samples}) == len(each.samples)
+    found = scrape(lab)
+    address = f"{lab.backends[0].ip4}:{TCP_PORT}"
+    assert sample(found, "revproxy_target_up", proxy="web", target=address) == 1
+    assert sample(found, "revproxy_health_check_duration_seconds_bucket", **of, le="+Inf") >= 1
+    assert sample(found, "revproxy_build_info", version=__version__) == 1
+    assert sum(sample(found, "revproxy_sync_state", state=each.value) for each in Sync) == 1
+    assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"} <= {
+        each.name for each in families
+    }
+
+
+def _labels(family: Metric) -> set[str]:
+    return {label for each in family.samples for label in each.labels} - {"le"}
 
 
 def test_totals_never_go_down(lab: Lab, measured: Instance) -> None:
