@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIMEOUT_SEC = 120.0
+_AGAIN_SEC = 0.02
 
 
 class _Connection(http.client.HTTPConnection):
@@ -33,11 +35,20 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        try:
-            self.sock.connect(str(self._path))
-        except OSError:
-            self.sock.close()
-            raise
+        deadline = time.monotonic() + (self.timeout or 0.0)
+        while True:
+            try:
+                self.sock.connect(str(self._path))
+            except BlockingIOError:  # more than it takes up at once wait already: what a timeout makes of waiting
+                if time.monotonic() >= deadline:
+                    self.sock.close()
+                    raise TimeoutError from None
+                time.sleep(_AGAIN_SEC)
+            except OSError:
+                self.sock.close()
+                raise
+            else:
+                return
 
 
 class NoDaemonError(DaemonError):

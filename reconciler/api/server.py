@@ -25,6 +25,7 @@ from reconciler.api.streams import Streams
 from reconciler.errors import RevproxyError
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
+from reconciler.runtime.webguard import Factory
 from reconciler.runtime.webserver import WebServer
 from reconciler.selection import event_kinds
 
@@ -126,8 +127,8 @@ class Server:
         self._streams.end()
         self._reader.end()
 
-    async def _listen(self, runner: web.AppRunner) -> None:
-        await web.SockSite(runner, listen(self._path)).start()
+    async def _listen(self, factory: Factory) -> asyncio.AbstractServer:
+        return await asyncio.get_running_loop().create_unix_server(factory, sock=listen(self._path))
 
     # -- routes --------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from reconciler.config.model import Metrics as Settings
 from reconciler.errors import RevproxyError
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.metrics import Metrics
+from reconciler.runtime.webguard import Factory
 from reconciler.runtime.webserver import WebServer
 
 RETRY_SEC: Final = 5.0
@@ -43,8 +44,9 @@ class Exporter:
             return
         host, _, port = wanted.listen.rpartition(":")
 
-        async def listen(runner: web.AppRunner) -> None:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+        async def listen(factory: Factory) -> asyncio.AbstractServer:
+            loop = asyncio.get_running_loop()
+            return await loop.create_server(factory, host.strip("[]"), int(port), reuse_address=True)
 
         server = WebServer("metrics", ((self._application, listen),))
         try:

@@ -11,12 +11,14 @@ from typing import Final
 
 from aiohttp import web
 
+from reconciler.runtime.webguard import QUIET_SEC, Factory, Guards, middleware
+
 MAX_LINE_BYTES: Final = 8190
 """The longest request line, and the longest header."""
 
-Listen = Callable[[web.AppRunner], Awaitable[None]]
+Listen = Callable[[Factory], Awaitable[asyncio.AbstractServer]]
 Site = tuple[Callable[[], web.Application], Listen]
-"""What makes an application, and what makes it listen somewhere."""
+"""What makes an application, and what has connections made somewhere served by what a factory gives."""
 
 
 class WebServer:
@@ -54,21 +56,29 @@ class WebServer:
 
     async def _serve(self) -> None:
         runners: list[web.AppRunner] = []
+        servers: list[asyncio.AbstractServer] = []
         try:
-            for application, listen in self._sites:
+            for make, listen in self._sites:
+                application, made = make(), []  # type: tuple[web.Application, list[Guards]]
+                application.middlewares.insert(0, middleware(lambda made=made: made[0]))  # type: ignore[misc]
                 runner = web.AppRunner(
-                    application(),
+                    application,
                     access_log=None,
+                    keepalive_timeout=2 * QUIET_SEC,  # guards are quicker, and the same with every aiohttp
                     logger=self._quiet,
                     max_line_size=MAX_LINE_BYTES,
                     max_field_size=MAX_LINE_BYTES,
                 )
                 runners.append(runner)
                 await runner.setup()
-                await listen(runner)
+                assert runner.server is not None
+                made.append(Guards(runner.server))
+                servers.append(await listen(made[0]))
             self._started.set_result(None)
             await self._stop.wait()
         finally:
             self._ending()
+            for server in servers:
+                server.close()
             for runner in runners:
                 await runner.cleanup()

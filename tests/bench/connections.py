@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from reconciler.api.client import DaemonClient
 from reconciler.kernel import layout
 from reconciler.kernel.maps import Maps
 from tests.e2e.instance import PROGRAMS, Instance, web
+from tests.kernel.kernelmaps import in_child
 
 LIVE = 1_000_000
 SETTINGS = f"{{max_connections: {LIVE + 1000}}}"
@@ -67,8 +67,7 @@ def run(_cells: Sequence[str] = ()) -> tuple[str, list[dict[str, object]]]:
         instance.write(web("192.0.2.1:8080", settings=SETTINGS))
         daemon = instance.start_daemon()
         # In another process: the memory of this one would count as that of each command it starts.
-        script = f"from tests.bench.connections import *; fill(Path({str(instance.bpffs_dir)!r}))"
-        subprocess.run([sys.executable, "-c", script], check=True)
+        assert in_child(lambda: fill(instance.bpffs_dir)) == 0
         figures = [measure(instance, case, daemon.pid) for case in CASES]
     lines = [
         f"{'case':26} {'CPU s':>6} {'goal':>5} {'s':>6} {'MB out':>7} {'daemon MB':>9} {'client MB':>9} {'edit s':>6}"
