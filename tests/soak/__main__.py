@@ -23,6 +23,7 @@ from netlab import Lab, wait_for
 from tests.e2e.instance import Instance
 from tests.soak.accounts import Footprint, entries
 from tests.soak.chaos import FIRST_PORT, TCP_LISTEN, TRANSIENT, UDP_LISTEN, Chaos
+from tests.soak.diagnosis import Diagnosis
 from tests.soak.traffic import Traffic, Windows
 
 HELD = 24
@@ -58,6 +59,7 @@ class Soak:
         windows = Windows()
         chaos = Chaos(lab, instance, windows, self.seed, self.broken)
         self.trace = chaos.trace
+        diagnosis = Diagnosis(lab, instance)
         chaos.begin()
         chaos.start()
         chaos.settle()
@@ -76,11 +78,12 @@ class Soak:
                     chaos.settle()
                     footprints.append(self._footprint(chaos))
                 self._say(passed, chaos, traffic)
+            seen = diagnosis.told() if traffic.tally.lost else ""
             chaos.settle()
             held = traffic.held
         if traffic.tally.lost:
             assert instance.daemon is not None
-            told = [*chaos.trace, instance.daemon.output()[-6000:]]
+            told = [*chaos.trace, instance.daemon.output()[-6000:], seen]
             self.failures.append("before that:\n" + "\n".join(told))
         self._judge_traffic(traffic, held)
         self._judge_footprint(footprints)
