@@ -17,7 +17,7 @@ from tests.kernel.dataplane import DataPlane, object_code
 KERNELS_LIMIT = 1_000_000
 """Instructions the verifier goes through before it gives up (BPF_COMPLEXITY_LIMIT_INSNS)."""
 MOST_PROCESSED = 150_000
-"""Of one program: three times what the one that takes most took on any kernel tried (man/kernels.json), and far below
+"""Of one program: over twice what the one that takes most took on any kernel tried (man/kernels.json), and far below
 the kernel's limit, so that a kernel whose verifier goes through more of it is no surprise."""
 MOST_INSTRUCTIONS = 8_192
 """Of one program as it is compiled. There is no such limit for root since Linux 5.2; jumps reach 32,767."""
