@@ -8,9 +8,10 @@ from typing import Final
 
 import numpy as np
 
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
 from reconciler.kernel.conntable import VERSIONS, Mask
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import pieces
 from reconciler.state.objects import Mode
 

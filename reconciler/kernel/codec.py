@@ -11,7 +11,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import layout
-from reconciler.kernel.maps import Array
+from reconciler.kernel.arrays import Array
 from reconciler.state.objects import (
     FULL,
     QUARTERS,

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import layout
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.connorder import first_of
 from reconciler.kernel.connscan import Wanted, gather
@@ -33,7 +34,7 @@ from reconciler.kernel.conntable import (
     read_table,
     records,
 )
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Protocol
 from reconciler.state.selection import STATES, Query
 

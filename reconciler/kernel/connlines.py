@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import PROTOCOLS
 from reconciler.kernel.connections import Found
 from reconciler.kernel.conntable import proxy_name
-from reconciler.kernel.maps import Array
 from reconciler.state.selection import STATES
 
 AT_ONCE: Final = 2000

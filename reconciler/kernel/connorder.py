@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.conntable import Indexes, proxy_name
-from reconciler.kernel.maps import Array
 
 _ADDRESSES: Final = ("client", "target")
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import layout
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
 from reconciler.kernel.conntable import (
     Indexes,
@@ -27,7 +28,7 @@ from reconciler.kernel.conntable import (
     records,
     reverse_keys,
 )
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import Column, pieces
 from reconciler.state.selection import STATES
 

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.kernel import layout
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C, unpack_address
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Protocol
 
 VERSIONS: Final = (4, 6)

@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import codec, layout
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.connections import Counts, count
 from reconciler.kernel.conntable import proxy_name, proxy_names
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 
 _DROP: Final = "drop_"
 _FIELDS: Final = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")

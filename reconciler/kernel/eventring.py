@@ -19,9 +19,10 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
+from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import Array, Map, address
+from reconciler.kernel.maps import Map
 
 BYTES: Final = 16 << 20
 

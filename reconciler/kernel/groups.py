@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groupscan, layout
-from reconciler.kernel.maps import CHUNK, Map, Maps, address
+from reconciler.kernel.arrays import address
+from reconciler.kernel.maps import CHUNK, Map, Maps
 from reconciler.state import share
 from reconciler.state.objects import FULL
 from reconciler.state.operations import PutGroup, SwapTable

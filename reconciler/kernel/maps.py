@@ -16,7 +16,7 @@ import ctypes as ct
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,69 +26,17 @@ import numpy.typing as npt
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, layoutpin
+from reconciler.kernel.arrays import Array, address, prefix, untouched
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
 from reconciler.kernel.mirror import Mirror
+from reconciler.kernel.newmaps import check, connections_for, create_map
 
 CHUNK: Final = 4096
 """Entries in one batch call: the kernel allocates memory for all of them at once."""
 
 UNSUPPORTED: Final = (524, errno.EOPNOTSUPP, errno.EINVAL)  # 524 is the kernel's own ENOTSUPP
-_STEP: Final = 1024
 _PER_CPU: Final = (MapType.PERCPU_ARRAY,)
-
-Array = npt.NDArray[Any]
-
-
-def address(array: Array) -> int:
-    """Where the array's memory starts."""
-    return int(array.__array_interface__["data"][0])
-
-
-def _untouched(count: int, dtype: np.dtype[Any]) -> Array:
-    """Zeros, of which only what is written to takes memory. ``np.zeros`` asks malloc, which after a while gives memory
-    that was in use before, and clears all of it."""
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return np.ndarray((count,), dtype, mmap.mmap(-1, count * dtype.itemsize, private))
-
-
-def join(parts: Sequence[Array], like: Array) -> Array:
-    """The parts one after the other, laid out as ``like``. (``np.concatenate`` turns big-endian fields into
-    little-endian ones: the values are the same, the bytes are not.)"""
-    joined = np.empty((sum(map(len, parts)), *like.shape[1:]), like.dtype)
-    start = 0
-    for part in parts:
-        joined[start : start + len(part)] = part
-        start += len(part)
-    return joined
-
-
-def _prefix(values: Array) -> Array:
-    """A copy of all before the zeros at the end, which most of a large array is."""
-    stride = values.strides[0]
-    words = np.ndarray((len(values) * stride // 8,), np.uint64, values.base)
-    # In large steps first: looking for every word that is not zero takes three times as long.
-    whole = len(words) // _STEP * _STEP
-    steps = np.flatnonzero(np.bitwise_or.reduce(words[:whole].reshape(-1, _STEP), axis=1))
-    first = int(steps[-1]) * _STEP if len(steps) else 0
-    if words[whole:].any():
-        first = whole
-    used = np.flatnonzero(words[first : first + _STEP])
-    return values[: (first + int(used[-1])) * 8 // stride + 1 if len(used) else 1].copy()
-
-
-def capacity(spec: MapSpec, max_connections: int) -> int:
-    """``max_entries`` for a map: of connections, one for each direction; of hints, as many, and a head before and some
-    room behind them, since the programs look at a few places in a row."""
-    if not spec.per_connection:
-        return spec.max_entries
-    entries = spec.max_entries * max_connections
-    return entries if spec.type is MapType.HASH else 1 + entries + layout.HINT_PLACES
-
-
-def connections_for(spec: MapSpec, entries: int) -> int:
-    """The ``max_connections`` that :func:`capacity` made a connection table of ``entries`` from."""
-    return entries // spec.max_entries
 
 
 class Map:
@@ -185,7 +133,7 @@ class Map:
 
     def prefix(self) -> Array:
         """The values of an array with F_MMAPABLE up to the last one that is not zero, and always the first."""
-        return self.mapped(_prefix)
+        return self.mapped(prefix)
 
     def _items_in_batches(self) -> tuple[Array, Array]:
         """The kernel writes each chunk to where it stays: memory that is not written to is never there."""
@@ -214,7 +162,7 @@ class Map:
             position, turn = upcoming, turn + 1
 
     def _room(self, count: int) -> tuple[Array, Array]:
-        return _untouched(count, self.spec.key), _untouched(count, self.value_dtype)
+        return untouched(count, self.spec.key), untouched(count, self.value_dtype)
 
     def keys(self) -> Array:
         """All keys, without reading the values."""
@@ -449,71 +397,3 @@ class Maps:
             os.close(fd)
             raise
         return Map(spec, fd, self.gateway, self.mirrors.get(spec.name))
-
-
-def kernel_name(name: str) -> str:
-    """What the kernel calls a map. One bears the layout in its name, for where no pin says it any more."""
-    return f"{name}_{layout.fingerprint()}"[:15] if name == "control" else name
-
-
-def create_map(spec: MapSpec, max_connections: int) -> int:
-    """Make one map of the layout, not pinned, and return its descriptor."""
-    inner = 0
-    if spec.type is MapType.ARRAY_OF_MAPS:
-        inner = inner_template(spec)
-    try:
-        fd = bpf.map_create(
-            spec.type,
-            kernel_name(spec.name),
-            spec.key.itemsize,
-            spec.value.itemsize,
-            capacity(spec, max_connections),
-            spec.flags,
-            inner,
-        )
-    finally:
-        if inner:
-            os.close(inner)
-    if spec.name in layout.HINTS.values():
-        head = np.zeros(1, layout.hint_head)
-        head["slots"] = spec.max_entries * max_connections
-        _put_head(fd, spec, head)
-    elif spec.name == "way":
-        head = np.zeros(1, layout.way_head)
-        head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()
-        _put_head(fd, spec, head)
-    return fd
-
-
-def _put_head(fd: int, spec: MapSpec, head: Array) -> None:
-    value = np.zeros(spec.value.itemsize, np.uint8)
-    value[: head.nbytes] = head.view(np.uint8)
-    bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
-
-
-def inner_template(spec: MapSpec) -> int:
-    """A descriptor of a map like those that this map of maps holds; sizes may differ."""
-    if spec.name == "event_ring":
-        return bpf.map_create(MapType.RINGBUF, "events", 0, 0, mmap.PAGESIZE)
-    return bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
-
-
-def check(spec: MapSpec, info: bpf.MapInfo) -> None:
-    """Raise :class:`KernelError` (EINVAL) naming each property in which a map is not what ``spec`` says."""
-    wanted = {
-        "type": int(spec.type),
-        "key size": spec.key.itemsize,
-        "value size": spec.value.itemsize,
-        "max_entries": info.max_entries if spec.per_connection else spec.max_entries,
-        "flags": spec.flags,
-    }
-    found = {
-        "type": info.type,
-        "key size": info.key_size,
-        "value size": info.value_size,
-        "max_entries": info.max_entries,
-        "flags": info.flags,
-    }
-    wrong = [f"{name} {found[name]} instead of {value}" for name, value in wanted.items() if found[name] != value]
-    if wrong:
-        raise KernelError("open", f"map {spec.name}", errno.EINVAL, "not ours: " + ", ".join(wrong))

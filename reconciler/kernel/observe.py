@@ -19,8 +19,9 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import codec, snapshot, store
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import ID_MASK, C
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.recover import repairs
 from reconciler.kernel.snapshot import Snapshot
 from reconciler.state.objects import (

@@ -21,9 +21,11 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, layoutpin
+from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
-from reconciler.kernel.maps import Array, Map, Maps, address, connections_for
+from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.newmaps import connections_for
 
 _OWN_ALONE: Final = frozenset(("scratch", "event_ring", "way", "fragment4", "fragment6", *layout.HINTS.values()))
 """Not copied: what lasts for a packet, what is made anew, and what follows from the connections."""

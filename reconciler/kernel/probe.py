@@ -25,10 +25,12 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.codec import unpack_address
 from reconciler.kernel.compiler import compile_programs, source_tag
 from reconciler.kernel.frames import Packet
 from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.newmaps import create_map
 from reconciler.kernel.program import MAX_CALLS, load_program
 from reconciler.state.objects import Endpoint
 
@@ -68,7 +70,7 @@ _VERDICTS: Final = {
 }
 _SCRATCH: Final = Gateway()  # what is in the probe's own tables is input and output of test runs, and nobody's state
 
-Entry = tuple[maps.Array, maps.Array]
+Entry = tuple[Array, Array]
 """A key and a value of a connection table, each an array of one."""
 
 
@@ -100,7 +102,7 @@ class _Set:
     calls: int
     tables: dict[str, maps.Map]
     pinned: bool
-    counts: maps.Array = field(default_factory=lambda: np.zeros(0))
+    counts: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def name(self) -> str:
@@ -228,7 +230,7 @@ class Probe:
             for name in sorted(OWN):
                 spec = layout.MAPS[name]
                 spec = replace(spec, max_entries=FEW[name]) if name in FEW else spec
-                descriptors[name] = maps.create_map(spec, _CONNECTIONS)
+                descriptors[name] = create_map(spec, _CONNECTIONS)
             descriptors[calls] = bpf.map_create(layout.MapType.PROG_ARRAY, calls, 4, 4, MAX_CALLS)
             fds = {**{name: self.maps[name].fd for name in SHARED}, **descriptors}
             for place, function in enumerate(layout.CALLS[calls]):
@@ -236,7 +238,7 @@ class Probe:
                     called = load_program(code, function, fds, self.gateway)
                     key, value = np.asarray([place], "<u4"), np.asarray([called], "<u4")
                     try:
-                        bpf.map_update(descriptors[calls], maps.address(key), maps.address(value))
+                        bpf.map_update(descriptors[calls], address(key), address(value))
                     finally:
                         os.close(called)
             descriptors[entry] = load_program(code, entry, fds, self.gateway)
@@ -304,7 +306,7 @@ def _of(hook: str, version: int, descriptors: Mapping[str, int], *, pinned: bool
     return _Set(hook, version, descriptors[f"{hook}_ingress"], descriptors[f"{hook}_calls"], tables, pinned)
 
 
-def _counts(programs: _Set) -> maps.Array:
+def _counts(programs: _Set) -> Array:
     """Every outcome so far, over all CPUs."""
     return np.asarray(programs.tables["outcome"].items()[1].sum(axis=1))
 
@@ -315,7 +317,7 @@ def _empty(table: maps.Map) -> None:
         table.delete_many(keys)
 
 
-def connection_key(packet: Packet) -> maps.Array:
+def connection_key(packet: Packet) -> Array:
     """Under which a connection's entry for this packet is found."""
     key = np.zeros(1, layout.STRUCTURES[f"connection_key{packet.version}"])
     for side, end in (("s", packet.source), ("d", packet.destination)):

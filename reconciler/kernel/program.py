@@ -21,11 +21,13 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
 from reconciler.kernel.foreign import Kept
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.helpers import explained
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms
+from reconciler.kernel.newmaps import create_map
 from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
 
@@ -53,7 +55,7 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
             for place, function in enumerate(functions):
                 fd = load_program(code, function, fds, gateway)
                 key, value = np.asarray([place], "<u4"), np.asarray([fd], "<u4")
-                bpf.map_update(loaded[name], maps.address(key), maps.address(value))
+                bpf.map_update(loaded[name], address(key), address(value))
                 os.close(fd)
         for function in ENTRY_POINTS:
             loaded[function] = load_program(code, function, fds, gateway)
@@ -307,7 +309,7 @@ class Programs:
         tables: dict[str, maps.Map] = {}
         for name in TABLES:
             spec = layout.MAPS[name]
-            table = maps.Map(spec, maps.create_map(spec, max_connections), self.gateway)
+            table = maps.Map(spec, create_map(spec, max_connections), self.gateway)
             tables[name] = table
             path = str(self._next_path(name))
             self.gateway.call("pin", f"map {name}{NEXT}", lambda t=table, p=path: bpf.obj_pin(t.fd, p))  # type: ignore[misc]
@@ -363,7 +365,7 @@ def _carry_over(source: maps.Map, destination: maps.Map) -> None:
     destination.put_many(keys[late], values[late])
 
 
-def _number(values: maps.Array, places: int) -> maps.Array:
+def _number(values: Array, places: int) -> Array:
     """Give the clients' entries hints from 1 on as far as there are places, the others none; which have one."""
     values["hint"] = 0
     clients = np.flatnonzero(values["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0)[:places]
@@ -379,7 +381,7 @@ def _map_id(pin: Path) -> int:
         os.close(descriptor)
 
 
-def _as_bytes(array: maps.Array) -> maps.Array:
+def _as_bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).view(np.dtype((np.void, array.dtype.itemsize)))
 
 

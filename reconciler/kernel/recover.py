@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reconciler.kernel import groups, layout, snapshot
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
 from reconciler.kernel.counters import retire_proxies, retire_targets
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.snapshot import LISTENERS, ROUTES, Snapshot
 
 _NO_KEYS = np.zeros(0, layout.u32)

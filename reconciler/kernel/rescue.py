@@ -11,9 +11,11 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, layoutpin
+from reconciler.kernel.arrays import address
 from reconciler.kernel.identity import maps_of
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import Maps, address, check, connections_for, create_map, kernel_name
+from reconciler.kernel.maps import Maps
+from reconciler.kernel.newmaps import check, connections_for, create_map, kernel_name
 from reconciler.kernel.program import MAX_CALLS
 
 _NEEDED = ("control", "connection4", "connection6")

@@ -16,7 +16,8 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf
-from reconciler.kernel.maps import CHUNK, UNSUPPORTED, Array, Map, address
+from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.maps import CHUNK, UNSUPPORTED, Map
 
 Indexes = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.kernel import groups, store
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import Busy, busy
 from reconciler.kernel.codec import ID_MASK, PROTOCOLS, C
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.mirror import Mirror
 
 Bools = npt.NDArray[np.bool_]

@@ -14,7 +14,8 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import codec, groups, layout, store
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.arrays import Array
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.writes import Journal, erase, write
 from reconciler.state.operations import (
     OpenPort,

@@ -17,7 +17,8 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import layout
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.arrays import Array
+from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Revision
 
 DIGEST_BYTES: Final = 16

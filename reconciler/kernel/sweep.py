@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import layout
+from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import C
 from reconciler.kernel.connections import Ended, delete, told
 from reconciler.kernel.conntable import (
@@ -23,7 +24,7 @@ from reconciler.kernel.conntable import (
     records,
     reverse_keys,
 )
-from reconciler.kernel.maps import Array, Maps, join
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import Position, pieces
 
 AT_ONCE: Final = 1 << 18

@@ -14,8 +14,9 @@ import numpy as np
 
 from reconciler.errors import RevproxyError
 from reconciler.kernel import groups
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import Array, Map, Maps
+from reconciler.kernel.maps import Map, Maps
 
 BATCH: Final = 64
 """More writes than this to one map go in batch calls; fewer go one by one."""

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import proxy_name
-from reconciler.kernel.maps import Array, join
 
 OPENED: Final = "connection_opened"
 CLOSED: Final = "connection_closed"

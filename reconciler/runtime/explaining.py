@@ -13,8 +13,9 @@ import numpy as np
 from reconciler import answers
 from reconciler.errors import RevproxyError, UsageError
 from reconciler.kernel import connections, conntable, host
+from reconciler.kernel.arrays import join
 from reconciler.kernel.frames import Packet
-from reconciler.kernel.maps import Maps, join
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.probe import Entry, connection_key
 from reconciler.runtime.probing import Answer, Prober, drop_reason, results, why_passed
 from reconciler.state.desired import Causes

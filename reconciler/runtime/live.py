@@ -19,13 +19,14 @@ from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, store, sysctls
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import Busy, Gathering, busy
 from reconciler.kernel.connections import Ended
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
-from reconciler.kernel.maps import Array, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import RouteMemory, observe
 from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs

@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel import bpf, layout
 from reconciler.kernel.compiler import ObjectCode, compile_programs
 from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.newmaps import create_map
 from reconciler.kernel.program import load_set
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ class DataPlane:
 
     def _make_maps(self, connections: int) -> None:
         for name, spec in layout.MAPS.items():
-            self.fds[name] = maps.create_map(spec, connections)
+            self.fds[name] = create_map(spec, connections)
 
     # -- maps ------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import connections, connlines, connscan, layout, scan
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import pack_settings
 from reconciler.kernel.conntable import Table, active_settings, expired_entries, read_table, records
-from reconciler.kernel.maps import Array, Map, Maps
+from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.sweep import Sweeper
 from reconciler.state.objects import DataPlaneSettings
 from reconciler.state.selection import SORTS, STATES, Query

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import bpf, groups, groupscan, layout
-from reconciler.kernel.maps import Map, Maps, address
+from reconciler.kernel.arrays import address
+from reconciler.kernel.maps import Map, Maps
 from tests.kernel.kernelmaps import private_maps
 
 pytestmark = pytest.mark.root

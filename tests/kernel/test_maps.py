@@ -14,9 +14,11 @@ import pytest
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groups, layout
+from reconciler.kernel.arrays import address, prefix
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.kernel.layout import MapType
-from reconciler.kernel.maps import CHUNK, Map, Maps, _prefix, address, capacity, connections_for, create_map
+from reconciler.kernel.maps import CHUNK, Map, Maps
+from reconciler.kernel.newmaps import capacity, connections_for, create_map
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, in_child, private_maps, small_arrays
 
 
@@ -307,4 +309,4 @@ def test_what_is_used_of_an_array_ends_with_its_last_entry(last: int, also: int)
     """Wherever that is: in the first, in a whole or in the last, shorter one of the steps in which it is looked for."""
     values = np.ndarray((2500,), np.uint64, bytearray(2500 * 8))
     values[[last, min(also, last)]] = 7
-    assert _prefix(values).tobytes() == values[: last + 1].tobytes()
+    assert prefix(values).tobytes() == values[: last + 1].tobytes()

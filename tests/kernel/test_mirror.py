@@ -10,8 +10,9 @@ import pytest
 
 from reconciler.errors import KernelError
 from reconciler.kernel import layout
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.gateway import FaultGateway
-from reconciler.kernel.maps import Array, Map, Maps
+from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.observe import RouteMemory, observe
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, private_maps, small_arrays
 

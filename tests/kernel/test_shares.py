@@ -191,7 +191,7 @@ def _write_inner(map_id: int, place: int, value: int) -> None:
     import os
 
     from reconciler.kernel import bpf
-    from reconciler.kernel.maps import address
+    from reconciler.kernel.arrays import address
 
     fd = bpf.map_by_id(map_id)
     try:

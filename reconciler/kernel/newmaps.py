@@ -1,0 +1,96 @@
+"""Making maps of the layout, and telling whether one is of it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+import numpy as np
+
+from reconciler.errors import KernelError
+from reconciler.kernel import bpf, layout
+from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.layout import MapSpec, MapType
+
+
+def capacity(spec: MapSpec, max_connections: int) -> int:
+    """``max_entries`` for a map: of connections, one for each direction; of hints, as many, and a head before and some
+    room behind them, since the programs look at a few places in a row."""
+    if not spec.per_connection:
+        return spec.max_entries
+    entries = spec.max_entries * max_connections
+    return entries if spec.type is MapType.HASH else 1 + entries + layout.HINT_PLACES
+
+
+def connections_for(spec: MapSpec, entries: int) -> int:
+    """The ``max_connections`` that :func:`capacity` made a connection table of ``entries`` from."""
+    return entries // spec.max_entries
+
+
+def kernel_name(name: str) -> str:
+    """What the kernel calls a map. One bears the layout in its name, for where no pin says it any more."""
+    return f"{name}_{layout.fingerprint()}"[:15] if name == "control" else name
+
+
+def create_map(spec: MapSpec, max_connections: int) -> int:
+    """Make one map of the layout, not pinned, and return its descriptor."""
+    inner = 0
+    if spec.type is MapType.ARRAY_OF_MAPS:
+        inner = inner_template(spec)
+    try:
+        fd = bpf.map_create(
+            spec.type,
+            kernel_name(spec.name),
+            spec.key.itemsize,
+            spec.value.itemsize,
+            capacity(spec, max_connections),
+            spec.flags,
+            inner,
+        )
+    finally:
+        if inner:
+            os.close(inner)
+    if spec.name in layout.HINTS.values():
+        head = np.zeros(1, layout.hint_head)
+        head["slots"] = spec.max_entries * max_connections
+        _put_head(fd, spec, head)
+    elif spec.name == "way":
+        head = np.zeros(1, layout.way_head)
+        head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()
+        _put_head(fd, spec, head)
+    return fd
+
+
+def _put_head(fd: int, spec: MapSpec, head: Array) -> None:
+    value = np.zeros(spec.value.itemsize, np.uint8)
+    value[: head.nbytes] = head.view(np.uint8)
+    bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
+
+
+def inner_template(spec: MapSpec) -> int:
+    """A descriptor of a map like those that this map of maps holds; sizes may differ."""
+    if spec.name == "event_ring":
+        return bpf.map_create(MapType.RINGBUF, "events", 0, 0, mmap.PAGESIZE)
+    return bpf.map_create(MapType.ARRAY, "group_table", 4, 4, 1, layout.F_INNER_MAP)
+
+
+def check(spec: MapSpec, info: bpf.MapInfo) -> None:
+    """Raise :class:`KernelError` (EINVAL) naming each property in which a map is not what ``spec`` says."""
+    wanted = {
+        "type": int(spec.type),
+        "key size": spec.key.itemsize,
+        "value size": spec.value.itemsize,
+        "max_entries": info.max_entries if spec.per_connection else spec.max_entries,
+        "flags": spec.flags,
+    }
+    found = {
+        "type": info.type,
+        "key size": info.key_size,
+        "value size": info.value_size,
+        "max_entries": info.max_entries,
+        "flags": info.flags,
+    }
+    wrong = [f"{name} {found[name]} instead of {value}" for name, value in wanted.items() if found[name] != value]
+    if wrong:
+        raise KernelError("open", f"map {spec.name}", errno.EINVAL, "not ours: " + ", ".join(wrong))
