@@ -22,6 +22,12 @@ needs=(
     "curl            | command -v curl"
     "ca-certificates | test -s /etc/ssl/certs/ca-certificates.crt"
 )
+# What single tests need, which say so where it is missing: nobody is kept from his work by it.
+[ "$(id -u)" != 0 ] || needs+=(
+    "nftables        | command -v nft"
+    "openssh-client  | command -v ssh-keygen"
+    "gnupg           | command -v gpg"
+)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
