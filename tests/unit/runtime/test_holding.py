@@ -1,0 +1,103 @@
+"""Waiting to be told, and drift, with a kernel that is a value."""
+
+from __future__ import annotations
+
+from reconciler.answers import Sync
+from reconciler.engine import Engine
+from reconciler.places import Places
+from reconciler.runtime.loop import Loop
+from tests.unit.runtime.revising import FILES, again, lose_listeners, manual, port
+from tests.unit.runtime.test_engine import FakeLive, break_, engine, live, places, write
+
+__all__ = ["engine", "live", "places"]  # fixtures
+
+
+# -- waiting to be told ----------------------------------------------------------------------------------------------
+
+
+def test_manual_waits_and_keeps_what_is_applied_in_force(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    manual(places, 1)
+    loop.look(FILES)
+    assert live.executed == 0
+    assert engine.status().sync is Sync.OUT_OF_SYNC
+    engine.apply()
+    manual(places, 2)
+    lose_listeners(live)
+    loop.look(FILES)
+    assert (port(live), len(live.state.state.listeners)) == (1, 1), "repaired, and not more than that"
+    status = engine.status()
+    assert (status.sync, status.policy) == (Sync.OUT_OF_SYNC, "manual")
+    write(places, 2)
+    loop.look(FILES)
+    assert port(live) == 2
+
+
+def test_suspended_over_restarts(engine: Engine, places: Places, live: FakeLive) -> None:
+    since = engine.revisions.suspend().since
+    assert engine.revisions.suspend().since == since
+    write(places, 1)
+    loop = Loop(again(places, live))
+    assert loop.look(frozenset({"start"})) is None
+    assert (live.executed, engine.status().suspended) == (0, since)
+    engine.apply()
+    assert port(live) == 1, "who says so is obeyed"
+    engine.revisions.resume()
+    write(places, 2)
+    loop.look(FILES)
+    assert port(live) == 2
+
+
+def test_after_a_start_of_the_machine_what_was_approved_is_put_in_force(places: Places, live: FakeLive) -> None:
+    manual(places, 1)
+    again(places, live).apply()
+    manual(places, 2)
+    booted = FakeLive()
+    Loop(again(places, booted)).look(frozenset({"start"}))
+    assert port(booted) == 1
+    again(places, booted).revisions.taken_down()
+    down = FakeLive()
+    Loop(again(places, down)).look(frozenset({"start"}))
+    assert down.executed == 0, "what was taken down on purpose stays down"
+
+
+# -- drift -----------------------------------------------------------------------------------------------------------
+
+
+def test_drift_is_put_right_counted_and_told_and_no_revision(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    seen = engine.events.last
+    lose_listeners(live)
+    loop.look(frozenset({"resync"}))
+    assert len(live.state.state.listeners) == 1
+    (event,), lost = engine.events.after(seen)
+    assert (event.kind, lost) == ("drift_repaired", 0)
+    assert event.fields == {"revision": 1, "objects": [{"action": "update", "object": "proxy", "name": "web"}]}
+    status = engine.status()
+    assert (status.revision, status.drift_repaired) == (1, 1)
+    assert len(engine.archive.entries()) == 1
+
+
+def test_an_edit_is_no_drift_and_neither_is_the_host(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    for number in (1, 2):
+        write(places, number)
+        loop.look(FILES)
+    live.native = True
+    loop.look(frozenset({"network: link"}))
+    assert live.executed == 3
+    assert [event.kind for event in engine.events.after(0)[0]] == ["config_applied", "config_applied"]
+    assert engine.status().drift_repaired == 0
+
+
+def test_drift_is_put_right_while_the_files_are_broken(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    break_(places)
+    lose_listeners(live)
+    loop.look(FILES)
+    assert len(live.state.state.listeners) == 1
+    assert engine.status().sync is Sync.DEGRADED

@@ -1,0 +1,156 @@
+"""History and conditions, of attempts that failed or were killed too, with a kernel that is a value."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from reconciler.answers import Sync
+from reconciler.engine import Engine, HeldError
+from reconciler.errors import (
+    KernelError,
+    TransactionError,
+    UnfinishedError,
+)
+from reconciler.kernel.transaction import Result
+from reconciler.places import Places
+from reconciler.runtime.loop import Loop
+from reconciler.state.plan import Plan
+from tests.unit.runtime.revising import FILES, again, lose_listeners, port
+from tests.unit.runtime.test_engine import TEXT, FakeLive, break_, engine, live, mend, places, write
+
+__all__ = ["engine", "live", "places"]  # fixtures
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_refused_and_failed_attempts_are_in_the_history_once(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    break_(places)
+    for _ in range(3):
+        loop.look(FILES)
+    mend(places)
+    write(places, 2)
+    live.errors = [TransactionError(KernelError("update", "map x", errno.EIO), rolled_back=True)]
+    loop.look(FILES)
+    found = engine.revisions.history()
+    assert [(each.number, each.result, each.files) for each in found] == [
+        (1, "applied", ("a.yaml",)),
+        (2, "refused", ("b.yaml",)),
+        (2, "failed", ("a.yaml",)),
+    ]
+    assert "EIO" in found[2].error
+    status = engine.status()
+    assert status.attempt is not None
+    assert (status.revision, status.attempt.revision, status.attempt.result) == (1, 2, "failed")
+
+
+def test_a_commit_that_holds_is_not_said_to_have_failed(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = live.execute
+
+    def unfinished(plan: Plan, verify: object = None) -> Result:
+        execute(plan, verify)
+        lose_listeners(live)
+        return Result(pending=KernelError("detach", "eth1", errno.EBUSY))
+
+    write(places, 1)
+    monkeypatch.setattr(live, "execute", unfinished)
+    with pytest.raises(UnfinishedError, match=r"revision 1 is applied, but .*detach eth1: EBUSY.*proxy web"):
+        engine.apply()
+    assert engine.attempt is not None
+    assert engine.attempt.result == "applied"
+    assert [each.result for each in engine.archive.entries()] == ["applied"]
+    monkeypatch.setattr(live, "execute", execute)
+    loop = Loop(engine)
+    loop.look(FILES)
+    assert engine.status().sync is Sync.SYNCED
+
+
+def test_a_file_without_content_that_had_some_is_held(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places, 1)
+    other = places.config_dir / "b.yaml"
+    other.write_text(TEXT.format(port=1).replace("web", "other").replace("port: 80,", "port: 81,"))
+    engine.apply()
+    other.write_text("")
+    with pytest.raises(HeldError, match=r"b\.yaml.*--allow-empty"):
+        engine.apply()
+    assert engine.status().sync is Sync.DEGRADED
+    assert set(live.state.state.proxies) == {"web", "other"}
+    engine.apply(allow_empty=True)
+    assert set(live.state.state.proxies) == {"web"}
+    assert engine.status().sync is Sync.SYNCED
+    assert engine.apply().changes == ()
+
+
+def test_a_file_that_never_had_content_is_none_of_that(engine: Engine, places: Places) -> None:
+    write(places, 1)
+    (places.config_dir / "b.yaml").write_text("")
+    engine.apply()
+    write(places, 2)
+    engine.apply()
+    assert engine.status().sync is Sync.SYNCED
+
+
+def test_conditions_follow_the_loop(engine: Engine, places: Places) -> None:
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    first = engine.status().conditions
+    assert {each.type: each.status for each in first} == {"Synced": "True", "Degraded": "False", "Progressing": "False"}
+    break_(places)
+    loop.look(FILES)
+    second = {each.type: each for each in engine.status().conditions}
+    assert (second["Degraded"].status, second["Degraded"].reason) == ("True", "FilesWrong")
+    assert second["Degraded"].last_transition > first[1].last_transition
+    assert second["Progressing"] == replace(first[2], reason="Stuck", message=second["Progressing"].message)
+
+
+def test_another_program_is_another_situation(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    view = engine.view()
+    live.tag = "another"
+    assert not engine.view().same_situation(view)
+
+
+def test_what_kept_connections_needed_is_freed_without_a_word(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(places)
+    engine.apply()
+    monkeypatch.setattr(live, "sweep", lambda: 1, raising=False)
+    allocation = replace(live.state.allocation, retired_targets=frozenset({7}))
+    live.state = replace(live.state, allocation=allocation)
+    engine.view()
+    live.state = replace(live.state, unfinished=True)
+    engine.sweep()
+    assert (live.recovered, live.state.unfinished) == (1, False)
+
+
+# -- killed before it could be written down --------------------------------------------------------------------------
+
+
+def test_a_revision_without_a_line_is_found_and_can_be_gone_back_to(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill right behind the commit: the kernel has it, the history does not."""
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    with monkeypatch.context() as killed:
+        killed.setattr("reconciler.runtime.commits.Commits._tell", lambda *_: None)
+        engine.apply()
+    assert [each.number for each in engine.archive.entries()] == [1]
+    write(places, 3)
+    after = again(places, live)
+    Loop(after).look(frozenset({"start"}))
+    told = [(each.number, each.cause, each.files) for each in after.archive.entries()]
+    assert told == [(1, "apply", ("a.yaml",)), (2, "found", ("a.yaml",)), (3, "files", ("a.yaml",))]
+    after.revisions.rollback()
+    assert port(live) == 2
