@@ -309,7 +309,7 @@ class Commits:
             assert Attempt(self.host, new, 0).carry_out(recording) is None
             assert len(recording.calls) > 10
             self.go(new)
-            turns[new] = chain(chosen(recording.calls, 6 if self.opening else 12), count(len(recording.calls) + 1))
+            turns[new] = chain(chosen(recording.calls, 10 if self.opening else 24), count(len(recording.calls) + 1))
         here, there = one, other
         done: set[str] = set()
         while len(done) < 2:
