@@ -6,8 +6,8 @@ killed after operation n and one killed before n+1 leave the same kernel, as lon
 the gateway, which :func:`test_nothing_changes_the_kernel_but_by_the_gateway` sees to; so each is killed once.
 
 Of operations that do the same in a row (eight sysctls, twenty pins) one in the middle has its turn;
-``REVPROXY_TEST_FAULTS=all`` gives it to every one. Unless it is ``each``, as CI has it, every sixth of those in the
-middle is left to do (where programs are loaded each time, every twelfth), and the switch with what follows it.
+``REVPROXY_TEST_FAULTS=all`` gives it to every one. Unless it is ``each``, as CI has it, every tenth of those in the
+middle is left to do (where programs are loaded each time, every 24th), and the switch with what follows it.
 """
 
 from __future__ import annotations

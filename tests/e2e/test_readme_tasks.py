@@ -274,7 +274,7 @@ def test_gitops_from_clone_to_rollback(host: Host, tmp_path: Path) -> None:
         host.live(pull)
         assert host.asked(3) == {TWO: 3}
         # What connections of the task before went through is taken away once they are over.
-        netlab.wait_for(lambda: host.client.status().sync == "Synced", "synced", timeout_sec=20)
+        wait_for(lambda: host.client.status().sync == "Synced", "synced", timeout_sec=20)
         looked = host.shell(block("git: look"))
         commit = host.shell("git rev-parse HEAD", config_dir).strip()
         assert host.client.status().commit == commit
