@@ -16,6 +16,9 @@ from reconciler.runtime.webguard import QUIET_SEC, Factory, Guards, middleware
 MAX_LINE_BYTES: Final = 8190
 """The longest request line, and the longest header."""
 
+_ANSWERING_SEC: Final = 10
+"""For so long what is being answered holds up the end."""
+
 Listen = Callable[[Factory], Awaitable[asyncio.AbstractServer]]
 Site = tuple[Callable[[], web.Application], Listen]
 """What makes an application, and what has connections made somewhere served by what a factory gives."""
@@ -81,4 +84,7 @@ class WebServer:
             for server in servers:
                 server.close()
             for runner in runners:
+                # Before aiohttp 3.9 cleaning up waits for answers on sites of its own alone, and here are none.
+                if runner.server is not None:
+                    await runner.server.shutdown(_ANSWERING_SEC)
                 await runner.cleanup()

@@ -182,7 +182,8 @@ def test_a_container_that_is_started_anew_is_served_again(docker: Docker) -> Non
             "link set veth9 master docker0",
             "link set veth9 up",
         )
-        one.ip(f"address add {CONTAINERS[0]}/16 dev eth0", "link set eth0 up", "route add default via 172.17.0.1")
+        one.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})  # docker announces where an address is now
+        one.ip("link set eth0 up", f"address add {CONTAINERS[0]}/16 dev eth0", "route add default via 172.17.0.1")
 
         def both() -> bool:
             try:
@@ -193,6 +194,6 @@ def test_a_container_that_is_started_anew_is_served_again(docker: Docker) -> Non
             except (netlab.CommandError, subprocess.TimeoutExpired):
                 return False
 
-        wait_for(both, "both containers answer", timeout_sec=30)
+        wait_for(both, "both containers answer")
         instance.wait_synced()
         docker.serves()
