@@ -17,23 +17,17 @@ import pytest
 from reconciler.engine import Engine
 from reconciler.errors import RevproxyError, TransactionError, UnfinishedError
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
-from reconciler.runtime import control, probing
+from reconciler.runtime import probing
 from reconciler.runtime.loop import Loop
 from tests.e2e.proxyhost import ProxyHost
 from tests.e2e.test_faults import BASE, EDIT, chosen, difference, in_child
 from tests.kernel.kernelmaps import configuration, small_arrays
+from tests.unit.runtime.revising import clock
+
+__all__ = ["clock"]  # a fixture; children get a copy
 
 pytestmark = pytest.mark.timeout(1200)
 WITHIN_SEC = 60
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds since the machine was started; children get a copy."""
-    now = [1000.0]
-    monkeypatch.setattr(control, "boot_clock", lambda: now[0])
-    monkeypatch.setattr("reconciler.runtime.revisions.boot_clock", lambda: now[0])
-    return now
 
 
 @dataclass
