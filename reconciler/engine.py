@@ -147,12 +147,15 @@ class Engine:
         wanted = desired(config, facts, runtime, tag=self.live.tag, memo=self._memo)
         allocation = observed.allocation
         self._retired = bool(allocation.retired_targets or allocation.retired_proxies)
+        view = View(config, facts, runtime, observed, wanted, (), origin or Origin(), routes_as_known)
         # Where nothing is and nothing is wanted, not even the programs are.
-        idle = not config.proxies and not observed.exists
-        changes = () if idle else diff(wanted, observed)
+        if not config.proxies and not observed.exists:
+            return view
+        view = view.with_lapsed(self.live.manifest(observed.revision))
+        changes = diff(view.desired, observed)
         if not changes:
             self.live.adopt(wanted.state.routes)
-        return View(config, facts, runtime, observed, wanted, changes, origin or Origin(), routes_as_known)
+        return replace(view, changes=changes)
 
     # -- comparing -----------------------------------------------------------------------------------------
 
@@ -488,6 +491,8 @@ class Engine:
             view = self.view()
             if view.changes:
                 return
+            if not self.revisions.control.suspended:
+                self._commits.give_back(view)
             if view.observed.unfinished:
                 self.recover(view.observed)
             else:

@@ -19,7 +19,7 @@ from reconciler.runtime.snapshot import is_config_file
 from reconciler.state.diff import diff
 from reconciler.state.objects import Revision
 from reconciler.state.operations import RestoreSysctl
-from reconciler.state.plan import Plan, make_plan
+from reconciler.state.plan import Plan, giving_back, make_plan
 
 if TYPE_CHECKING:
     from reconciler.config.model import PacketTest
@@ -98,6 +98,7 @@ class Commits:
         engine = self._engine
         if not view.changes:
             self._hold_tests(view)
+            self.give_back(view)
             self._in_force = view.desired
             engine.steering.follow(view.config, view.observed)
             revision, commit = view.observed.revision.number, engine.commit_in_force(view.observed)
@@ -126,6 +127,7 @@ class Commits:
         if after.changes:
             left = [f"{change.object} {change.name}" for change in after.changes[:5]]
             raise UnfinishedError(revision, result.pending, left)
+        self.give_back(after)
         self._in_force = view.desired
         engine.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
@@ -140,6 +142,20 @@ class Commits:
             _log.warning("difference_left", error=str(error))
             return after
         return replace(after, changes=())
+
+    def give_back(self, view: View) -> None:
+        """What only connections needed that have ended. Raises :class:`KernelError`; the rest can be done later."""
+        if not view.lapsed:
+            return
+        engine = self._engine
+        operations = giving_back(view.exact, view.observed)
+        engine.live.free(operations)
+        restored = {each.name for each in operations if isinstance(each, RestoreSysctl)}
+        engine.originals.keep(
+            {name: pair for name, pair in view.observed.remembered.items() if name not in restored}, restored
+        )
+        interfaces = sorted(each.name for each in view.lapsed.attachments.values())
+        _log.info("lapsed_given_back", interfaces=interfaces, sysctls=sorted(restored))
 
     def forget_tests(self) -> None:
         """The tests of the files have to hold at the next :meth:`run`, whether they did before or not."""

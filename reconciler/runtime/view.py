@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from reconciler.errors import ConfigError, Problem
+from reconciler.state.lapsed import Lapsed, keep, lapsed, without
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config
@@ -32,7 +33,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Both sides at one moment: what the files ask for on this host, what the kernel holds, how they differ."""
+    """Both sides at one moment: what the files ask for on this host, what the kernel holds, how they differ.
+
+    ``lapsed``: what ``desired`` holds only because it has not been given back yet; see :meth:`with_lapsed`. ``exact``
+    is without it."""
 
     config: Config
     facts: HostFacts
@@ -42,6 +46,20 @@ class View:
     changes: tuple[Change, ...]
     origin: Origin = field(default_factory=Origin)
     routes_as_known: bool = False
+    lapsed: Lapsed = field(default_factory=Lapsed)
+
+    def with_lapsed(self, manifest: Manifest) -> View:
+        """The same, without ``changes`` yet, where what only connections needed that have ended is no difference:
+        it is one if the files are others than those that are applied (``manifest`` is what that was made from)."""
+        found = lapsed(self.desired, self.observed)
+        if not found or not self.repairs(manifest):
+            return self
+        return replace(self, desired=keep(self.desired, self.observed, found), lapsed=found)
+
+    @property
+    def exact(self) -> Desired:
+        """What the files and live connections ask for, and nothing else."""
+        return without(self.desired, self.lapsed)
 
     @property
     def warnings(self) -> tuple[Problem, ...]:

@@ -162,6 +162,14 @@ def housekeeping(
     return tuple(_free_idle(desired.state, observed, runtime, allocate(desired.state, observed.allocation, limits)))
 
 
+def giving_back(desired: Desired, observed: Observed) -> tuple[Operation, ...]:
+    """What gives back all that ``desired`` asks for no more (:mod:`~reconciler.state.lapsed`), like a plan's
+    ``finish``."""
+    delta = compare(desired, observed)
+    redirects = (each for each in _refusing_redirects(delta, observed) if each.ifindex in delta.attachments)
+    return (*redirects, *_detach_and_restore(delta, desired.state))
+
+
 def _check_capacity(delta: Delta, old: KernelState, limits: Limits) -> None:
     """During a commit the maps hold what was and what will be."""
     for version in (4, 6):
@@ -183,10 +191,7 @@ def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Number
         before, after = delta.program
         if after is not None:
             yield LoadProgram(before, after)
-    for ifindex, (_, able) in delta.devices.items():
-        if not able:
-            guard = ifindex in observed.state.guarded
-            yield PutDevice(ifindex, _flags(True, guard), _flags(False, guard))
+    yield from _refusing_redirects(delta, observed)
     for name, (live, wanted) in delta.sysctls.items():
         if not opens(name):
             yield SetSysctl(name, live, wanted)
@@ -336,6 +341,14 @@ def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Oper
     for name, (live, wanted) in delta.sysctls.items():
         if opens(name):
             yield SetSysctl(name, live, wanted)
+
+
+def _refusing_redirects(delta: Delta, observed: Observed) -> Iterator[PutDevice]:
+    """Interfaces that are not to be sent XDP frames any more."""
+    for ifindex, (_, able) in delta.devices.items():
+        if not able:
+            guard = ifindex in observed.state.guarded
+            yield PutDevice(ifindex, _flags(True, guard), _flags(False, guard))
 
 
 def _flags(able: bool, guard: bool) -> int | None:

@@ -113,6 +113,8 @@ def test_connections_keep_the_settings_they_go_through(lab: Lab, instance: Insta
     for port, (mode, _, _) in KINDS.items():
         if mode == "fullnat":
             instance.ctl("connections", "flush", "--proxy", f"p{port}")
+            for command in ("diff", "status"):
+                assert instance.run(command).returncode == 0, "what has lapsed with connections is no difference"
     assert "drift" not in instance.run("apply", "--yes", "--allow-empty").stderr, "what was needed is given back"
     names = [each["name"] for each in instance.json("status")["interfaces"]]
     assert names == ["eth0", "eth1"], "only full NAT goes through lo"
@@ -120,7 +122,6 @@ def test_connections_keep_the_settings_they_go_through(lab: Lab, instance: Insta
     assert [each.say(b"last") for each in dnat] == [""] * len(dnat)
     for each in connections:
         each.connection.close()
-    instance.ctl("connections", "flush", "--all")
-    instance.ctl("apply", "--yes", "--allow-empty")
+    instance.ctl("connections", "flush", "--all")  # which gives back what they needed
     wait_for(lambda: lab.proxy.forwarding() | lab.proxy.leniency() == before, "the settings as they were")
     assert not instance.json("status")["interfaces"], "nothing is served any more"
