@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, groupscan, layout
+from reconciler.kernel import bpf, groupscan, groupwrite, layout
 from reconciler.kernel.arrays import address
 from reconciler.kernel.maps import CHUNK, Map, Maps
 from reconciler.state import share
@@ -54,7 +54,8 @@ def put_groups(maps: Maps, ids: Sequence[int], tables: Sequence[Table], recipes:
         descriptors: list[int] = []
         try:
             descriptors.extend(map(_new_table, tables[start : start + CHUNK], recipes[start : start + CHUNK]))
-            maps["group"].put_many(np.asarray(ids[start : start + CHUNK]), np.asarray(descriptors, layout.u32))
+            chunk = np.asarray(ids[start : start + CHUNK])
+            groupwrite.put_many(maps["group"], chunk, np.asarray(descriptors, layout.u32))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -66,7 +67,7 @@ def free_groups(maps: Maps, ids: Sequence[int]) -> None:
         return
     empty = _new_table(np.zeros(0, np.uint32))
     try:
-        maps["group"].put_many(np.asarray(ids), np.full(len(ids), empty, layout.u32))
+        groupwrite.put_many(maps["group"], np.asarray(ids), np.full(len(ids), empty, layout.u32))
     finally:
         os.close(empty)
 
@@ -81,6 +82,14 @@ def read_table(maps: Maps, group_id: int) -> Table | None:
     return np.asarray(content[1 : size + 1], np.uint32) if size else None
 
 
+def all_free(maps: Maps, ids: Sequence[int]) -> bool:
+    """Whether none of these groups has a table."""
+    outer = maps["group"]
+    if len(ids) > groupwrite.FEW and groupscan.waits(outer):
+        return not np.isin(ids, groupscan.in_use(outer)).any()
+    return all(read_table(maps, number) is None for number in ids)
+
+
 def read_recipe(maps: Maps, group_id: int) -> int | None:
     """What :func:`read_recipes` has for one group; None if it is free."""
     value = maps["group"].get(group_id)
@@ -91,7 +100,7 @@ def read_recipes(maps: Maps) -> dict[int, int]:
     """The recipe of the table of each group that has one, by id; :data:`DAMAGED` for a table that is not as it was
     written."""
     outer = maps["group"]
-    ids, inner = groupscan.items(outer) if groupscan.waits(outer) else outer.items()
+    ids, inner = groupscan.read(outer)
     found = ((int(i), _recipe(m)) for i, m in zip(ids.tolist(), inner.tolist(), strict=True) if m)
     return {number: recipe for number, recipe in found if recipe is not None}
 

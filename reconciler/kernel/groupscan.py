@@ -41,6 +41,11 @@ def _look_up_sec(outer: Map) -> float:
     return time.monotonic() - began
 
 
+def read(outer: Map) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Keys and ids of tables, of all entries with another table than the empty one at least."""
+    return items(outer) if waits(outer) else outer.items()
+
+
 def items(outer: Map) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     """What ``outer.items()`` gives, of the entries with another table than the empty one: keys, and ids of tables. One
     that is exchanged meanwhile comes with its former table or its new one, one that is freed perhaps not at all."""

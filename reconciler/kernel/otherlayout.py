@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout, layoutpin
+from reconciler.kernel import bpf, groupscan, groupwrite, layout, layoutpin
 from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
@@ -197,14 +197,14 @@ def _number(destination: Map, keys: Array, values: Array, maps: Maps) -> None:
 
 def _copy_groups(source: Map, destination: Map) -> None:
     """The tables themselves are shared: nobody ever writes to one that hangs in an outer map."""
-    ids, inner = source.items()
+    ids, inner = groupscan.read(source)
     used = np.flatnonzero(inner)
     for start in range(0, len(used), _GROUPS_AT_ONCE):
         chosen = used[start : start + _GROUPS_AT_ONCE]
         descriptors: list[int] = []
         try:
             descriptors.extend(bpf.map_by_id(int(number)) for number in inner[chosen])
-            destination.put_many(ids[chosen], np.asarray(descriptors, layout.u32))
+            groupwrite.put_many(destination, ids[chosen], np.asarray(descriptors, layout.u32))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

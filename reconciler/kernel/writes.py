@@ -105,7 +105,7 @@ class Journal:
         self.note(
             "map group",
             lambda: groups.free_groups(maps, ids),
-            lambda: not maps.is_open or all(groups.read_table(maps, number) is None for number in ids),
+            lambda: not maps.is_open or groups.all_free(maps, ids),
         )
         groups.put_groups(maps, ids, tables, recipes)
 

@@ -1,15 +1,19 @@
-"""Groups are found without looking at every entry of their outer map, for kernels where a look waits."""
+"""Groups are found without looking at every entry of their outer map, and written at the same time, for kernels where
+a look or a write waits."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from reconciler.kernel import bpf, groups, groupscan, layout
+from reconciler.errors import KernelError
+from reconciler.kernel import bpf, groups, groupscan, groupwrite, layout
 from reconciler.kernel.arrays import address
+from reconciler.kernel.gateway import FaultGateway
 from reconciler.kernel.maps import Map, Maps
 from tests.kernel.kernelmaps import private_maps
 
@@ -89,3 +93,38 @@ def test_reading_all_groups_costs_few_waits(maps: Maps, monkeypatch: pytest.Monk
     monkeypatch.setattr(groupscan, "WAITS_SEC", 0.0)
     assert sorted(groups.read_recipes(maps)) == USED
     assert len(looked) == len(USED) + 2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_many_are_written_in_one_call(waits: bool, maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once: list[int] = []
+    real = bpf.map_update
+
+    def noted(fd: int, key: int, value: int, flags: int = bpf.ANY) -> None:
+        at_once.append(threading.get_ident())
+        real(fd, key, value, flags)
+
+    monkeypatch.setattr(bpf, "map_update", noted)
+    monkeypatch.setattr(groupscan, "waits", lambda _: waits)
+    maps["group"].gateway = gateway = FaultGateway()
+    ids = list(range(100, 300))
+    groups.put_groups(maps, ids, [np.asarray([n], np.uint32) for n in ids], ids)
+    assert groupscan.in_use(maps["group"]).tolist() == sorted([*USED, *ids])
+    assert [groups.read_table(maps, n) for n in (100, 299)] == [[100], [299]]
+    assert not groups.all_free(maps, ids)
+    assert not groups.all_free(maps, [7, 8, 300, 301, 299])
+    groups.free_groups(maps, ids)
+    assert groupscan.in_use(maps["group"]).tolist() == USED
+    assert groups.all_free(maps, ids)
+    assert gateway.calls == [("update batch", "map group")] * 2
+    assert len(at_once) == (400 if waits else 0), "one by one only where each waits"
+    assert threading.get_ident() not in at_once
+
+
+def test_one_write_that_fails_is_told(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groupscan, "waits", lambda _: True)
+    with pytest.raises(KernelError, match=r"update map group.*E2BIG"):  # beyond the map's end
+        groups.free_groups(maps, [1, 2, 3, 63, layout.MAX_GROUPS])
+    monkeypatch.setattr(groupwrite, "FEW", 5)
+    with pytest.raises(KernelError, match=r"update map group.*E2BIG"):
+        groups.free_groups(maps, [1, 2, 3, 63, layout.MAX_GROUPS])
