@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from demonstration.screen import Screen
-from netlab import Lab, Namespace, wait_for
+from netlab import PATIENCE, Lab, Namespace, wait_for
 from netlab.process import Process
 
 PROGRAMS = Path(sys.executable).parent
 BPFFS = Path("/sys/fs/bpf")
 PINS = "-demo"
-COMMAND_SEC = 60.0
-READY_SEC = 40.0
+COMMAND_SEC = 60.0  # times PATIENCE
+READY_SEC = 40.0  # the same
 _LOG_TAIL_LINES = 25
 
 Host = Literal["client", "proxy"]
@@ -121,7 +121,7 @@ class Stage:
             where = self._where(host)
             return self._namespace(host).run(*_shell(line), check=False, timeout_sec=COMMAND_SEC, **where)
         except subprocess.TimeoutExpired as error:
-            raise StepFailed(f"`{line}` did not end within {COMMAND_SEC:g} s") from error
+            raise StepFailed(f"`{line}` did not end within {COMMAND_SEC * PATIENCE:g} s") from error
 
     def _namespace(self, host: Host) -> Namespace:
         return self.lab.client if host == "client" else self.lab.proxy

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from demonstration.stage import Stage, StepFailed
+from netlab import PATIENCE
 from netlab.process import Process
 from netlab.servers import body_of
 
 FILE = "config.d/10-web.yaml"
 MISSPELT = re.compile(r"(\S*10-web\.yaml):(\d+):(\d+): unknown key 'prot'.*'port'")
 DOWNLOAD_BYTES = 50_000_000
-READ_BYTES, READ_PAUSE_SEC = 65536, 0.2  # so slowly that it takes minutes
+READ_BYTES, READ_PAUSE_SEC = 65536, 0.2 * PATIENCE  # so slowly that it takes minutes
+ANSWER_SEC = f"{3 * PATIENCE:g}"
+"""How long the client waits for an answer."""
 REQUESTS = 60
 WITHOUT_DAEMON = 40  # requests that have to be answered while none runs
 
@@ -25,7 +28,7 @@ WITHOUT_DAEMON = 40  # requests that have to be answered while none runs
 class Traffic:
     """A loop of curl on the client, one connection a request. It ends at the first request that fails."""
 
-    line = "while curl -sSf -m 3 http://10.90.1.1/; do sleep 0.05; done"
+    line = f"while curl -sSf -m {ANSWER_SEC} http://10.90.1.1/; do sleep 0.05; done"
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -121,7 +124,7 @@ def start(stage: Stage) -> None:
 def traffic(stage: Stage) -> None:
     """traffic reaches the targets."""
     names = [backend.name for backend in stage.lab.backends]
-    answer = stage.client("curl -sSf -m 3 http://10.90.1.1/hello")
+    answer = stage.client(f"curl -sSf -m {ANSWER_SEC} http://10.90.1.1/hello")
     stage.verify(
         re.match(r"backend\d 10\.90\.2\.\d+:8080 /hello from 10\.90\.1\.2:\d+$", answer),
         "a backend answered, and it sees the client's own address",
@@ -135,17 +138,17 @@ def traffic(stage: Stage) -> None:
     )
     spread = _spread(stage, "http://[fd90:1::1]/", "{1..30}")
     stage.verify(spread.total() == 30 and len(spread) == 2, "IPv6 goes to the two IPv6 targets", spread)
-    answer = stage.client("exec 3<>/dev/udp/10.90.1.1/53; echo hello >&3; timeout 3 head -n 1 <&3")
+    answer = stage.client(f"exec 3<>/dev/udp/10.90.1.1/53; echo hello >&3; timeout {ANSWER_SEC} head -n 1 <&3")
     stage.verify(re.match(r"backend[12] 10\.90\.1\.2:\d+ hello$", answer), "UDP comes and goes as well", answer)
     stage.lab.client.ip("address add 10.90.1.66/24 dev eth0")  # an address that the files deny
-    stage.client("curl -sS -m 1 --interface 10.90.1.66 http://10.90.1.1/", status=28)
+    stage.client(f"curl -sS -m {PATIENCE:g} --interface 10.90.1.66 http://10.90.1.1/", status=28)
     denied = stage.ask("revproxyctl stats")["drops"]["denied"]
     stage.verify(denied > 0, f"a client that the files deny gets no answer ({denied} packets dropped)")
 
 
 def _spread(stage: Stage, url: str, repeat: str) -> Counter[str]:
     """Ask many times, and count which backend answered how often."""
-    one = f"curl -sSf -m 3 {url}"
+    one = f"curl -sSf -m {ANSWER_SEC} {url}"
     shown = stage.client(f"for i in {repeat}; do {one}; done | cut -d ' ' -f 1 | sort | uniq -c")
     return Counter({name: int(count) for count, name in (line.split() for line in shown.splitlines())})
 
@@ -313,7 +316,7 @@ def down(stage: Stage) -> None:
         "no XDP program, no TC program, no pin; forwarding settings as they were before",
         stage.bpffs_dir,
     )
-    stage.client("curl -sS -m 3 http://10.90.1.1/", status=7)
+    stage.client(f"curl -sS -m {ANSWER_SEC} http://10.90.1.1/", status=7)
     stage.verify(True, "port 80 is the host's own again, where nothing listens")
 
 
