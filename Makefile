@@ -25,7 +25,7 @@ test: setup ## all tests; without root those that need none
 	@# tests failed meanwhile.) What fails is tried once more, alone: some wait for real time limits.
 	@$(PYTHON) -m pytest -n $$((2 * $$(nproc))) --dist worksteal || $(PYTHON) -m pytest --last-failed --last-failed-no-failures none
 
-test-vm: setup ## listed tests under another kernel, emulated (root; KERNEL=5.10|6.1|6.12|newest ARCH=amd64|arm64)
+test-vm: setup ## listed tests under another kernel, emulated (root; KERNEL=5.10|6.1|6.12|newest|all ARCH=amd64|arm64)
 	@tests/vm/test --kernel "$(or $(KERNEL),6.1)" --arch "$(or $(ARCH),amd64)"
 
 unit: setup ## the tests that need neither root nor a kernel

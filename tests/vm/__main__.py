@@ -17,6 +17,9 @@ from tests.vm.machine import Machine, MachineError
 OLDEST: Final = (5, 15)
 """What the README promises. Of older kernels only that they are refused."""
 
+MATRIX: Final = (("5.10", "amd64"), ("6.1", "amd64"), ("6.12", "amd64"), ("newest", "amd64"), ("6.12", "arm64"))
+"""What ``--kernel all`` tests, one after the other."""
+
 # Emulated, a processor is ten to twenty times slower, so everything may take longer and less is tried at random.
 TEST_ENVIRONMENT: Final = {
     "REVPROXY_PATIENCE": "10",
@@ -27,7 +30,7 @@ TEST_ENVIRONMENT: Final = {
 NOT_TO_BE_HAD: Final = 3
 """Exit status when packages can't be fetched or installed, so that nothing could be tried (``setup.sh`` has it too)."""
 
-PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1 --timeout=1800"
+PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1 --timeout=3600"
 
 
 def say(text: str) -> None:
@@ -39,15 +42,21 @@ def main() -> int:
     """Exit status 1 when a test or the machine failed, :data:`NOT_TO_BE_HAD` when what it takes can't be had."""
     parser = argparse.ArgumentParser(prog="tests/vm", description=__doc__)
     parser.add_argument("action", choices=["start", "run", "stop", "test"])
-    parser.add_argument("--kernel", default=os.environ.get("KERNEL") or "6.1")
+    parser.add_argument(
+        "--kernel", default=os.environ.get("KERNEL") or "6.1", help="a series as 6.1, newest, or (test) all"
+    )
     parser.add_argument("--arch", default=os.environ.get("ARCH") or "amd64", choices=["amd64", "arm64"])
-    parser.add_argument("--limit", type=float, default=3600, metavar="SECONDS")
+    parser.add_argument("--limit", type=float, default=4 * 3600, metavar="SECONDS", help="of one machine")
     parser.add_argument("--as-is", action="store_true", help="run: leave the checkout in the machine as it is")
     parser.add_argument("--no-record", action="store_true", help="test: leave man/kernels.json as it is")
     parser.add_argument("words", nargs="*")
     options = parser.parse_intermixed_args()
     folder = Path(os.environ.get("REVPROXY_VM_DIR") or images.CHECKOUT / ".vm").resolve()
-    machine = Machine(folder, options.kernel, options.arch)
+    everything = options.kernel == "all"
+    if everything and options.action != "test":
+        parser.error("all machines at once can only be tested")
+    machines = [Machine(folder, *each) for each in (MATRIX if everything else [(options.kernel, options.arch)])]
+    machine = machines[0]
     signal.signal(
         signal.SIGTERM, lambda number, _: sys.exit(128 + number)
     )  # the machine is switched off on the way out
@@ -56,7 +65,7 @@ def main() -> int:
             machine.stop()
             return 0
         if options.action == "test":
-            return test(machine, options.limit, options.words, record=not options.no_record)
+            return test_all(machines, options.limit, options.words, record=not options.no_record)
         machine.start(say)
         if options.action == "run":
             return machine.run(" ".join(options.words), options.limit, tests=None if options.as_is else ())
@@ -69,6 +78,23 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def test_all(machines: list[Machine], limit_sec: float, rows: list[str], record: bool) -> int:
+    """:func:`test` in one machine after the other, whatever comes of it there. The first exit status that is not 0, but
+    :data:`NOT_TO_BE_HAD` only if nothing worse happened."""
+    worst = 0
+    for each in machines:
+        try:
+            status = test(each, limit_sec, rows, record)
+        except fetch.Unavailable as error:
+            say(str(error))
+            status = NOT_TO_BE_HAD
+        except MachineError as error:
+            say(str(error))
+            status = 1
+        worst = 1 if 1 in (worst, status) else worst or status
+    return worst
 
 
 def test(machine: Machine, limit_sec: float, rows: list[str], record: bool) -> int:
@@ -116,12 +142,13 @@ def _conclude(found: dict[str, dict[str, Any]], summary: dict[str, Any], wanted:
     """Say what came of it; the exit status."""
     for name, reason in summary["not passed"].items():
         say(f"{found[name]['outcome']}: {name}: {reason}")
+    for feature, counts in summary["features"].items():
+        say(f"{feature}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     missing = [feature for feature in wanted if feature not in summary["features"]]
     for feature in missing:
         say(f"not done: {feature}")
     outcomes = [entry["outcome"] for entry in found.values()]
-    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped"))
-    say(counts)
+    say("in all " + ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped")))
     return 1 if missing or "failed" in outcomes else 0
 
 

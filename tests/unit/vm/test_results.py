@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm import __main__ as command
 from tests.vm import fetch, images, results
+from tests.vm.machine import Machine, MachineError
 
 RELEASES = ["5.10.0-46-amd64", "6.1.0-9-amd64", "6.1.0-50-amd64", "6.12.95+deb12-amd64", "7.3.4+deb13-amd64"]
 
@@ -142,3 +144,30 @@ def test_a_row_that_is_not_there_starts_no_machine(tmp_path: Path) -> None:
     done = _machines(tmp_path, "test", "--kernel", "6.1", "programs fly")
     assert done.returncode == 1
     assert "no row is named like that; there are: programs load; size and effort; " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [([0, 0], 0), ([0, fetch.Unavailable("no mirror"), 0], 3), ([MachineError("it died"), 3, 0], 1), ([3, 1], 1)],
+)
+def test_every_machine_is_tried_whatever_comes_of_the_others(
+    outcomes: list[int | Exception], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(outcomes)
+
+    def tested(*_: object) -> int:
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(command, "test", tested)
+    machines = [Machine(tmp_path, str(number), "amd64") for number in range(len(outcomes))]
+    assert command.test_all(machines, 1, [], record=False) == status
+    assert left == []
+
+
+def test_all_machines_are_for_tests_only(tmp_path: Path) -> None:
+    done = _machines(tmp_path, "start", "--kernel", "all")
+    assert done.returncode == 2
+    assert "all machines at once can only be tested" in done.stderr

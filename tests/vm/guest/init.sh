@@ -46,7 +46,7 @@ until [ -e /share/poweroff ]; do
             carry_out "$job" &
         fi
     done
-    read -r -t 0.5 -u 9
+    read -r -t 2 -u 9
 done
 sync
 exec busybox poweroff -f
