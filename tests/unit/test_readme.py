@@ -16,7 +16,7 @@ from reconciler.cli import app
 from reconciler.daemon import command as daemon
 from reconciler.places import Places
 from tests.clirunner import CliRunner
-from tests.readme import block
+from tests.readme import block, commands, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -41,13 +41,6 @@ def keys_of(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from keys_of(inner)
-
-
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in re.split(r"(?<!\w)\|(?!\w)|\|$", line)[1:-1]] for line in lines[2:]]
 
 
 @pytest.mark.parametrize("text", [*YAML_BLOCKS, *HERE_DOCUMENTS])
@@ -110,11 +103,7 @@ def test_the_values_of_every_choice_are_named() -> None:
 
 
 def test_every_command_is_there_with_options_it_has() -> None:
-    told = {}
-    for cells in rows("Commands"):
-        for text in cells[0].split(" · "):
-            name = re.split(r" (?:[\[A-Z]|--)", text.strip("`"))[0]
-            told[name] = set(re.findall(r"--[a-z-]+", text))
+    told = {each.name: each.options for each in commands()}
     assert set(told) == set(_runnable(app))
     for name, options in told.items():
         command: click.Command = app

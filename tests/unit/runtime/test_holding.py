@@ -92,6 +92,17 @@ def test_an_edit_is_no_drift_and_neither_is_the_host(engine: Engine, places: Pla
     assert engine.status().drift_repaired == 0
 
 
+def test_the_first_proxy_of_an_idle_host_is_no_drift(engine: Engine, places: Places, live: FakeLive) -> None:
+    """A service that was installed has nothing to do at first, and makes nothing."""
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    assert live.executed == 0
+    write(places, 1)
+    loop.look(FILES)
+    assert [event.kind for event in engine.events.after(0)[0]] == ["config_applied"]
+    assert engine.status().drift_repaired == 0
+
+
 def test_drift_is_put_right_while_the_files_are_broken(engine: Engine, places: Places, live: FakeLive) -> None:
     loop = Loop(engine)
     write(places, 1)
