@@ -99,7 +99,7 @@ class Commits:
         if not view.changes:
             self._hold_tests(view)
             self.give_back(view)
-            self._in_force = view.desired
+            self._in_force = view.desired if view.observed.exists else None  # without a proxy nothing was made
             engine.steering.follow(view.config, view.observed)
             revision, commit = view.observed.revision.number, engine.commit_in_force(view.observed)
             return answers.Applied(revision, commit=commit, warnings=view.warnings)
