@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.answers import Finding, Level
 from reconciler.doctor.judge_system import error, ok, unchecked, warning
 from reconciler.doctor.judge_targets import targets
+from reconciler.doctor.remedies import change_setting
 from reconciler.doctor.sight import InterfaceSight, Sight
 from reconciler.state.facts import HostFacts, Interface, RouteKind
 
@@ -28,10 +30,10 @@ def network(sight: Sight) -> Iterator[Finding]:
         yield unchecked("network", "the files are wrong: what counts here is not known", "revproxyctl validate")
         return
     for line in sight.refused.splitlines():
-        yield error("host", line, "revproxyctl interfaces")
+        yield error("host", line, _of_host(line))
     for text in sight.wanted.warnings if sight.wanted else ():
         if not text.startswith(("no route to target", "target ")):  # told below, with what mends them
-            yield warning("host", text)
+            yield warning("host", text, _of_host(text))
     for name in sorted({each for proxy in sight.config.proxies for each in proxy.listen.interfaces}):
         if name not in sight.host.interfaces:
             yield warning("interface.exists", "does not exist: it is waited for", "ip link", name)
@@ -40,13 +42,19 @@ def network(sight: Sight) -> Iterator[Finding]:
     yield from targets(sight, sight.host, sight.config)
 
 
+def _of_host(text: str) -> str:
+    """What mends a warning about the host."""
+    ports = re.search(r"reserve (\d+-\d+)", text)
+    return f"sysctl -w net.ipv4.ip_local_reserved_ports={ports[1]}" if ports else "revproxyctl interfaces"
+
+
 @dataclass(frozen=True, slots=True)
 class _Used:
     """One interface that packets of ours come or go by. ``mode``: how XDP is to run there."""
 
     facts: Interface
     sight: InterfaceSight
-    asked: str
+    config: Config
     mode: str
     listens: bool
     way_back: int | None
@@ -69,6 +77,13 @@ class _Used:
     def _name(self) -> str:
         return self.facts.name
 
+    @property
+    def _asked(self) -> str:
+        return str(self.config.settings.xdp_mode)
+
+    def _set_mode(self, mode: str) -> str:
+        return change_setting(self.config, "xdp_mode", self._asked, mode)
+
     def _up(self) -> Finding:
         if not self.facts.up:
             return error("interface.up", "is down", f"ip link set dev {self._name} up", self._name)
@@ -78,12 +93,13 @@ class _Used:
 
     def _driver(self) -> Finding:
         driver = f"driver {self.facts.driver or 'unknown'}"
-        if self.asked == "native" and not self.facts.xdp_native:
+        if self._asked == "native" and not self.facts.xdp_native:
             text = f"{driver}: no native XDP, which xdp_mode native insists on"
-            return error("interface.driver", text, "set settings.xdp_mode to auto", self._name)
+            return error("interface.driver", text, self._set_mode("auto"), self._name)
         if self.mode == "native" and self.facts.xdp_transmit is False:
-            text = f"{driver}: takes no frames redirected by XDP; what leaves here goes through the stack"
-            return warning("interface.driver", text, "set settings.xdp_mode to off, if throughput counts", self._name)
+            text = f"{driver}: takes no frames redirected by XDP; what leaves here goes through the stack,"
+            text += " which costs throughput"
+            return warning("interface.driver", text, self._set_mode("off"), self._name)
         how = "TC" if self.mode == "off" else f"XDP, {self.mode}"
         native = "has" if self.facts.xdp_native else "no"
         return ok("interface.driver", f"{driver}, {native} native XDP; served by {how}", self._name)
@@ -116,7 +132,7 @@ class _Used:
         if self.mode == "native" and self.facts.driver == "virtio_net" and now + self.cpus > most:
             text += "; virtio_net wants one more queue for each CPU for native XDP"
             fits = most > self.cpus
-            remedy = f"ethtool -L {self._name} combined {most - self.cpus}" if fits else "set settings.xdp_mode to off"
+            remedy = f"ethtool -L {self._name} combined {most - self.cpus}" if fits else self._set_mode("off")
             yield warning("interface.queues", text, remedy, self._name)
         else:
             yield ok("interface.queues", text, self._name)
@@ -131,7 +147,7 @@ class _Used:
             f"{self.mode} XDP on a veth: packets whose checksum the peer leaves to the device go the slower way by TC,"
             " and the peer's segmentation offload is lost"
         )
-        yield warning("interface.checksums", text, "set settings.xdp_mode to auto", self._name)
+        yield warning("interface.checksums", text, self._set_mode("auto"), self._name)
 
     def _forwarding(self) -> Finding:
         """What it needs of the stack's forwarding it turns on itself (ip_forward is all interfaces' at once)."""
@@ -157,7 +173,7 @@ class _Used:
             yield unchecked("interface.programs", text, "sudo revproxyctl doctor", self._name)
             return
         for each in self.sight.conflicts:
-            insists = self.asked in ("native", "generic") and each.where.startswith("xdp") and not each.gives_way
+            insists = self._asked in ("native", "generic") and each.where.startswith("xdp") and not each.gives_way
             level = Level.ERROR if insists or each.blocks else Level.WARNING
             text = f"{each.where}: {each.what} {each.effect}"
             yield Finding("interface.programs", level, text, self._name, each.remedy or "revproxyctl interfaces")
@@ -180,7 +196,7 @@ def _used(sight: Sight, host: HostFacts, config: Config) -> Iterator[_Used]:
             yield _Used(
                 facts=facts,
                 sight=sight.interfaces.get(name, InterfaceSight()),
-                asked=str(config.settings.xdp_mode),
+                config=config,
                 mode=attachment.xdp.value if attachment else "off",
                 listens=name in listening,
                 way_back=sight.way_back.get(4),

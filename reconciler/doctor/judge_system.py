@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
 from reconciler.answers import Finding, Level
-from reconciler.doctor.sight import JUST_IN_TIME, Sight, Trial
+from reconciler.doctor.sight import JUST_IN_TIME, Sight, SystemSight
 
 OLDEST: Final = (5, 11)
 TESTED: Final = "6.18"
@@ -17,6 +18,7 @@ _LOCK_SEC: Final = 600.0
 _MOST_PROBLEMS: Final = 20
 _OPTIONAL: Final = "netlink family netdev"
 _AS_ROOT: Final = "sudo revproxyctl doctor"
+_BCC: Final = "apt install python3-bpfcc"
 
 
 def ok(check: str, message: str, subject: str = "") -> Finding:
@@ -44,7 +46,7 @@ def system(sight: Sight) -> Iterator[Finding]:
     yield _release(sight.system.release)
     yield _capabilities(sight)
     yield from _tools(sight)
-    yield from _trials(sight.system.trials)
+    yield from _trials(sight.system)
     yield _lockdown(sight.system.lockdown)
     yield _memlock(sight)
     yield _bpffs(sight)
@@ -75,7 +77,7 @@ def _capabilities(sight: Sight) -> Finding:
 
 def _tools(sight: Sight) -> Iterator[Finding]:
     if sight.system.bcc is None:
-        yield error("bcc", "the Python module bcc, or its library, is not there", "apt install python3-bpfcc")
+        yield error("bcc", "the Python module bcc, or its library, is not there", _BCC)
     else:
         yield ok("bcc", f"bcc {sight.system.bcc}")
     if sight.system.headers:
@@ -84,11 +86,12 @@ def _tools(sight: Sight) -> Iterator[Finding]:
         yield error("headers", "/usr/include/linux/bpf.h is missing: nothing compiles", "apt install linux-libc-dev")
 
 
-def _trials(trials: tuple[Trial, ...] | None) -> Iterator[Finding]:
-    if trials is None:
-        yield unchecked("kernel.features", "trying maps and programs takes root", _AS_ROOT)
+def _trials(system: SystemSight) -> Iterator[Finding]:
+    if system.trials is None:
+        why, remedy = ("trying maps and programs takes root", _AS_ROOT) if system.bcc else ("bcc is missing", _BCC)
+        yield unchecked("kernel.features", why, remedy)
         return
-    for each in trials:
+    for each in system.trials:
         if not each.refusal:
             yield ok("kernel.features", "tried, works", each.name)
         elif JUST_IN_TIME in each.name:
@@ -119,12 +122,13 @@ def _memlock(sight: Sight) -> Finding:
 def _bpffs(sight: Sight) -> Finding:
     wanted = sight.places.bpffs_dir
     if sight.system.bcc is None:
-        return unchecked("bpffs", "bcc is missing", "apt install python3-bpfcc")
+        return unchecked("bpffs", "bcc is missing", _BCC)
     if sight.system.bpffs_trouble:
         return error("bpffs", sight.system.bpffs_trouble, _AS_ROOT)
     if sight.system.bpffs is None:
         text = f"no bpffs at {wanted}: the first apply will mount one"
-        return warning("bpffs", text, "mount -t bpf bpf /sys/fs/bpf")
+        point = shlex.quote(sight.system.bpffs_point)
+        return warning("bpffs", text, f"mkdir -p {point} && mount -t bpf bpf {point}")
     if sight.system.bpffs != str(wanted):
         return ok("bpffs", f"{wanted} is hidden here (ip netns exec?), and reached by {sight.system.bpffs}")
     return ok("bpffs", f"{wanted} is on a bpffs")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.answers import Finding, Level
 from reconciler.doctor.judge_system import error, ok, warning
+from reconciler.doctor.remedies import make_full_nat
 from reconciler.state.facts import HostFacts, Interface, Route, RouteKind
 from reconciler.state.objects import Mode
 
@@ -32,10 +33,12 @@ def targets(sight: Sight, host: HostFacts, config: Config) -> Iterator[Finding]:
             what = "no route leads there" if route.kind is RouteKind.UNREACHABLE else "is no unicast address here"
             yield error("target.route", what, f"ip route add {ip}/{ip.max_prefixlen} via GATEWAY", str(ip))
         else:
-            yield from _forwarded(sight, host, ip, route, users[ip])
+            yield from _forwarded(sight, host, config, ip, route, users[ip])
 
 
-def _forwarded(sight: Sight, host: HostFacts, ip: IPAddress, route: Route, users: Sequence[Proxy]) -> Iterator[Finding]:
+def _forwarded(
+    sight: Sight, host: HostFacts, config: Config, ip: IPAddress, route: Route, users: Sequence[Proxy]
+) -> Iterator[Finding]:
     """A target that packets go to by an interface."""
     assert route.ifindex is not None
     interface = host.by_index(route.ifindex)
@@ -43,7 +46,7 @@ def _forwarded(sight: Sight, host: HostFacts, ip: IPAddress, route: Route, users
     hop = route.gateway or ip
     yield ok("target.route", f"by {name}, {f'through {route.gateway}' if route.gateway else 'on the link'}", str(ip))
     yield _neighbour(sight.neighbours.get((route.ifindex, hop)), hop, name, str(ip))
-    yield _return_path(ip, route, name, users)
+    yield _return_path(ip, route, name, users, config)
     yield from _too_long(host, ip, interface, users)
 
 
@@ -51,26 +54,30 @@ def _neighbour(state: str | None, hop: IPAddress, name: str, subject: str) -> Fi
     if state in ("failed", "incomplete"):
         how = "ARP" if hop.version == 4 else "neighbour discovery"
         return warning(
-            "target.neighbour", f"{hop} does not answer {how} on {name}", f"ping -c 1 -I {name} {hop}", subject
+            "target.neighbour",
+            f"{hop} does not answer {how} on {name}",
+            f"ip neigh replace {hop} dev {name} use",
+            subject,
         )
     known = f"known ({state})" if state else "asked for when the first packet goes there"
     return ok("target.neighbour", f"the link address of {hop} is {known}", subject)
 
 
-def _return_path(ip: IPAddress, route: Route, name: str, users: Sequence[Proxy]) -> Finding:
+def _return_path(ip: IPAddress, route: Route, name: str, users: Sequence[Proxy], config: Config) -> Finding:
     """With dnat a target has to answer through this host."""
     check, subject = "target.return", str(ip)
     dnat = [proxy for proxy in users if proxy.mode is Mode.DNAT]
     if not dnat:
         return ok(check, "full NAT: replies come to this host's address", subject)
     own = f" ({route.source})" if route.source else ""
-    shared = sorted(proxy.name for proxy in dnat if name in proxy.listen.interfaces)
+    shared = sorted((proxy for proxy in dnat if name in proxy.listen.interfaces), key=lambda each: each.name)
     if shared:
+        names = ", ".join(each.name for each in shared)
         text = (
-            f"is reached by {name}, where clients of {', '.join(shared)} come in: it answers those in its own network"
+            f"is reached by {name}, where clients of {names} come in: it answers those in its own network"
             " directly, and their connections fail"
         )
-        return warning(check, text, f"set mode: fullnat for {', '.join(shared)}", subject)
+        return warning(check, text, make_full_nat(config, shared), subject)
     if route.gateway:
         text = f"not checked: is behind {route.gateway}; its replies have to come back through this host{own}"
         return Finding(check, Level.WARNING, text, subject, f"traceroute from {ip} to a client", checked=False)

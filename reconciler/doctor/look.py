@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from reconciler.config.model import Config
     from reconciler.errors import Problem
 
-_CAPABILITIES: Final = {"CAP_NET_ADMIN": (12,), "CAP_BPF": (39, 21), "CAP_PERFMON": (38, 21)}  # any of the bits does
+# Any of the bits does. CAP_SYS_ADMIN is asked for opening by id (kernel/bpf.py), which nothing else allows.
+_CAPABILITIES: Final = {
+    "CAP_NET_ADMIN": (12,),
+    "CAP_SYS_ADMIN": (21,),
+    "CAP_BPF": (39, 21),
+    "CAP_PERFMON": (38, 21),
+}
 _ANYWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}  # documentation addresses: only the default route leads there
 
 
@@ -56,12 +62,13 @@ def _system(places: Places) -> SystemSight:
     missing = _missing_capabilities()
     bcc = _bcc()
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    trials, where, trouble = None, None, ""
+    trials, where, point, trouble = None, None, "/sys/fs/bpf", ""
     if bcc is not None:
         from reconciler.kernel import bpffs
         from reconciler.kernel.doctor import trials as try_all
         from reconciler.kernel.gateway import Gateway
 
+        point = str(bpffs.mount_point_for(places.bpffs_dir))
         try:
             found = bpffs.locate(places.bpffs_dir)
             where = None if found is None else str(found)
@@ -76,6 +83,7 @@ def _system(places: Places) -> SystemSight:
         lockdown=_lockdown(),
         memlock_bytes=None if limit == resource.RLIM_INFINITY else limit,
         bpffs=where,
+        bpffs_point=point,
         bpffs_trouble=trouble,
         bcc=bcc,
         headers=Path("/usr/include/linux/bpf.h").exists(),
@@ -159,7 +167,7 @@ def _with_network(sight: Sight) -> Sight:
 
 def _programs(sight: Sight) -> tuple[frozenset[int], dict[str, tuple[answers.Conflict, ...]] | None]:
     """Ids of our own programs, and what of others' is in their way, by interface."""
-    if sight.system.trials is None or sight.system.bpffs_trouble:
+    if sight.system.trials is None or sight.system.missing_capabilities or sight.system.bpffs_trouble:
         return frozenset(), None
     from reconciler.interfaces import conflicts
     from reconciler.runtime.live import Live

@@ -31,8 +31,8 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class SystemSight:
     """The kernel and this process. ``trials`` None: they take privileges that are missing. ``bpffs``: where the pins'
-    directory is on a bpffs, None if it is on none; ``bpffs_trouble``: why it can't be used. ``memlock_bytes`` None:
-    unlimited."""
+    directory is on a bpffs, None if it is on none; ``bpffs_point``: where one would be mounted for it;
+    ``bpffs_trouble``: why it can't be used. ``memlock_bytes`` None: unlimited."""
 
     release: str
     missing_capabilities: tuple[str, ...] = ()
@@ -40,6 +40,7 @@ class SystemSight:
     lockdown: str = "none"
     memlock_bytes: int | None = None
     bpffs: str | None = None
+    bpffs_point: str = "/sys/fs/bpf"
     bpffs_trouble: str = ""
     bcc: str | None = None
     headers: bool = True

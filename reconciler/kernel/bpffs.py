@@ -114,12 +114,17 @@ def _usable(found: Path, directory: Path, mount: Mount) -> Path:
     return found
 
 
+def mount_point_for(directory: Path) -> Path:
+    """Where a bpffs is mounted for ``directory`` if there is none."""
+    return COMMON if COMMON in (directory, *directory.parents) else directory
+
+
 def provide(directory: Path, gateway: Gateway | None = None) -> Path:
     """The path to use for ``directory``, after mounting a bpffs if there is none: at /sys/fs/bpf if it is below,
     else at the directory itself. Raises :class:`KernelError`."""
     gateway = gateway or Gateway()
     if (found := locate(directory)) is None:
-        point = COMMON if COMMON in (directory, *directory.parents) else directory
+        point = mount_point_for(directory)
         gateway.call("mount", str(point), lambda: _mount(point))
         found = locate(directory)
     if found is None:

@@ -19,6 +19,7 @@ from reconciler.cli import app
 from reconciler.cli.app import Session
 from reconciler.config.files import parse_sources
 from reconciler.doctor import diagnose
+from reconciler.doctor.remedies import change_setting, make_full_nat
 from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight, Trial
 from reconciler.errors import Problem
 from reconciler.places import Places
@@ -110,7 +111,7 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("link down", sight(eth0=replace(ETH0, up=False)), "interface.up", Level.ERROR, "down", "ip link set dev eth0 up"),
     ("no carrier", sight(eth1=replace(ETH1, carrier=False)), "interface.up", Level.WARNING, "carrier", "ethtool eth1"),
     ("no native", sight(mode="native", eth0=replace(ETH0, driver="e1000", xdp_native=False)), "interface.driver",
-     Level.ERROR, "no native XDP", "xdp_mode to auto"),
+     Level.ERROR, "no native XDP", "sed -i --follow-symlinks '2s/xdp_mode: native/xdp_mode: auto/' /etc/web.yaml"),
     ("jumbo", sight(eth0=replace(ETH0, mtu=9000), eth1=replace(ETH1, mtu=9000)), "interface.mtu", Level.WARNING,
      "MTU 9000", "mtu 3498"),
     ("LRO", sight(on_eth0=replace(CLEAN, lro=True)), "interface.lro", Level.ERROR, "native", "ethtool -K eth0 lro off"),
@@ -119,7 +120,7 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("too few queues", sight(eth0=replace(ETH0, driver="virtio_net"), on_eth0=replace(CLEAN, queues_now=7)),
      "interface.queues", Level.WARNING, "virtio_net", "ethtool -L eth0 combined 6"),
     ("veth, native", sight(mode="native", eth0=replace(ETH0, kind="veth")), "interface.checksums", Level.WARNING,
-     "checksum", "xdp_mode to auto"),
+     "checksum", "xdp_mode: auto/"),
     ("strict filter", sight(on_eth0=replace(CLEAN, rp_filter=1), way_back={4: 3}), "interface.rp_filter", Level.WARNING,
      "strict", "sysctl -w net.ipv4.conf.eth0.rp_filter=2"),
     ("foreign, auto", sight(on_eth0=replace(CLEAN, conflicts=(CONFLICT,))), "interface.programs", Level.WARNING,
@@ -133,12 +134,12 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("no route", sight(route=Route(RouteKind.UNREACHABLE)), "target.route", Level.ERROR, "no route",
      "ip route add 10.0.0.1/32 via GATEWAY"),
     ("dead neighbour", sight(neighbours={(3, TARGET): "failed"}), "target.neighbour", Level.WARNING, "ARP on eth1",
-     "ping -c 1 -I eth1 10.0.0.1"),
+     "ip neigh replace 10.0.0.1 dev eth1 use"),
     ("dead gateway", sight(route=BEHIND, nat="fullnat", neighbours={(3, BEHIND.gateway): "failed"}), "target.neighbour",
-     Level.WARNING, "10.0.0.9 does not answer", "ping"),
+     Level.WARNING, "10.0.0.9 does not answer", "ip neigh"),
     ("behind a router", sight(route=BEHIND), "target.return", Level.WARNING, "10.0.0.9", "traceroute from 10.0.0.1"),
     ("clients beside it", sight(route=replace(ON_LINK, ifindex=2)), "target.return", Level.WARNING, "directly",
-     "mode: fullnat for web"),
+     "sed -i --follow-symlinks 5s/dnat/fullnat/ /etc/web.yaml"),
     ("narrow way", sight(eth0=replace(ETH0, forwarding4=False), eth1=replace(ETH1, mtu=1400)), "target.mtu",
      Level.WARNING, "MTU 1400", "sysctl -w net.ipv4.conf.eth0.forwarding=1"),
     ("refused here", sight(wanted=None, refused="eth0 carries x"), "host", Level.ERROR, "carries", "interfaces"),
@@ -183,6 +184,14 @@ def test_what_can_not_be_checked_is_said() -> None:
     assert unchecked == {"kernel.features", "bpffs", "network"}
     with_daemon = replace(fine, system=replace(fine.system, missing_capabilities=("CAP_BPF",)), daemon_pid=7)
     assert diagnose(with_daemon).fine
+
+
+def test_files_that_no_command_can_change_are_to_be_changed_in_words() -> None:
+    proxy = "{name: a, listen: {interfaces: [b], port: 1}, default_target: {ip: 10.0.0.1}}"
+    flow = f"{{apiVersion: revproxy/v1, proxies: [{proxy}]}}".encode()
+    config = parse_sources({"/etc/a.yaml": flow})
+    assert make_full_nat(config, config.proxies) == "set mode: fullnat for a"
+    assert change_setting(config, "xdp_mode", "native", "auto") == "set settings.xdp_mode to auto"
 
 
 def test_every_trouble_comes_with_a_remedy() -> None:
