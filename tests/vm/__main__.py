@@ -148,7 +148,7 @@ def _conclude(found: dict[str, dict[str, Any]], summary: dict[str, Any], wanted:
     for feature in missing:
         say(f"not done: {feature}")
     outcomes = [entry["outcome"] for entry in found.values()]
-    say("in all " + ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped")))
+    say(", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped")))
     return 1 if missing or "failed" in outcomes else 0
 
 
