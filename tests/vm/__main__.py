@@ -143,7 +143,7 @@ def _conclude(found: dict[str, dict[str, Any]], summary: dict[str, Any], wanted:
     for name, reason in summary["not passed"].items():
         say(f"{found[name]['outcome']}: {name}: {reason}")
     for feature, counts in summary["features"].items():
-        say(f"{feature}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+        say(f"{feature}: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
     missing = [feature for feature in wanted if feature not in summary["features"]]
     for feature in missing:
         say(f"not done: {feature}")

@@ -46,8 +46,8 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """Counts by feature, what was skipped or failed and why, the verifier's effort, and above what size and effort the
-    tests fail. A feature of which not every test came to its end is left out."""
+    """Counts and time by feature, what was skipped or failed and why, the verifier's effort, and above what size and
+    effort the tests fail. A feature of which not every test came to its end is left out."""
     rows = {}
     for feature, selections in tests.items():
         entries = [report[each] for each in report if any(_belongs(each, selection) for selection in selections)]
@@ -56,7 +56,7 @@ def summary(report: Mapping[str, Mapping[str, Any]], tests: Mapping[str, Iterabl
         rows[feature] = {
             outcome: sum(entry["outcome"] == outcome for entry in entries)
             for outcome in ("passed", "failed", "skipped")
-        }
+        } | {"seconds": round(sum(entry["seconds"] for entry in entries))}
     effort, ceilings = {}, []
     for entry in report.values():
         for name, value in entry["properties"].items():

@@ -64,8 +64,8 @@ def test_a_test_that_did_not_end_has_failed(tmp_path: Path) -> None:
     listed |= {"fourth": ["a.py::one"], "fifth": ["c.py"]}
     summary = results.summary(results.read_report(report), listed)
     assert summary["features"] == {
-        "third": {"passed": 0, "failed": 0, "skipped": 1},
-        "fourth": {"passed": 1, "failed": 0, "skipped": 0},
+        "third": {"passed": 0, "failed": 0, "skipped": 1, "seconds": 0},
+        "fourth": {"passed": 1, "failed": 0, "skipped": 0, "seconds": 1},
     }, "not those of which a test did not end"
     assert summary["not passed"] == {"a.py::two[x]": "it did not end", "b.py::three": "no such thing"}
     assert summary["effort"] == {"tc": [10, 20, 300]}
