@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,9 +22,11 @@ def address(array: Array) -> int:
 
 def untouched(count: int, dtype: np.dtype[Any]) -> Array:
     """Zeros, of which only what is written to takes memory. ``np.zeros`` asks malloc, which after a while gives memory
-    that was in use before, and clears all of it."""
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return np.ndarray((count,), dtype, mmap.mmap(-1, count * dtype.itemsize, private))
+    that was in use before, and clears all of it. A huge page would come whole, and with what lies beside it."""
+    memory = mmap.mmap(-1, count * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.ndarray((count,), dtype, memory)
 
 
 def join(parts: Sequence[Array], like: Array) -> Array:
