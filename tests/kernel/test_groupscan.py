@@ -4,8 +4,10 @@ a look or a write waits."""
 from __future__ import annotations
 
 import os
+import statistics
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -128,3 +130,13 @@ def test_one_write_that_fails_is_told(maps: Maps, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(groupwrite, "FEW", 5)
     with pytest.raises(KernelError, match=r"update map group.*E2BIG"):
         groups.free_groups(maps, [1, 2, 3, 63, layout.MAX_GROUPS])
+
+
+def test_many_do_not_wait_one_after_the_other(maps: Maps) -> None:
+    def took_sec(work: Callable[[], None]) -> float:
+        began = time.monotonic()
+        work()
+        return time.monotonic() - began
+
+    one = statistics.median(took_sec(lambda: groups.wait_for_packets(maps)) for _ in range(5))
+    assert took_sec(lambda: groups.free_groups(maps, range(100, 400))) < 100 * one
