@@ -414,9 +414,11 @@ def command(**options: Any) -> None:
         places = replace(places, config_dir=places.run_dir / "command-line.d")
     memory.settle()
     logs.set_up(options["log_format"], "debug" if options["verbose"] else options["log_level"])
+    from reconciler.kernel import privilege
     from reconciler.runtime.live import check_privileges
 
     try:
+        privilege.lower()
         check_privileges()
         places.prepare_run_dir()
         if by_hand is not None:

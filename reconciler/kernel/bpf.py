@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from reconciler.errors import KernelError
 from reconciler.kernel.libbpf import function as _function
+from reconciler.kernel.privilege import opening_by_id
 
 ANY: Final = 0
 NOEXIST: Final = 1
@@ -230,12 +231,14 @@ def _object_info(fd: int, info: ct.Structure, operation: str) -> None:
 
 def map_by_id(map_id: int) -> int:
     """A descriptor of the map with this id."""
-    return _check(_map_get_fd_by_id(map_id), "open", f"map id {map_id}")
+    with opening_by_id():
+        return _check(_map_get_fd_by_id(map_id), "open", f"map id {map_id}")
 
 
 def prog_by_id(prog_id: int) -> int:
     """A descriptor of the program with this id."""
-    return _check(_prog_get_fd_by_id(prog_id), "open", f"program id {prog_id}")
+    with opening_by_id():
+        return _check(_prog_get_fd_by_id(prog_id), "open", f"program id {prog_id}")
 
 
 # -- programs ------------------------------------------------------------------------------------------------

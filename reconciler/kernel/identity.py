@@ -13,6 +13,7 @@ from typing import Final
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf
 from reconciler.kernel.libbpf import function as _function
+from reconciler.kernel.privilege import opening_by_id
 from reconciler.state.facts import ProgramInfo
 from reconciler.state.objects import TakenOver
 
@@ -147,6 +148,11 @@ def tcx_programs(ifindex: int, where: int) -> tuple[int, ...]:
 
 def held_by_link(ifindex: int, program_id: int) -> bool | None:
     """Whether a bpf_link keeps this XDP program on the interface; None if that can't be found out."""
+    with opening_by_id():
+        return _held_by_link(ifindex, program_id)
+
+
+def _held_by_link(ifindex: int, program_id: int) -> bool | None:
     link_id = ct.c_uint32(0)
     while (result := _link_next_id(link_id.value, ct.byref(link_id))) >= 0:
         descriptor = _link_by_id(link_id.value)

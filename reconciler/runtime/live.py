@@ -18,7 +18,7 @@ import numpy as np
 from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
-from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, store, sysctls
+from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, privilege, store, sysctls
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import Busy, Gathering, busy
 from reconciler.kernel.connections import Ended
@@ -52,16 +52,10 @@ from reconciler.state.selection import Query
 _LO: Final = 1
 """The number of ``lo`` in every network namespace (LOOPBACK_IFINDEX in include/net/net_namespace.h)."""
 
-# Groups' tables and programs on interfaces are opened by their ids, which CAP_BPF is not enough for. What it and
-# CAP_PERFMON allow, CAP_SYS_ADMIN does too.
-_CAPABILITIES: Final = {"CAP_NET_ADMIN": 1 << 12, "CAP_SYS_ADMIN": 1 << 21}
-
 
 def check_privileges() -> None:
     """Raise :class:`RevproxyError` if this process may not do what everything here needs."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    missing = [name for name, bits in _CAPABILITIES.items() if not effective & bits]
+    missing = privilege.missing()
     if missing:
         raise RevproxyError(
             f"working on the kernel needs root ({', '.join(missing)} missing); without it, only a running revproxyd"

@@ -142,7 +142,9 @@ def test_a_file_goes_live_under_the_service(machine: Machine, lab: Lab) -> None:
     status = machine.out("cat /proc/$(systemctl show --property=MainPID --value revproxyd)/status")
     assert f"Uid:\t{machine.out('id -u revproxy')}\t" in status
     assert "Seccomp:\t2" in status
-    assert "Traceback" not in machine.out("journalctl -u revproxyd --no-pager")
+    said = machine.out("journalctl -u revproxyd --no-pager")
+    assert "Traceback" not in said
+    assert "warning" not in said, "nothing is wrong with a first file"
     assert machine.out("find /var/cache/revproxy -name '*.json' | wc -l") != "0"
 
 

@@ -79,7 +79,7 @@ def test_what_this_process_may_not_do(lab: Lab, instance: Instance) -> None:
         (("prlimit", "--nofile=16:16"), "EMFILE"),
         (("prlimit", "--fsize=0:0"), "File too large"),
         (("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all", "--"), "CAP_NET_ADMIN missing"),
-        (("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"), "CAP_SYS_ADMIN missing"),
+        (("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"), "CAP_SYS_ADMIN, CAP_BPF missing"),
         (("setpriv", f"--reuid={SOMEBODY}", "--clear-groups", "--"), "takes root"),
     ):
         assert word in refused(instance, "apply", "--yes", under=under)
