@@ -40,7 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 RESYNC_SEC: Final = 30.0
-"""How often everything is compared without any reason."""
+"""How often it is looked, without any reason, whether anything has changed."""
 SWEEP_SEC: Final = 5.0
 RECORD_SEC: Final = 1.0
 """How long it may take until connections are recorded after `stats_enabled` went live."""
@@ -174,10 +174,12 @@ class Daemon:
         from reconciler.answers import Instance
         from reconciler.api.server import Server
         from reconciler.engine import Engine
+        from reconciler.kernel.glance import Glance
         from reconciler.runtime.exporter import Exporter
         from reconciler.runtime.loop import Loop
         from reconciler.runtime.metrics import Metrics
         from reconciler.runtime.recorder import Recorder
+        from reconciler.runtime.resync import Resync
         from reconciler.runtime.systemd import Notifier
         from reconciler.runtime.watcher import Watcher
         from reconciler.runtime.worker import Timer, Worker
@@ -185,7 +187,9 @@ class Daemon:
         self._notifier = Notifier.from_environment()
         engine = Engine(self._places, sleep=self._sleep)
         parts.callback(engine.close)
-        loop = Loop(engine, told=self._notifier.status)
+        # A key that signed the files may expire without anything else changing: that takes whole looks.
+        glance = None if self._places.require_signed else Glance(lambda: engine.live.maps)
+        loop = Loop(engine, told=self._notifier.status, resync=Resync(glance))
         recorder = Recorder(engine.live.maps_directory, engine.events)
         engine.live.ended = recorder.publish
         timers = (
@@ -272,7 +276,7 @@ class Daemon:
                 attempt = engine.attempt if engine.attempt is not before else None
                 recorder.note_look()
                 self._metrics.note_look(attempt, time.monotonic() - started, time.time())
-                changed |= attempt is not None
+                changed |= attempt is not None and attempt.result != "unchanged"
                 if first or (changed and "resync" in reasons):
                     changed = False
                     memory.give_back()  # the first reading takes ten times what stays of it
@@ -378,7 +382,7 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     default=RESYNC_SEC,
     show_default=True,
     metavar="SECONDS",
-    help="Compare everything that often without any reason.",
+    help="Look that often, without any reason, whether anything was changed that nobody has told of.",
 )
 @click.option(
     "--access-log",

@@ -6,6 +6,9 @@ to a tick behind). A connection that is over by FIN or RST lingers in the tables
 
 from __future__ import annotations
 
+import ctypes as ct
+import errno
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from reconciler.kernel import layout
+from reconciler.errors import KernelError
+from reconciler.kernel import bpf, layout
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.connorder import first_of
@@ -39,6 +43,7 @@ from reconciler.state.objects import Endpoint, Protocol
 from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
+_LONGEST_KEY_BYTES: Final = 512  # of a hash (MAX_BPF_STACK in include/linux/filter.h), whoever's it is
 _LOOPBACK4: Final = 127
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
@@ -275,16 +280,21 @@ def _add(counter: Counter[int], numbers: Array) -> None:
 
 
 def none_at_all(maps: Maps) -> bool:
-    """Whether the tables that are pinned, if any are, have no entry. Opens those alone, which takes a tenth of what all
-    maps do. Raises :class:`KernelError`."""
+    """Whether the tables that are pinned, if any are, have no entry. Opens those alone, as they are, which takes a
+    thirtieth of what all maps do. Raises :class:`KernelError`."""
+    first = ct.create_string_buffer(_LONGEST_KEY_BYTES)
     for version in VERSIONS:
-        table = maps.open_alone(f"connection{version}")
-        if table is not None:
-            try:
-                if not table.is_empty:
-                    return False
-            finally:
-                table.close()
+        try:
+            fd = bpf.obj_get(str(maps.directory / f"connection{version}"))
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            continue
+        try:
+            if bpf.map_next_key(fd, None, ct.addressof(first)):
+                return False
+        finally:
+            os.close(fd)
     return True
 
 

@@ -32,6 +32,12 @@ def xdp_features() -> dict[int, frozenset[str]] | None:
     return features
 
 
+def family_number() -> int | None:
+    """Of the family "netdev"; None where this kernel has none. Raises :class:`KernelError`."""
+    with asking("find", "netlink family netdev", NETLINK_GENERIC, {GENL_ID_CTRL: ctrlmsg}) as netlink:
+        return _family(netlink, "netdev")
+
+
 def _family(netlink: Netlink, name: str) -> int | None:
     fields = {"cmd": CTRL_CMD_GETFAMILY, "version": 1}
     try:

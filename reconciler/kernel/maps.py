@@ -322,16 +322,6 @@ class Maps:
         """The maps can be read and written."""
         return bool(self._maps)
 
-    def open_alone(self, name: str) -> Map | None:
-        """One of the maps as it is pinned now, whether they are open or not, to be closed by the caller; None if it is
-        not there. Raises :class:`KernelError`."""
-        try:
-            return self._open_one(layout.MAPS[name])
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return None
-
     @property
     def max_connections(self) -> int:
         """What the connection tables were made for."""

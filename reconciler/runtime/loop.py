@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.errors import ConfigError, RevproxyError
 from reconciler.runtime.hold import Hold
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.resync import Resync
 from reconciler.runtime.view import Origin
 from reconciler.trouble import EXPLAINED, explained
 
@@ -34,8 +35,10 @@ class Loop:
     are not to be applied by themselves, don't keep it from holding what is applied in force.
     """
 
-    def __init__(self, engine: Engine, *, told: Callable[[str], None] = lambda _: None) -> None:
-        self._engine, self._told = engine, told
+    def __init__(
+        self, engine: Engine, *, told: Callable[[str], None] = lambda _: None, resync: Resync | None = None
+    ) -> None:
+        self._engine, self._told, self._resync = engine, told, resync or Resync()
         self._delay_sec = _FIRST_RETRY_SEC
         self._failed: View | None = None
         self._said = ""
@@ -90,6 +93,8 @@ class Loop:
             _log.error("checks_not_adopted", error=str(explained(error)))
 
     def _reconcile(self, reasons: frozenset[str]) -> float | None:
+        if self._resync.needless(reasons):
+            return None
         first, self._first = self._first, False
         view: View | None = None
         try:
@@ -114,6 +119,8 @@ class Loop:
             return again_sec
         self._delay_sec, self._failed = _FIRST_RETRY_SEC, None
         self._say_applied(applied, reasons, first)
+        if not view.changes:
+            self._resync.found_nothing(view)
         self._engine.track(replace(view, changes=()), None)
         self._told(f"Synced, revision {applied.revision}")
         return None

@@ -8,6 +8,7 @@ inotify (limits, file systems that do not tell) the poll is all there is, and qu
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import time
@@ -15,13 +16,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers import Observer
 
 from reconciler.runtime.signed import FilesAndHead
 from reconciler.runtime.snapshot import QUIET_SEC, Fingerprints, settle
 
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened", not reads
+_EVENTS: Final = (
+    *(DirCreatedEvent, DirDeletedEvent, DirModifiedEvent, DirMovedEvent),
+    *(FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileModifiedEvent, FileMovedEvent),
+)
 _POLL_SEC: Final = 2.0
 _POLL_WITHOUT_INOTIFY_SEC: Final = 0.5
 _POLL_SHARE: Final = 1 / 2000  # of a CPU's time is what the poll may take, however many files there are
@@ -186,7 +203,7 @@ class Watcher:
         observer = Observer()
         try:
             for path, (_, names) in wanted.items():
-                observer.schedule(_Handler(self._wake, names), path)
+                observer.schedule(_Handler(self._wake, names), path, **_only_changes(observer))
             observer.start()
         except OSError:
             observer.stop()
@@ -203,6 +220,13 @@ class Watcher:
         if observer is not None:
             observer.stop()
             observer.join()
+
+
+def _only_changes(observer: Any) -> dict[str, Any]:
+    """Have the kernel tell of nothing else: each poll reads the directories, and would wake three threads by that.
+    Before 4.0 watchdog can't be asked for it."""
+    known = inspect.signature(observer.schedule).parameters
+    return {"event_filter": list(_EVENTS)} if "event_filter" in known else {}
 
 
 class _Handler(FileSystemEventHandler):

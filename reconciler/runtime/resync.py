@@ -1,0 +1,56 @@
+"""When a resync need not look at everything: :class:`Resync`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from reconciler.runtime.view import View
+
+WHOLE_SEC: Final = 300.0
+"""Everything is looked at this often, whatever a glance finds."""
+
+_RESYNC: Final = frozenset({"resync"})
+
+
+class _Glance(Protocol):
+    def take(self) -> bytes: ...
+    def same(self, taken: bytes) -> bool: ...
+    def remember(self, taken: bytes, names: Collection[str]) -> None: ...
+
+
+class Resync:
+    """While all is well and nobody has a reason to look, a glance at the kernel stands for a whole look.
+
+    The one before has found nothing to do, without live connections (when those end, there may be something to take
+    away), and the kernel holds what it held then: see :mod:`reconciler.kernel.glance`.
+    """
+
+    def __init__(self, glance: _Glance | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._glance, self._clock = glance, clock
+        self._taken = b""
+        self._whole_at: float | None = None  # when such a look was made
+
+    def needless(self, reasons: frozenset[str]) -> bool:
+        """Another look for these reasons would find nothing."""
+        self._taken = b""
+        if self._glance is None or reasons != _RESYNC:
+            self._whole_at = None
+            return False
+        self._taken = self._glance.take()
+        whole_at, self._whole_at = self._whole_at, None
+        if whole_at is None or self._clock() - whole_at >= WHOLE_SEC or not self._glance.same(self._taken):
+            return False
+        self._whole_at = whole_at
+        return True
+
+    def found_nothing(self, view: View) -> None:
+        """A whole look has come to its end, with nothing that was to be done."""
+        runtime, allocation = view.runtime, view.observed.allocation
+        busy = runtime.connections or runtime.busy_targets or runtime.busy_proxies or runtime.busy_interfaces
+        if self._glance is None or busy or allocation.retired_targets or allocation.retired_proxies:
+            return
+        self._glance.remember(self._taken, view.facts.sysctls)
+        self._whole_at = self._clock()

@@ -1,0 +1,201 @@
+"""A glance says that nothing has changed only where a whole look would find nothing: whatever is changed is seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from pyroute2.netlink import NETLINK_ROUTE
+from pyroute2.netlink.rtnl import RTM_GETLINK
+
+from netlab import wait_for
+from reconciler.errors import KernelError
+from reconciler.kernel import genetlink, glance, groups, layout, rawlinks, sysctls
+from reconciler.kernel.glance import Glance
+from reconciler.kernel.maps import Maps
+from tests.kernel.kernelmaps import private_maps, small_arrays
+from tests.kernel.network import GATEWAY, add_veth, command, load_xdp
+from tests.kernel.test_mirror import configure, keys, values
+from tests.kernel.test_xdp import attach
+
+pytestmark = pytest.mark.own_namespace
+
+FORWARDING = "net/ipv4/conf/lo/forwarding"
+PART = 100
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Maps]:
+    """With a thousand routes, of which a glance reads a hundred."""
+    monkeypatch.setattr(glance, "PART", PART)
+    with small_arrays(), private_maps() as found:
+        configure(found)
+        groups.put_groups(found, [1], [np.asarray([1, 2], np.uint32)], [7])
+        yield found
+
+
+def remembered(maps: Maps) -> Glance:
+    """One that knows how things are. (No fixture: those are made in another namespace.)"""
+    seen = Glance(lambda: maps)
+    seen.remember(b"", [FORWARDING])
+    maps["route4"].items()
+    taken = seen.take()
+    assert taken
+    seen.remember(taken, [FORWARDING])
+    maps.open()
+    return seen
+
+
+def same(seen: Glance, maps: Maps) -> bool:
+    found = seen.same(seen.take())
+    maps.open()
+    return found
+
+
+def put(name: str, value: int = 1) -> Callable[[Maps], None]:
+    """Another value, in the first entry."""
+
+    def change(maps: Maps) -> None:
+        content = maps[name].values_array(1)
+        content.view(np.uint8).reshape(-1)[0] = value
+        maps[name].put(np.zeros(1, maps[name].spec.key), content)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Maps], object]] = {
+    **{name: put(name) for name in ("settings", "revision", "proxy", "target", "port", "listener4", "listener6")},
+    **{name: put(name) for name in ("group_member", "device", "proxy_name", "sysctl", "blob")},
+    "name": lambda maps: maps["proxy_name"].delete(1),
+    "table": lambda maps: groups.put_groups(maps, [1], [np.asarray([2, 1], np.uint32)], [8]),
+    "slot": lambda maps: maps["control"].put(0, np.ones(1, layout.control)),
+    "pin": lambda maps: (maps.root / "more").mkdir(),
+    "map": lambda maps: (maps.directory / "hint4").unlink(),
+    "interface": lambda _: add_veth(),
+    "sysctl's value": lambda _: sysctls.write(FORWARDING, "1", GATEWAY),
+}
+
+
+def test_what_stays_is_the_same(maps: Maps) -> None:
+    seen = remembered(maps)
+    for _ in range(2 * 1000 // PART):
+        assert same(seen, maps)
+    control = maps["control"].items()[1]
+    control["generation"] += 1  # a neighbour was heard
+    maps["control"].put(0, control)
+    assert same(seen, maps)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_seen(maps: Maps, change: str) -> None:
+    seen = remembered(maps)
+    assert same(seen, maps)
+    CHANGES[change](maps)
+    assert not seen.same(seen.take())
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_of_many_routes_a_change_is_seen_when_their_turn_comes(
+    maps: Maps, monkeypatch: pytest.MonkeyPatch, counted: bool
+) -> None:
+    """As somebody else writes them: this process' own writes it knows of. Where the kernel counts them, one more or
+    less is seen at once."""
+    if not counted:
+        monkeypatch.setattr(glance, "_memory", lambda _: b"")
+    elif not glance._memory(maps["route4"]):
+        pytest.skip("this kernel does not count a trie's entries")
+    for number, change in ((950, "value"), (5, "value"), (500, "gone"), (1001, "new")):
+        seen = remembered(maps)
+        other = Maps(maps.root.parent)
+        other.open()
+        if change == "gone":
+            other["route4"].delete_many(keys(number))
+        else:
+            other["route4"].put_many(keys(number), values(4 - number % 4))
+        other.close()
+        glances = next(count for count in range(1, 3 + 1000 // PART) if not same(seen, maps))
+        assert glances == 1 or change == "value" or not counted
+
+
+def test_own_writes_are_known(maps: Maps) -> None:
+    seen = remembered(maps)
+    maps["route4"].put_many(keys(7), values(1))
+    for _ in range(2 * 1000 // PART):
+        assert seen.take()
+        maps.open()
+
+
+def test_nothing_is_the_same_as_nothing(maps: Maps) -> None:
+    seen = remembered(maps)
+    (maps.directory / "hint4").unlink()
+    assert seen.take() == b""
+    seen.remember(b"", [FORWARDING])
+    assert not seen.same(seen.take())
+
+
+def test_other_sysctls_take_another_glance(maps: Maps) -> None:
+    seen = remembered(maps)
+    seen.remember(seen.take(), [FORWARDING, "net/ipv6/conf/lo/forwarding"])
+    maps.open()
+    assert not same(seen, maps)
+
+
+def bridge() -> bytes:
+    """All that the kernel says of one."""
+    request = rawlinks._LINK_BYTES * b"\0"
+    return b"".join(each for each in rawlinks._dump(NETLINK_ROUTE, RTM_GETLINK, request) if b"br0\0" in each)
+
+
+def test_interfaces_as_bytes() -> None:
+    """A bridge's timers run on; everything that is done to an interface is seen."""
+    command("ip link add br0 type bridge")
+    command("ip link set br0 up type bridge stp_state 1")
+    index = add_veth()
+    before, timers = rawlinks.links(), bridge()
+    wait_for(lambda: bridge() != timers, "a bridge's timers")
+    assert rawlinks.links() == before
+    for change in (
+        "ip link set va mtu 1400",
+        "ip link set vb down",
+        "ip link set va name vc",
+        "ip link set vc master br0",
+    ):
+        command(change)
+        after = rawlinks.links()
+        assert after != before, change
+        before = after
+    command("ip link set vc nomaster")
+    command("ip link set vb up")
+    before = rawlinks.links()
+    program = load_xdp()
+    attach(index, program)
+    assert rawlinks.links() != before
+    os.close(program.fd)
+
+
+def test_drivers_features_as_bytes() -> None:
+    family = genetlink.family_number()
+    if family is None:
+        pytest.skip("before Linux 6.3 the kernel does not tell what drivers can do")
+    add_veth()
+    before = rawlinks.features(family)
+    assert before == rawlinks.features(family) != b""
+    command("ip link del va")
+    assert rawlinks.features(family) != before
+
+
+def test_refusals_are_errors() -> None:
+    with pytest.raises(OSError, match="No such file"):
+        rawlinks.features(0x3FF)
+
+
+def test_what_can_not_be_read_is_left_to_the_look(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = remembered(maps)
+
+    def refuse() -> bytes:
+        raise KernelError("list", "interfaces", 1)
+
+    monkeypatch.setattr(rawlinks, "links", refuse)
+    assert seen.take() == b""
