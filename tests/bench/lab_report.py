@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.bench.lab import Rounds
 
 _SCALE = {"M": 1e6, "k": 1e3, "Gbit/s": 1e9, "us": 1.0}
+_FEWEST = 4
 AGAINST = ("nftables", "bare", "forwarding")
 """Columns of ratios."""
 
@@ -53,12 +54,25 @@ GOALS = (
 
 def ratio(rounds: Rounds, figure: str, who: str, against: str) -> float | None:
     """Taken within each round, the median over them. None if one of the two was not measured."""
-    ratios = [
+    ratios = _ratios(rounds, figure, who, against)
+    return statistics.median(ratios) if ratios else None
+
+
+def _ratios(rounds: Rounds, figure: str, who: str, against: str) -> list[float]:
+    return [
         each[who][figure] / each[against][figure]
         for each in rounds.figures
         if who in each and against in each and each[against][figure]
     ]
-    return statistics.median(ratios) if ratios else None
+
+
+def spread(rounds: Rounds, goal: Goal) -> tuple[float, float] | None:
+    """Between what bounds the middle half of the rounds' ratios lies; None with fewer than four."""
+    ratios = _ratios(rounds, goal.figure, goal.who, goal.against)
+    if len(ratios) < _FEWEST:
+        return None
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return low, high
 
 
 def rows(done: Sequence[Rounds]) -> list[dict[str, object]]:
@@ -77,16 +91,18 @@ def rows(done: Sequence[Rounds]) -> list[dict[str, object]]:
                 row |= {"cache_line_ns": rounds.cache_line_ns, "rounds_repeated": rounds.far}
                 row["failed"] = [each for each in rounds.failed if each.startswith(f"{kind.name}:")]
                 found.append(row)
-    for goal, reached in _reached(done):
-        found.append({"goal": asdict(goal), "ratio": reached, "met": None if reached is None else goal.met(reached)})
+    for goal, reached, half in _reached(done):
+        met = None if reached is None else goal.met(reached)
+        found.append({"goal": asdict(goal), "ratio": reached, "middle_half": half, "met": met})
     return found
 
 
-def _reached(done: Sequence[Rounds]) -> Iterator[tuple[Goal, float | None]]:
+def _reached(done: Sequence[Rounds]) -> Iterator[tuple[Goal, float | None, tuple[float, float] | None]]:
     by_name = {rounds.cell.name: rounds for rounds in done}
     for goal in GOALS:
         if goal.cell in by_name:
-            yield goal, ratio(by_name[goal.cell], goal.figure, goal.who, goal.against)
+            rounds = by_name[goal.cell]
+            yield goal, ratio(rounds, goal.figure, goal.who, goal.against), spread(rounds, goal)
 
 
 def table(done: Sequence[Rounds], missing: str) -> str:
@@ -94,12 +110,13 @@ def table(done: Sequence[Rounds], missing: str) -> str:
     lines = [missing] if missing else []
     for rounds in done:
         lines += ["", *cell_lines(rounds)]
-    lines += ["", f"{'goal':66} {'reached':>7}"]
-    for goal, reached in _reached(done):
+    lines += ["", f"{'goal':66} {'reached':>7}         middle half of the rounds"]
+    for goal, reached, half in _reached(done):
         bound = "at most" if goal.at_most else "at least"
         text = f"{goal.cell}: {goal.who}'s {goal.figure} {bound} {goal.factor:.2f} of {goal.against}'s"
         said = "skipped" if reached is None else f"{reached:7.2f}" + ("" if goal.met(reached) else " missed")
-        lines.append(f"{text:66} {said}")
+        between = f" {half[0]:.2f} to {half[1]:.2f}" if half else ""
+        lines.append(f"{text:66} {said:15}{between}".rstrip())
     return "\n".join(lines)
 
 
