@@ -12,7 +12,8 @@ static long (*redirect_neighbour)(u32 ifindex, struct bpf_redir_neigh *next_hop,
 	(void *)BPF_FUNC_redirect_neigh;
 
 #define WAY_CACHED 0    /* known to the entry: interface and hardware addresses */
-#define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not, or there is no place for it */
+#define WAY_NEIGHBOUR 1 /* interface and next hop are known, its hardware address is not, or there is no place for it, or
+			 * the kernel is to see that it is in use */
 #define WAY_STACK 2     /* this host, no route, or not wanted */
 #define WAY_ROUTER 3    /* the stack has to cut it, or to tell its sender why it can't go on */
 
@@ -36,7 +37,7 @@ static __always_inline int to_stack_by_loopback(void)
  * that forwarding is disabled there; it is then asked as from lo, whose setting user space has seen to: to serve,
  * the host need not become a router for everybody. */
 static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, struct F(connection) *e,
-				       struct scratch *scratch, u32 generation, u64 now)
+				       struct scratch *scratch, int hook, bool alone, u32 generation, u64 now)
 {
 	struct bpf_fib_lookup *fib;
 	u32 number;
@@ -74,11 +75,13 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 		return WAY_ROUTER;
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return WAY_STACK;
-	number = note_way(fib, now);
+	number = note_way(fib, hook, alone, now);
+	if (number & WAY_SHOW && hook == HOOK_XDP)
+		return WAY_NEIGHBOUR;
 	e->c.way = number;
 	e->c.way_time = now >> WAY_TIME_SHIFT;
 	e->c.way_generation = generation;
-	return number ? WAY_CACHED : WAY_NEIGHBOUR;
+	return number && !(number & WAY_SHOW) ? WAY_CACHED : WAY_NEIGHBOUR;
 }
 
 /* Whether the stack takes this packet only as one that came in by lo, where it accepts an address of this host as

@@ -173,7 +173,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		u8 protocol = p.key.protocol;
 
 		p.key.protocol = FAMILY == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-		way = F(find_way)(ctx, &p, out, scratch, ctl->generation, now);
+		way = F(find_way)(ctx, &p, out, scratch, HOOK_TC_INGRESS, true, ctl->generation, now);
 		p.key.protocol = protocol;
 		hop = way == WAY_CACHED ? way_of(out->c.way) : 0;
 		if (way == WAY_ROUTER) /* about an error there is none */

@@ -231,7 +231,7 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		const struct way *out;
 
 		/* XDP begins only what it can finish; TC does the rest. */
-		if (F(find_way)(ctx, p, fresh, scratch, control->generation, now) != WAY_CACHED)
+		if (F(find_way)(ctx, p, fresh, scratch, HOOK_XDP, true, control->generation, now) != WAY_CACHED)
 			return XDP_PASS;
 		out = way_of(fresh->c.way);
 		if (!out || !F(xdp_finishes)(p, out))

@@ -43,7 +43,10 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 		return XDP_PASS;
 	number = fresh_way(&e->c, control->generation, now);
 	if (!number) {
-		if (F(find_way)(ctx, p, e, lookup_index(MAP(SCRATCH), 0), control->generation, now) != WAY_CACHED)
+		bool alone = now - e->c.last_ns >= WAY_ALONE_NS;
+
+		if (F(find_way)(ctx, p, e, lookup_index(MAP(SCRATCH), 0), HOOK_XDP, alone, control->generation, now) !=
+		    WAY_CACHED)
 			return XDP_PASS;
 		number = e->c.way;
 	}
@@ -75,7 +78,7 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 		number = fresh_way(&e->c, control->generation, now);
 		if (!number) {
 			scratch = lookup_index(MAP(SCRATCH), 0);
-			way = F(find_way)(ctx, p, e, scratch, control->generation, now);
+			way = F(find_way)(ctx, p, e, scratch, HOOK_TC_INGRESS, true, control->generation, now);
 			if (way == WAY_CACHED)
 				number = e->c.way;
 		}

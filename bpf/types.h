@@ -211,11 +211,13 @@ struct way {
 	u8 dmac[6];
 	u8 smac[6];
 	u8 flags;
-	u8 zero[5];
+	u8 zero;
+	u32 shown; /* when the kernel last saw a packet go this way, in units of 2^26 ns */
 };
 
 struct way_head {
 	u32 places; /* of each CPU: from 1 + CPU * places */
+	u32 show_after; /* units of 2^26 ns; 0: never */
 };
 
 struct connection4 {

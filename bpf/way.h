@@ -13,6 +13,10 @@
 /* way_time counts these; 14 of them are nearly a second. */
 #define WAY_TIME_SHIFT 26
 #define WAY_TIME_LIMIT 14
+/* Beside the number of a way. */
+#define WAY_SHOW (1u << 31)
+/* A packet this long behind the last one is alone. The clock goes on in steps of up to 10 ms. */
+#define WAY_ALONE_NS (20 * 1000000ull)
 
 /* The number of the way out that the entry remembers, 0 if the routing table is to be asked. The entry must have been
  * used lately for its few bits of time to mean anything. Read once: another CPU may write it. */
@@ -38,11 +42,26 @@ static __always_inline u32 device_flags(u32 ifindex)
 	return flags ? *flags : 0;
 }
 
-/* What fib says as one of this CPU's ways; 0 if there are more in use than it has places. */
-static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, u64 now)
+/* Whether the kernel is to see a packet go this way: only by what goes through it does it know that a neighbour is in use,
+ * and asks whether it is still there (RFC 4861 section 7.3). TC gives it one now and then, and XDP leaves one to TC: for
+ * choice one that is alone, since others that come right behind it would overtake it. */
+static __always_inline bool show_way(struct way *way, const struct way_head *head, int hook, bool alone, u64 now)
+{
+	u32 time = now >> WAY_TIME_SHIFT;
+
+	if (!head->show_after || time - way->shown < head->show_after << !alone)
+		return false;
+	if (hook != HOOK_XDP)
+		way->shown = time;
+	return true;
+}
+
+/* What fib says as one of this CPU's ways; 0 if there are more in use than it has places, WAY_SHOW if the kernel is to
+ * see this packet. */
+static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, int hook, bool alone, u64 now)
 {
 	struct way_head *head = lookup_index(MAP(WAY), 0);
-	struct way wanted = { .asked_ns = now, .ifindex = fib->ifindex };
+	struct way wanted = { .asked_ns = now, .ifindex = fib->ifindex, .shown = now >> WAY_TIME_SHIFT };
 	u32 cpu = bpf_get_smp_processor_id(), number = 0, hash;
 	const u64 *words = (void *)&wanted;
 	struct way *way;
@@ -61,9 +80,9 @@ static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, u64 now)
 		if (!known)
 			return 0;
 		way = (void *)known;
-		if (!((known[1] ^ words[1]) | (known[2] ^ words[2]) | (known[3] ^ words[3]))) {
+		if (!((known[1] ^ words[1]) | (known[2] ^ words[2]) | (u32)(known[3] ^ words[3]))) {
 			way->asked_ns = now;
-			return index;
+			return index | (show_way(way, head, hook, alone, now) ? WAY_SHOW : 0);
 		}
 		if (!number && (!way->asked_ns || now - way->asked_ns > WAY_UNUSED_NS))
 			number = index;

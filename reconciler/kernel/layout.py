@@ -91,10 +91,11 @@ way = np.dtype(
         ("dmac", u8, (6,)),
         ("smac", u8, (6,)),
         ("flags", u8),
-        ("zero", u8, (5,)),
+        ("zero", u8),
+        ("shown", u32),
     ]
 )
-way_head = np.dtype([("places", u32)])
+way_head = np.dtype([("places", u32), ("show_after", u32)])
 connection4 = np.dtype([("c", connection), *_tuple4, ("hint", u32)])
 connection6 = np.dtype([("c", connection), *_tuple6, ("hint", u32)])
 fragment_key4 = np.dtype(

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pyroute2 import IPRSocket
 from pyroute2.netlink import rtnl
+from pyroute2.netlink.rtnl import ndmsg
 
 from reconciler.kernel.messages import EventMessage
 
@@ -40,6 +41,10 @@ _BUFFER_BYTES: Final = 4 << 20
 _SO_RCVBUFFORCE: Final = 33  # beyond net.core.rmem_max; the socket module has no name for it
 _RECEIVE_BYTES: Final = 1 << 18
 _READ_MESSAGES: Final = 10_000  # at most at once
+_NEIGHBOURS: Final = 16_384  # remembered at most
+_USABLE: Final = (
+    ndmsg.NUD_REACHABLE | ndmsg.NUD_STALE | ndmsg.NUD_DELAY | ndmsg.NUD_PROBE | ndmsg.NUD_NOARP | ndmsg.NUD_PERMANENT
+)
 
 
 class Subject(StrEnum):
@@ -92,6 +97,8 @@ class Monitor:
         self._socket.marshal.msg_map = {
             kind: EventMessage for kind, subject in _SUBJECTS.items() if subject in _WITH_IFINDEX
         }
+        self._socket.marshal.msg_map[rtnl.RTM_NEWNEIGH] = ndmsg.ndmsg
+        self._neighbours: dict[tuple[int, str], str] = {}
         self._closing = False
         self._lock = threading.Lock()  # between close and release
 
@@ -135,12 +142,32 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                self._neighbours.clear()
                 yield Event(Subject.EVERYTHING)
                 continue
             for message in self._socket.marshal.parse(data):
-                subject = _SUBJECTS.get(message["header"].get("type"))
-                if subject is not None:
-                    yield Event(subject, message["index"] if subject in _WITH_IFINDEX else None)
+                kind = message["header"].get("type")
+                subject = _SUBJECTS.get(kind)
+                if subject is None or (kind == rtnl.RTM_NEWNEIGH and self._is_known(message)):
+                    continue
+                if kind == rtnl.RTM_DELNEIGH:
+                    self._neighbours.clear()  # which one it was is not decoded
+                yield Event(
+                    subject,
+                    message["ifindex" if kind == rtnl.RTM_NEWNEIGH else "index"] if subject in _WITH_IFINDEX else None,
+                )
+
+    def _is_known(self, message: Any) -> bool:
+        """Whether a neighbour's hardware address is what was told last: each that is in use is asked every half minute
+        or so whether it is still there, and that is told too."""
+        address = str(message.get_attr("NDA_LLADDR")) if message["state"] & _USABLE else ""
+        key = message["ifindex"], str(message.get_attr("NDA_DST"))
+        if self._neighbours.get(key) == address:
+            return True
+        if len(self._neighbours) >= _NEIGHBOURS:
+            self._neighbours.clear()
+        self._neighbours[key] = address
+        return False
 
     def run(self, changed: Callable[[tuple[Event, ...]], None]) -> None:
         """Hand all changes to ``changed``, in the calling thread, until closed; then free what was open."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from typing import Final
 
 import numpy as np
 
@@ -33,8 +34,14 @@ def kernel_name(name: str) -> str:
     return f"{name}_{layout.fingerprint()}"[:15] if name == "control" else name
 
 
-def create_map(spec: MapSpec, max_connections: int) -> int:
-    """Make one map of the layout, not pinned, and return its descriptor."""
+SHOW_AFTER: Final = 45
+"""The kernel is to see a packet of each way that is in use every 3 s, in the programs' units of 2^26 ns. It takes 5 s
+to begin to ask a neighbour that is in use whether it is still there, and forgets within 5 s that it is."""
+
+
+def create_map(spec: MapSpec, max_connections: int, *, show_ways: bool = True) -> int:
+    """Make one map of the layout, not pinned, and return its descriptor. ``show_ways``: now and then a packet goes by
+    way of the kernel's neighbours (see :data:`SHOW_AFTER`); else XDP finishes whatever it can."""
     inner = 0
     if spec.type is MapType.ARRAY_OF_MAPS:
         inner = inner_template(spec)
@@ -58,6 +65,7 @@ def create_map(spec: MapSpec, max_connections: int) -> int:
     elif spec.name == "way":
         head = np.zeros(1, layout.way_head)
         head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()
+        head["show_after"] = SHOW_AFTER if show_ways else 0
         _put_head(fd, spec, head)
     return fd
 

@@ -230,7 +230,7 @@ class Probe:
             for name in sorted(OWN):
                 spec = layout.MAPS[name]
                 spec = replace(spec, max_entries=FEW[name]) if name in FEW else spec
-                descriptors[name] = create_map(spec, _CONNECTIONS)
+                descriptors[name] = create_map(spec, _CONNECTIONS, show_ways=False)
             descriptors[calls] = bpf.map_create(layout.MapType.PROG_ARRAY, calls, 4, 4, MAX_CALLS)
             fds = {**{name: self.maps[name].fd for name in SHARED}, **descriptors}
             for place, function in enumerate(layout.CALLS[calls]):

@@ -182,8 +182,14 @@ def test_a_container_that_is_started_anew_is_served_again(docker: Docker) -> Non
             "link set veth9 master docker0",
             "link set veth9 up",
         )
-        one.write_sysctls({"net/ipv4/conf/eth0/arp_notify": "1"})  # docker announces where an address is now
         one.ip("link set eth0 up", f"address add {CONTAINERS[0]}/16 dev eth0", "route add default via 172.17.0.1")
+        # Docker announces where an address is now. So does whoever asks for his gateway, once the bridge lets him.
+
+        def heard() -> bool:
+            one.run("bash", "-c", "echo >/dev/udp/172.17.0.1/9")
+            return any("lladdr" in each for each in one.ip_json("neigh", "show", "172.17.0.1"))
+
+        wait_for(heard, "the gateway knows of it")
 
         def both() -> bool:
             try:

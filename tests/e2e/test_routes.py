@@ -133,7 +133,7 @@ class Traffic:
         self.datagrams.close()
         self.stream.close()
 
-    def flows(self, number: int = 20) -> None:
+    def flows(self, number: int = 20, timeout_sec: float = 10) -> None:
         """Wait until so many datagrams sent from now on have been answered, and the stream has moved."""
         start, rounds = len(self.sent), self.rounds
 
@@ -141,7 +141,7 @@ class Traffic:
             answered = sum(each >= start for each in list(self.answered))
             return bool(self.failures) or (answered >= number and self.rounds > rounds)
 
-        wait_for(moved, f"{self.name}: traffic", timeout_sec=10)
+        wait_for(moved, f"{self.name}: traffic", timeout_sec=timeout_sec)
         assert not self.failures, f"{self.name}: {self.failures}"
 
     def silence(self, since: float) -> float:
@@ -196,3 +196,25 @@ def test_traffic_follows_the_new_way_within_a_second(lab: Lab, change: Callable[
         if daemon:
             instance.wait_synced()
         assert lab.checksum_errors() == {}
+
+
+def test_a_machine_that_took_over_an_address_without_a_word_is_found(lab: Lab) -> None:
+    """The kernel asks whether a neighbour is still there as long as it sees that it is in use."""
+    mac, backend = "02:00:00:00:99:98", lab.backends[0].namespace
+    quickly = {"base_reachable_time_ms": "1000", "delay_first_probe_time": "1", "retrans_time_ms": "200"}
+    proxy = lab.proxy.ip_json("link", "show", "dev", "eth1")[0]["address"]
+    for version in (4, 6):
+        lab.proxy.write_sysctls({f"net/ipv{version}/neigh/eth1/{name}": value for name, value in quickly.items()})
+        # It asks nobody for anything, which would tell of it.
+        backend.ip(f"neigh replace {BACK_FIRST[version]} lladdr {proxy} dev eth0 nud permanent")
+    with Instance(lab) as instance, ExitStack() as ending:
+        instance.apply(config())
+        flows = [ending.enter_context(Traffic(lab, version, "dnat")) for version in (4, 6)]
+        for each in flows:
+            each.flows()
+        backend.ip(f"link set eth0 address {mac}")
+        for each in flows:
+            each.flows(timeout_sec=20)
+        for version in (4, 6):
+            (known,) = lab.proxy.ip_json("neigh", "show", FIRST[version], "dev", "eth1")
+            assert known["lladdr"] == mac

@@ -145,7 +145,7 @@ class DataPlane:
 
     def _make_maps(self, connections: int) -> None:
         for name, spec in layout.MAPS.items():
-            self.fds[name] = create_map(spec, connections)
+            self.fds[name] = create_map(spec, connections, show_ways=False)
 
     # -- maps ------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,36 @@ def test_tells(change: str, subject: Subject, of_interface: bool) -> None:
         wait_for(monitor, Event(subject, ifindex if of_interface else None))
 
 
+def test_of_neighbours_what_matters_to_packets() -> None:
+    """Their hardware addresses, and whether they have one that may be used; not how sure the kernel is of it."""
+    ifindex = add_veth()
+    wanted = Event(Subject.NEIGHBOUR, ifindex)
+    command("ip link set va up")
+    neighbour, mac, other = "192.0.2.7 dev va", "lladdr 02:00:00:00:00:07", "lladdr 02:00:00:00:00:08"
+    with Monitor() as monitor:
+
+        def told(change: str) -> bool:
+            while monitor.read(0.05):
+                pass
+            command(change)
+            return wanted in (monitor.read(0.3) or ())
+
+        for how, expected in (
+            (f"replace {neighbour} {mac} nud reachable", True),
+            (f"replace {neighbour} {mac} nud stale", False),
+            (f"replace {neighbour} {mac} nud reachable", False),
+            (f"replace {neighbour} {other} nud reachable", True),
+            (f"replace {neighbour} {other} nud stale", False),
+            (f"replace {neighbour} nud failed", True),
+            (f"replace {neighbour} {other} nud permanent", True),
+            (f"replace 2001:db8::7 dev va {other} nud permanent", True),
+            (f"replace {neighbour} {other} nud stale", False),
+            (f"del {neighbour}", True),
+            (f"replace {neighbour} {other} nud stale", True),
+        ):
+            assert told(f"ip neigh {how}") == expected, how
+
+
 def test_interface_that_comes_and_goes() -> None:
     with Monitor() as monitor:
         ifindex = add_veth()

@@ -35,9 +35,9 @@ def change(plane: DataPlane, flow: Flow, **fields: int) -> None:
     plane.put(f"connection{flow.version}", key, value.tobytes())
 
 
-def places(plane: DataPlane, number: int) -> None:
-    """How many ways each CPU has room for."""
-    plane.put("way", 0, pack(layout.way_head, places=number).ljust(layout.way.itemsize, b"\0"))
+def places(plane: DataPlane, number: int, show_after: int = 0) -> None:
+    """How many ways each CPU has room for, and after how long the kernel is to see a packet go one of them."""
+    plane.put("way", 0, pack(layout.way_head, places=number, show_after=show_after).ljust(layout.way.itemsize, b"\0"))
 
 
 def forget(plane: DataPlane, number: int) -> None:
@@ -148,3 +148,76 @@ def test_where_no_place_is_left_the_kernel_finds_the_way_for_each_packet(few: Da
     asked_by_every_cpu(3)
     assert few.xdp(frame(other)) == (XDP_REDIRECT, at_neighbour(frame(other), other)), "nobody goes by it any more"
     assert way_of(few, other)[1]["dmac"].tobytes() == NEIGHBOUR_MAC
+
+
+UNIT_NS = 1 << 26
+SHOW_AFTER = 45
+
+
+@pytest.fixture
+def shown(neighbour: DataPlane) -> Iterator[DataPlane]:
+    """The same, where the kernel is to see a packet of each way every 3 s."""
+    forget(neighbour, 4)
+    places(neighbour, 4, SHOW_AFTER)
+    yield neighbour
+    forget(neighbour, 4)
+    places(neighbour, (layout.WAYS - 1) // bpf.possible_cpus())
+    neighbour.switch(0, generation=next(unused_ports))
+
+
+def last_shown(plane: DataPlane, flow: Flow, units_ago: int | None = None) -> int:
+    """When the kernel saw a packet go this connection's way, after having made it so many units ago."""
+    number, way = way_of(plane, flow)
+    if units_ago is not None:
+        way = way.copy()
+        way["shown"] = (int(way["asked_ns"]) >> 26) - units_ago
+        plane.put("way", number, way.tobytes())
+    return int(way["shown"])
+
+
+@families
+def test_the_kernel_sees_now_and_then_a_packet_of_each_way(shown: DataPlane, version: int) -> None:
+    """By what goes past it, it would never know that a neighbour is in use, nor ask whether it is still there."""
+    flow = new_flow(version, 17)
+    request, sent = frame(flow), to_server(frame(flow), translated(flow))
+    redirected, through_kernel = (XDP_REDIRECT, sent), (TC_REDIRECT, rewritten(request, translated(flow)))
+    assert shown.xdp(request) == redirected, "a new way is one that was just used"
+
+    last_shown(shown, flow, SHOW_AFTER - 10)
+    age(shown, flow, 1)
+    assert shown.xdp(request) == redirected, "not yet"
+
+    before = last_shown(shown, flow, SHOW_AFTER + 1)
+    assert shown.xdp(request) == redirected, "the entry remembers its way: nothing is asked"
+    age(shown, flow, 1)
+    assert shown.xdp(request) == (XDP_PASS, request), "left to TC, untouched"
+    assert last_shown(shown, flow) == before, "XDP has shown nothing to anybody"
+    assert shown.tc(request) == through_kernel, "hardware addresses are the kernel's to write"
+    assert last_shown(shown, flow) > before
+    assert shown.xdp(request) == redirected, "once was enough"
+    age(shown, flow, 1)
+    assert shown.xdp(request) == redirected
+
+
+@families
+def test_a_new_connection_shows_a_way_too(shown: DataPlane, version: int) -> None:
+    known, fresh = new_flow(version, 17), new_flow(version, 17)
+    shown.xdp(frame(known))
+    last_shown(shown, known, SHOW_AFTER + 1)
+    assert shown.xdp(frame(fresh)) == (XDP_PASS, frame(fresh))
+    assert shown.tc(frame(fresh)) == (TC_REDIRECT, rewritten(frame(fresh), translated(fresh)))
+    assert shown.xdp(frame(fresh)) == (XDP_REDIRECT, to_server(frame(fresh), translated(fresh)))
+
+
+@families
+def test_packets_close_together_wait_twice_as_long(shown: DataPlane, version: int) -> None:
+    """One that TC has would be overtaken by those behind it."""
+    flow = new_flow(version, 17)
+    shown.xdp(frame(flow))
+    for units, verdict in ((SHOW_AFTER + 1, XDP_REDIRECT), (2 * SHOW_AFTER + 1, XDP_PASS)):
+        last_shown(shown, flow, units)
+        shown.xdp(frame(flow))  # the last packet is from just now
+        change(shown, flow, way_generation=1)  # and the way is to be asked for
+        assert shown.xdp(frame(flow))[0] == verdict
+    through_kernel = rewritten(frame(flow), translated(flow))
+    assert shown.tc(frame(flow)) == (TC_REDIRECT, through_kernel), "XDP has not noted it as the way to go"
