@@ -7,7 +7,6 @@ Which operations have their turn is chosen as in ``test_faults.py``, but fewer u
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from reconciler.runtime.loop import Loop
 from tests.e2e.proxyhost import ProxyHost
 from tests.e2e.test_faults import BASE, EDIT, chosen, difference, in_child
 from tests.kernel.kernelmaps import configuration, small_arrays
+from tests.thorough import EACH_KIND
 from tests.unit.runtime.revising import clock
 
 __all__ = ["clock"]  # a fixture; children get a copy
@@ -110,7 +110,7 @@ def said(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Iterator[Said]:
 
 
 # That an apply which is to be confirmed is taken back all the same has unit tests of its own.
-KINDS = ("rollback", "expire", *(("promised",) if os.environ.get("REVPROXY_TEST_FAULTS") else ()))
+KINDS = ("rollback", "expire", *(("promised",) if EACH_KIND else ()))
 
 
 def turns(said: Said, what: str) -> list[int]:

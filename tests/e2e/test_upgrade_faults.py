@@ -3,7 +3,6 @@ it finds, with the connections that there were."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from reconciler.runtime import probing
 from tests.e2e.proxyhost import Decision, Packet, ProxyHost
 from tests.e2e.test_faults import BASE, Attempt, Commits, chosen, parse, without_opening
 from tests.kernel.kernelmaps import small_arrays
+from tests.thorough import part
 
 MAPS = ({}, {"target": 600, "proxy": 80, "blob": 300})
 """Of two versions: how many entries of some maps. (Other structures have their turn in test_upgrade.py.)"""
@@ -74,9 +74,7 @@ def test_killed_anywhere_either_version_goes_on(host: ProxyHost) -> None:
     with version(1):
         without_opening.cache_clear()
         assert Attempt(host, BASE, 0).carry_out(recording) is None
-    here, turns = 1, chosen(recording.calls)
-    if os.environ.get("REVPROXY_TEST_FAULTS") not in ("each", "all"):
-        turns = turns[::4]
+    here, turns = 1, part(chosen(recording.calls), 4)
     assert len(turns) > 5
     for turn, number in enumerate(turns):
         there = 1 - here

@@ -1,12 +1,11 @@
 """Every kernel call of commits of every kind is made to fail, and the process is killed before and after each.
 
-The calls are enumerated by running each commit once: a new one can't be forgotten. Every second one has its turn, and
-the switch with what follows it; all of them with ``REVPROXY_TEST_FAULTS=each``, as CI has it.
+The calls are enumerated by running each commit once: a new one can't be forgotten. Every fourth one has its turn, and
+the switch with what follows it; all of them with ``REVPROXY_TEST_THOROUGH=each``, as CI has it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +42,7 @@ from tests.kernel.kernelmaps import (
     state,
     to,
 )
+from tests.thorough import EACH_KIND
 
 SWITCH = ("update", "map control")
 HOST_MAPS = ("device", "sysctl")  # host facts: put right by the next plan, not by recover()
@@ -195,10 +195,10 @@ class Commit:
 
 def turns(calls: list[tuple[str, str]], first: int) -> list[int]:
     """Numbers of calls, counted from 1, that have their turn; ``first`` always."""
-    if os.environ.get("REVPROXY_TEST_FAULTS") in ("each", "all"):
+    if EACH_KIND:
         return list(range(first, len(calls) + 1))
     switch = calls.index(SWITCH) + 1 if SWITCH in calls else first
-    return sorted({*range(first, len(calls) + 1, 2), switch, min(switch + 1, len(calls))})
+    return sorted({*range(first, len(calls) + 1, 4), switch, min(switch + 1, len(calls))})
 
 
 def same_but_active(found: tuple[object, ...], wanted: tuple[object, ...]) -> bool:

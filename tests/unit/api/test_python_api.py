@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from reconciler import Client, RevproxyError
 from reconciler.errors import EditError, UsageError
+from tests.thorough import examples
 
 FILE = """\
 apiVersion: revproxy/v1
@@ -140,7 +141,7 @@ METHODS = {
 words = st.sampled_from(["web", "10.0.0.1:8080", "eth0", "192.0.2.0/24", "connection_timeout_sec", 80])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(METHODS)), st.data())
 def test_no_argument_is_too_strange(directory: Path, name: str, data: Any) -> None:
     arguments = [data.draw(words | anything) for _ in range(METHODS[name])]

@@ -25,6 +25,7 @@ from reconciler.config.edit import (
 )
 from reconciler.config.spans import Node
 from reconciler.config.splice import Source
+from tests.thorough import examples
 from tests.unit.config.layouts import texts
 from tests.unit.config.strategies import PROXY, SETTINGS
 
@@ -148,7 +149,7 @@ def node_lines(text: str, suffix: str, way: Way) -> tuple[int, int]:
     return text.count("\n", 0, at), text.count("\n", 0, node.end) + 1
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_an_edit_says_what_was_meant_and_touches_nothing_else(case: tuple[str, str, Wanted]) -> None:
     suffix, text, (wanted, meant, way) = case
@@ -172,7 +173,7 @@ def test_an_edit_says_what_was_meant_and_touches_nothing_else(case: tuple[str, s
         assert after.count("\n") == after.count("\r\n")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), st.sampled_from(["route", "target", "interface"]))
 def test_what_is_added_and_removed_again_leaves_no_trace(case: tuple[str, str, Wanted], what: str) -> None:
     suffix, text, _ = case

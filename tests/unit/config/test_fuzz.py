@@ -15,6 +15,7 @@ from reconciler.config import Config, SourcePorts, parse_sources
 from reconciler.config.sourceroutes import WeightedTarget
 from reconciler.errors import ConfigError, Problem
 from reconciler.state.objects import Endpoint
+from tests.thorough import examples
 from tests.unit.config.strategies import DOCUMENTS, ROOT
 
 # fmt: off
@@ -38,7 +39,7 @@ def problems(file: str, content: bytes) -> list[Problem]:
     return []
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(st.one_of(TEXTS, st.binary(max_size=60)), st.sampled_from(["a.yaml", "a.json"]))
 def test_only_config_errors(content: bytes, file: str) -> None:
     lines = sum(map(content.count, (b"\n", b"\r", "\u2028".encode(), "\x85".encode())))
@@ -49,7 +50,7 @@ def test_only_config_errors(content: bytes, file: str) -> None:
         assert "\n" not in problem.message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(DOCUMENTS)
 def test_wrong_documents_have_places_within_the_text(document: Any) -> None:
     lines = json.dumps(document, indent=1).splitlines()
@@ -74,7 +75,7 @@ def _unless_listeners_collide(content: bytes) -> Config | None:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(ROOT)
 def test_right_documents_are_read_as_written(document: Any) -> None:
     out = io.StringIO()

@@ -10,6 +10,7 @@ import pytest
 from reconciler.config import files, patch
 from reconciler.config.model import Config
 from reconciler.errors import ConfigError
+from tests.thorough import examples
 
 ROUTES = 700
 
@@ -68,7 +69,7 @@ def everything(config: Config) -> str:
     return f"{config!r} {counted}"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(examples(4)))
 def test_edits_give_what_a_fresh_reading_gives(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[bool] = []
     whole = patch.patched

@@ -17,6 +17,7 @@ from reconciler.config import SourcePorts, default_settings, schema
 from reconciler.config.explain import UNSUPPORTED_KEYS
 from reconciler.config.formats import Formats
 from reconciler.config.predicate import Compiler, is_integer, pattern
+from tests.thorough import examples
 from tests.unit.config.strategies import DOCUMENTS
 
 SCHEMA = schema.load()
@@ -117,7 +118,7 @@ def reference() -> Any:
 REFERENCE = reference()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(DOCUMENTS)
 @example({"apiVersion": "revproxy/v1", "proxies": [{"name": "a\n", "listen": {}, "default_target": {"ip": "::"}}]})
 def test_the_fast_check_agrees_with_jsonschema(document: Any) -> None:
@@ -133,7 +134,7 @@ ADDRESS_TEXT = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(ADDRESS_TEXT)
 @example("10.0.0.01")
 @example("fe80::1%eth0")

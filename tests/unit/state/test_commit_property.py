@@ -36,6 +36,7 @@ from reconciler.state.objects import (
 from reconciler.state.operations import DEVICE_DROP_LOOPBACK, PORT_TARGET, FreeTarget, Operation
 from reconciler.state.plan import Plan, housekeeping, make_plan
 from tests.model import decide
+from tests.thorough import examples
 from tests.unit.state.store import Store, with_sysctls
 
 NAMES = ("api", "mail", "web")
@@ -279,7 +280,7 @@ def all_destinations(state: KernelState) -> set[tuple[str, Destination]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(states(), min_size=2, max_size=4), st.data())
 def test_commits_show_packets_one_configuration_at_a_time_and_leave_nothing(
     sequence: list[KernelState], data: st.DataObject
@@ -292,7 +293,7 @@ def test_commits_show_packets_one_configuration_at_a_time_and_leave_nothing(
         store.busy_targets = frozenset(data.draw(st.sets(st.sampled_from(sorted(store.targets) or [0]))) - {0})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(states(), states(), st.data())
 def test_housekeeping_frees_what_the_last_connection_has_left(
     first: KernelState, second: KernelState, data: st.DataObject
@@ -317,7 +318,7 @@ def test_housekeeping_frees_what_the_last_connection_has_left(
     commit.sees_after()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(states())
 def test_a_lost_port_bit_shows_and_is_put_back(state: KernelState) -> None:
     store = Store(sysctls=dict(LIVE))
