@@ -1,5 +1,5 @@
-"""``python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]``: run benchmarks, print tables, write the
-figures as JSON."""
+"""``python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]``: run the benchmarks, print tables, write
+the figures as JSON."""
 
 from __future__ import annotations
 
