@@ -1,5 +1,7 @@
-"""``python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]``: run the benchmarks, print tables, write
-the figures as JSON."""
+"""Run benchmarks, print tables, write the figures as JSON::
+
+    python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]
+"""
 
 from __future__ import annotations
 
