@@ -1,6 +1,6 @@
 """Run benchmarks, print tables, write the figures as JSON::
 
-    python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]
+python -m tests.bench [--json FILE] [--cell CELL ...] [--times N] [NAME ...]
 """
 
 from __future__ import annotations
