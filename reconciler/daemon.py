@@ -81,9 +81,9 @@ class DaemonCommands:
         self.apply, self.rollback = _then(wake, engine.apply), _then(wake, revisions.rollback)
         self.confirm = _then(wake, revisions.confirm)
         self.suspend, self.resume = _then(wake, revisions.suspend), _then(wake, revisions.resume)
-        reading = Reading(lambda: engine.live.maps.root.parent)
+        self._reading = reading = Reading(lambda: engine.live.maps.root.parent)
         self.connections, self.connection_count = reading.connections, reading.connection_count
-        self.flush, self.stats = engine.flush, reading.stats
+        self.flush, self.stats = engine.flushing, reading.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
         self.exporter: Exporter | None = None
         self.test, self.explain = engine.test, engine.explain
@@ -101,6 +101,10 @@ class DaemonCommands:
         from reconciler.interfaces import interfaces
 
         return interfaces(self._engine)
+
+    def list_command(self, how: Mapping[str, Any]) -> list[str] | None:
+        """What lists connections where there are very many; None: :meth:`connections` does."""
+        return self._reading.command(how) if self._engine.live.many_connections else None
 
     def begin_edit(self, seconds: int) -> answers.EditHold:
         """Don't follow the files until :meth:`end_edit`, or for so long."""
@@ -200,6 +204,7 @@ class Daemon:
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
         self._worker: Worker = Worker(self._looking(engine, loop, recorder), timers)
+        loop.wanted = lambda: self._worker.wanted
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
         parts.callback(self._exporter.stop)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from reconciler.runtime.live import Live
     from reconciler.selection import Filters, Listing
     from reconciler.state.objects import Observed
+    from reconciler.state.selection import Query
 
 __all__ = ["Engine", "HeldError", "View"]
 
@@ -70,7 +71,7 @@ class Engine:
         self._cache = config_files.Cache()
         self.signatures = Signatures(places.require_signed, places.config_dir)
         self._memo = Memo()
-        self._retired = False
+        self._retired = self._owed = False
         self.read_fingerprint = ""  # of the files that were read last
         self.events = Events()
         self.config: Config | None = None  # that was looked at last
@@ -120,8 +121,8 @@ class Engine:
         """What the kernel holds."""
         return self._observe()
 
-    def _observe(self, *, routes_as_known: bool = False) -> Observed:
-        observed = self.live.observe(routes_as_known=routes_as_known)
+    def _observe(self, *, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
+        observed = self.live.observe(routes_as_known=routes_as_known, connections_anew=connections_anew)
         return self.originals.supplement(observed, self.live.read_sysctl)
 
     def files_fingerprint(self) -> str:
@@ -129,20 +130,26 @@ class Engine:
         return self._fingerprints.take().hex()
 
     def view(
-        self, config: Config | None = None, origin: Origin | None = None, *, routes_as_known: bool = False
+        self,
+        config: Config | None = None,
+        origin: Origin | None = None,
+        *,
+        routes_as_known: bool = False,
+        connections_anew: bool = False,
     ) -> View:
         """Look at both sides. ``config`` None: load the files. ``origin``: where those of ``config`` come from.
-        ``routes_as_known``: take the routes for what this engine has read last and written since. Raises
-        :class:`ConfigError`, :class:`KernelError`, :class:`ForeignProgramError`."""
+        ``routes_as_known``: take the routes for what this engine has read last and written since.
+        ``connections_anew``: see :meth:`~reconciler.runtime.live.Live.runtime`. Raises :class:`ConfigError`,
+        :class:`KernelError`, :class:`ForeignProgramError`."""
         if config is None and self.places.config_dir.is_dir():
             config = self.load_config()
-        observed = self._observe(routes_as_known=routes_as_known)
+        observed = self._observe(routes_as_known=routes_as_known, connections_anew=connections_anew)
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.load_config()
         self.config = config
         facts = self.live.facts(config)
-        runtime = replace(self.live.runtime(observed), refused_xdp=self._commits.refused_xdp)
+        runtime = replace(self.live.runtime(observed, anew=connections_anew), refused_xdp=self._commits.refused_xdp)
         runtime = self.steering.facts(runtime, config, observed)
         wanted = desired(config, facts, runtime, tag=self.live.tag, memo=self._memo)
         allocation = observed.allocation
@@ -182,7 +189,7 @@ class Engine:
         """Both sides, for somebody who asks: a directory that is gone says nothing. Raises :class:`ConfigError`."""
         if not self.places.config_dir.is_dir():
             self.load_config()
-        return self.view()
+        return self.view(connections_anew=True)
 
     def _planned(self, view: View) -> Planned | None:
         return self._commits.plan(view) if view.changes else None
@@ -228,7 +235,7 @@ class Engine:
             observed = self.live.observe()
         config = savedplan.config(plan, self.places.config_dir)
         self.signatures.check(config.files, plan.commit or "")
-        view = self.view(config, savedplan.origin(plan))
+        view = self.view(config, savedplan.origin(plan), connections_anew=True)
         savedplan.check(plan, view, self._planned(view), self.live.tag)
         return view
 
@@ -417,10 +424,24 @@ class Engine:
 
     def flush(self, **filters: Unpack[Filters]) -> int:
         """Forget connections, and free targets and proxies that only they still used; how many were forgotten."""
-        flushed = self.live.flush(selection.query(filters, every_state=True))
-        if flushed:
+        return sum(self.flushing(**filters))
+
+    def flushing(self, **filters: Unpack[Filters]) -> Iterator[int]:
+        """The same in steps of a tenth of a second, each telling how many it has forgotten. Raises
+        :class:`UsageError` at once."""
+        return self._flushing(selection.query(filters, every_state=True))
+
+    def _flushing(self, query: Query) -> Iterator[int]:
+        from reconciler.kernel.flushing import Flusher  # as Live
+
+        flusher, total = Flusher(query), 0
+        while (flushed := self.live.flush(flusher)) is not None:
+            total += flushed
+            yield flushed
+        if total and self.live.many_connections:
+            self._owed = True
+        elif total:
             self._free_idle()
-        return flushed
 
     def stats(self) -> answers.Stats:
         """Counters."""
@@ -479,16 +500,18 @@ class Engine:
 
     def sweep(self) -> int:
         """Delete expired connections, and free targets and proxies that only they still used; how many were
-        deleted."""
+        deleted. Where there are very many, that is left to the next thorough look."""
         swept = self.live.sweep()
-        if swept and self._retired:
+        many = self.live.many_connections
+        if (swept and self._retired and not many) or self._owed:
+            self._owed = False
             self._free_idle()
         return swept
 
     def _free_idle(self) -> None:
         """What was kept for connections that have ended. While something is to be done, that does it as well."""
         try:
-            view = self.view()
+            view = self.view(connections_anew=True)
             if view.changes:
                 return
             if not self.revisions.control.suspended:

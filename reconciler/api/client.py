@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _TIMEOUT_SEC = 120.0
 _AGAIN_SEC = 0.02
+_CUT = "the list is cut off: is revproxyd ending? ask again"
+_UNKNOWN = "whether it did what was asked is not known: see `revproxyctl status`"
 
 
 class _Connection(http.client.HTTPConnection):
@@ -167,18 +169,18 @@ class DaemonClient:
     def _array(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[str]:
         """The elements of an array that has each on a line of its own, or all on one as older daemons send them."""
         try:
-            with self._explained():
+            with self._explained(_CUT):
                 line = response.readline().strip()
             if line not in (b"[", b"[]"):
-                with self._explained():
+                with self._explained(_CUT):
                     rest = response.read()
                 yield from (json.dumps(each, ensure_ascii=False) for each in self._answer(response.status, line + rest))
                 return
             while not line.endswith(b"]"):
-                with self._explained():
+                with self._explained(_CUT):
                     line = response.readline().strip()
                     if not line:
-                        raise http.client.IncompleteRead(b"")
+                        raise ConnectionResetError("no more of it comes")
                 if line != b"]":
                     yield line.removesuffix(b",").decode()
         finally:
@@ -262,8 +264,8 @@ class DaemonClient:
         return self._answer(status, content)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What goes wrong while talking, in words."""
+    def _explained(self, lost: str = _UNKNOWN) -> Iterator[None]:
+        """What goes wrong while talking, in words; ``lost``: what a lost connection means."""
         try:
             yield
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
@@ -274,8 +276,7 @@ class DaemonClient:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise DaemonError(
-                f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}; whether it did what was"
-                " asked is not known: see `revproxyctl status`"
+                f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}; {lost}"
             ) from error
 
     def _answer(self, status: int, content: bytes) -> Any:

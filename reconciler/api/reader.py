@@ -4,14 +4,16 @@ neither the memory of their text nor the time of anybody else."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, TypeVar
 
 from aiohttp import web
 
-from reconciler.errors import DaemonError
+from reconciler.errors import DaemonError, RevproxyError
+from reconciler.runtime.list_child import environment
 
 T = TypeVar("T")
 
@@ -19,6 +21,7 @@ _LISTS: Final = 3
 """So many long lists are on their way at once: what each was made of is held until its end."""
 _ROOM_SEC: Final = 60.0
 """For so long another one waits for its turn."""
+_PIECE_BYTES: Final = 1 << 18
 _STALLED_SEC: Final = 300.0
 """For so long a reader may leave it at that: somebody who looks at a page of it."""
 
@@ -30,12 +33,15 @@ class Reader:
         self._thread = ThreadPoolExecutor(1, "reader")
         self._room = asyncio.Semaphore(_LISTS)
         self._transports: set[asyncio.BaseTransport] = set()
+        self._processes: set[Process] = set()
 
     def end(self) -> None:
         """Cut off who is still reading: the loop is about to stop, and waits for no page to be turned."""
         for transport in self._transports:
             if isinstance(transport, asyncio.WriteTransport):
                 transport.abort()
+        for process in self._processes:
+            _kill(process)
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -48,11 +54,7 @@ class Reader:
     async def listed(self, request: web.Request, function: Callable[[], Iterator[list[str]]]) -> web.StreamResponse:
         """An array of the JSON values that ``function`` gives, some with each step; one on each line. Raises
         :class:`DaemonError` where too many are on their way."""
-        try:
-            await asyncio.wait_for(self._room.acquire(), _ROOM_SEC)
-        except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
-            raise DaemonError(f"{_LISTS} long lists are on their way to others: ask again, or for fewer") from None
-        try:
+        async with self._roomy():
             steps = await self.call(function)
             first, second = await self.call(lambda: (next(steps, []), next(steps, None)))
             if second is None:
@@ -67,8 +69,52 @@ class Reader:
                     lines = await self.call(lambda: next(steps, None))
                 await _send(response, "\n]\n")
             return response
+
+    async def piped(self, request: web.Request, command: Sequence[str]) -> web.StreamResponse:
+        """What this process writes, which is JSON. Raises :class:`RevproxyError` with its words where it writes
+        nothing, and :class:`DaemonError` where too many are at work."""
+        async with self._roomy(), self._process(command) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            data = await process.stdout.read(_PIECE_BYTES)
+            if not data:
+                said = (await process.stderr.read(_PIECE_BYTES)).decode(errors="replace").strip()
+                raise RevproxyError(said or "the process that reads connections has ended")
+            response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+            await response.prepare(request)
+            with self._cut_off_at_the_end(request.transport):
+                while data:
+                    await _write(response, data)
+                    data = await process.stdout.read(_PIECE_BYTES)
+            if await process.wait():
+                raise ConnectionResetError("the process that reads connections has not come to its end")
+            return response
+
+    @asynccontextmanager
+    async def _roomy(self) -> AsyncIterator[None]:
+        """One of few, for as long as this holds."""
+        try:
+            await asyncio.wait_for(self._room.acquire(), _ROOM_SEC)
+        except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
+            raise DaemonError(f"{_LISTS} long lists are on their way to others: ask again, or for fewer") from None
+        try:
+            yield
         finally:
             self._room.release()
+
+    @asynccontextmanager
+    async def _process(self, command: Sequence[str]) -> AsyncIterator[Process]:
+        """It has ended afterwards."""
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment(), limit=_PIECE_BYTES
+        )
+        self._processes.add(process)
+        try:
+            yield process
+        finally:
+            self._processes.discard(process)
+            _kill(process)
+            await process.communicate()  # to the end of what it wrote: before that it does not count as ended
 
     @contextmanager
     def _cut_off_at_the_end(self, transport: asyncio.BaseTransport | None) -> Iterator[None]:
@@ -81,9 +127,18 @@ class Reader:
             self._transports.discard(transport)
 
 
+def _kill(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+
+
 async def _send(response: web.StreamResponse, text: str) -> None:
+    await _write(response, text.encode())
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
     try:
-        await asyncio.wait_for(response.write(text.encode()), _STALLED_SEC)
+        await asyncio.wait_for(response.write(data), _STALLED_SEC)
     except asyncio.TimeoutError:  # noqa: UP041
         raise ConnectionResetError("nobody reads it") from None
 

@@ -39,7 +39,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 class Commands(Protocol):
-    """What the interface offers; called on the worker, one at a time, but for the last three."""
+    """What the interface offers; called on the worker, one at a time, but for the last four."""
 
     def status(self) -> answers.Status: ...
     def diff(self) -> answers.Difference: ...
@@ -58,7 +58,7 @@ class Commands(Protocol):
     def suspend(self) -> answers.Suspension: ...
     def resume(self) -> answers.Suspension: ...
 
-    flush: Callable[..., int]
+    flush: Callable[..., Iterator[int]]  # step by step
 
     def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
@@ -76,6 +76,10 @@ class Commands(Protocol):
     # They only read, and take long where there are many connections: on a thread of their own, one at a time.
     connections: Callable[..., Iterator[list[str]]]  # filters, sort and limit by name
     connection_count: Callable[..., int]
+
+    def list_command(self, how: Mapping[str, Any], /) -> list[str] | None:
+        """What starts a process that does both where there are very many; at once, on the event loop."""
+        ...
 
     def stats(self) -> answers.Stats: ...
 
@@ -186,6 +190,8 @@ class Server:
         return self._instance
 
     async def _connections(self, request: web.Request, query: dict[str, Any]) -> web.StreamResponse:
+        if command := self._commands.list_command(query):
+            return await self._reader.piped(request, command)
         if query.pop("count", False):
             how = {name: value for name, value in query.items() if name not in ("sort", "limit")}
             count = await self._reader.call(lambda: self._commands.connection_count(**how))
@@ -205,7 +211,12 @@ class Server:
         return await self._call(lambda: self._commands.explain(source, **query))
 
     async def _flush(self, body: dict[str, Any]) -> Any:
-        return answers.Flushed(await self._call(lambda: self._commands.flush(**body)))
+        steps: Iterator[int] = await self._call(lambda: self._commands.flush(**body))
+        total, flushed = 0, await self._call(lambda: next(steps, None))
+        while flushed is not None:  # others have their turns in between
+            total += flushed
+            flushed = await self._call(lambda: next(steps, None))
+        return answers.Flushed(total)
 
     async def _apply(self, body: dict[str, Any]) -> Any:
         if body.get("plan") is not None:

@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from reconciler.answers import Event as Answer
-from reconciler.runtime.events import Event, Events
+from reconciler.runtime.events import Event, Events, Slice
 
 LOST: Final = "events_lost"
 """Kind of the line that says how many events the reader was too slow for, or the kernel had no room for."""
@@ -78,21 +78,27 @@ class Streams:
 
     async def _send(self, response: web.StreamResponse, number: int, kinds: frozenset[str], proxy: str | None) -> int:
         """Send some of what came after event ``number``; the number of the last event that is done with."""
-        found, lost = self._events.after(number, limit=_AT_ONCE)
+        pieces, lost = self._events.pieces(number, limit=_AT_ONCE)
         lines = []
         if lost:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            lines.append(Answer(number + lost, now, LOST, {"lost": lost, "reason": "slow_reader"}).to_json())
-        lines += [
-            as_answer(event).to_json()
-            for event in found
-            if (not kinds or event.kind in kinds) and (proxy is None or event.fields.get("proxy") == proxy)
-        ]
+            lines.append(_line(Answer(number + lost, now, LOST, {"lost": lost, "reason": "slow_reader"})))
+        for piece in pieces:
+            if isinstance(piece, Slice):
+                lines += piece.batch.event_lines(piece.start, piece.stop, piece.first, kinds, proxy)
+                continue
+            event = piece.event
+            if (not kinds or event.kind in kinds) and (proxy is None or event.fields.get("proxy") == proxy):
+                lines.append(_line(as_answer(event)))
         if lines:
-            await response.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            await response.write("".join(lines).encode())
         else:
             await asyncio.sleep(0)
-        return found[-1].number if found else number + lost
+        return pieces[-1].last if pieces else number + lost
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(answer.to_json()) + "\n"
 
 
 def as_answer(event: Event) -> Answer:

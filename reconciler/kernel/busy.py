@@ -39,11 +39,18 @@ class Busy:
     served: frozenset[bytes] = frozenset()
 
 
+def everything() -> Busy:
+    """As if connections needed everything there is, for where nobody is to wait for the tables to be read."""
+    ids = frozenset(range(_IDS))
+    return Busy(ids, ids, dict.fromkeys(range(_IDS), C["PORT_LISTEN"] | C["PORT_TARGET"]))
+
+
 def busy(maps: Maps) -> Busy:
     """What the entries name, expired ones included until they are swept."""
     found = Gathering()
     for version in VERSIONS:
         for keys, values in pieces(maps[f"connection{version}"]):
+            maps.let_others()
             found.add(version, keys, values)
     return found.busy()
 

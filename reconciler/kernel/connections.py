@@ -1,4 +1,4 @@
-"""Live connections: listed, counted, flushed.
+"""Live connections: listed, counted.
 
 Times are those of CLOCK_MONOTONIC, which the programs read coarsely (``bpf_ktime_get_coarse_ns``: the same clock, up
 to a tick behind). A connection that is over by FIN or RST lingers in the tables for some seconds; it is not live.
@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -31,11 +31,9 @@ from reconciler.kernel.conntable import (
     Mask,
     Table,
     active_settings,
-    endings,
     endpoint,
     proxy_name,
     proxy_names,
-    read_table,
     records,
 )
 from reconciler.kernel.maps import Maps
@@ -47,7 +45,6 @@ _LONGEST_KEY_BYTES: Final = 512  # of a hash (MAX_BPF_STACK in include/linux/fil
 _LOOPBACK4: Final = 127
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
-_ANY: Final = Query(states=_EVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +124,7 @@ def listing(
     """What :func:`connections` gives, before anything is made of it. A million connections take some 120 MB."""
     now_ns = time.monotonic_ns() if now_ns is None else now_ns
     names, settings = proxy_names(maps), active_settings(maps)
-    wanted = Wanted(_early(query), lambda rows: _matching(rows, query, names))
+    wanted = Wanted(chosen_early(query), lambda rows: matching(rows, query, names))
     parts = [gather(maps, version, wanted, settings, now_ns) for version in VERSIONS]
     if sum(len(each.indexes) > 0 for each in parts) > 1:
         rows = np.concatenate([each.rows[each.indexes] for each in parts])
@@ -143,20 +140,9 @@ def connection(table: Table, index: int, names: Mapping[int, str], now_ns: int) 
     return _connection(records(table, np.asarray([index]))[0], names, now_ns)
 
 
-def _chosen(maps: Maps, query: Query, names: Mapping[int, str]) -> Iterator[tuple[Table, Indexes, Array]]:
-    """Of each family: the table, the entries that stand for the connections that are meant, expired or not, and their
-    records."""
-    for version in VERSIONS:
-        table = read_table(maps, version, _early(query))
-        indexes = np.flatnonzero(table.one_each)
-        rows = records(table, indexes)
-        matching = _matching(rows, query, names)
-        yield table, indexes[matching], rows[matching]
-
-
-def _early(query: Query) -> Chosen | None:
-    """What either direction's entry says by itself of the client and the target, so that a query for a few of a million
-    connections pairs and sorts only those."""
+def chosen_early(query: Query) -> Chosen | None:
+    """Which entries can be meant: what either direction's says by itself of the client and the target, so that a
+    query for a few of a million connections pairs and sorts only those."""
     if query.client is None and query.target is None:
         return None
 
@@ -182,27 +168,28 @@ def _are(addresses: Array, wanted: bytes, mask: bytes) -> Mask:
     return np.asarray(((words & np.frombuffer(mask, np.uint32)) == np.frombuffer(wanted, np.uint32)).all(axis=1))
 
 
-def _matching(rows: Array, query: Query, names: Mapping[int, str]) -> Mask:
-    matching = np.ones(len(rows), np.bool_)
+def matching(rows: Array, query: Query, names: Mapping[int, str]) -> Mask:
+    """Which records are meant."""
+    found = np.ones(len(rows), np.bool_)
     if query.states != _EVERY:
-        matching &= np.isin(rows["kind"], [STATES.index(state) for state in query.states])
+        found &= np.isin(rows["kind"], [STATES.index(state) for state in query.states])
     if query.proxy is not None:
         ids = [number for number, name in names.items() if name == query.proxy]
         if query.proxy.startswith("?") and query.proxy[1:].isdecimal():
             ids.append(int(query.proxy[1:]))
-        matching &= np.isin(rows["proxy"], ids)
+        found &= np.isin(rows["proxy"], ids)
     if query.target is not None:
-        matching &= _within(rows, "target", query.target.ip.packed, query.target.ip.packed, b"\xff" * 16)
+        found &= _within(rows, "target", query.target.ip.packed, query.target.ip.packed, b"\xff" * 16)
         if query.target.port:
-            matching &= rows["target_port_be"] == query.target.port
+            found &= rows["target_port_be"] == query.target.port
     if query.client is not None:
         network = query.client
-        matching &= _within(
+        found &= _within(
             rows, "client", network.network_address.packed, network.broadcast_address.packed, network.netmask.packed
         )
     if query.client_port is not None:
-        matching &= rows["client_port_be"] == query.client_port
-    return matching
+        found &= rows["client_port_be"] == query.client_port
+    return found
 
 
 def _within(rows: Array, name: str, first: bytes, last: bytes, netmask: bytes) -> Mask:
@@ -265,7 +252,8 @@ def count(
     targets: Counter[int] = Counter()
     held: dict[int, int] = {}
     names, settings = {} if query.proxy is None else proxy_names(maps), active_settings(maps)
-    wanted = Wanted(_early(query), None if query.is_plain else lambda rows: _matching(rows, query, names), brief=True)
+    meant = None if query.is_plain else lambda rows: matching(rows, query, names)
+    wanted = Wanted(chosen_early(query), meant, brief=True)
     for version in VERSIONS:
         found = gather(maps, version, wanted, settings, now_ns, partial(see, version))
         held[version] = found.entries
@@ -307,22 +295,6 @@ class Ended:
 
     count: int
     told: Array
-
-
-def flush(maps: Maps, query: Query = _ANY, *, now_ns: int | None = None) -> Ended:
-    """Delete both directions of every connection that is meant, expired ones included. Their next packet is treated as
-    a stranger's."""
-    now_ns = time.monotonic_ns() if now_ns is None else now_ns
-    parts, flushed = [], 0
-    for table, indexes, rows in _chosen(maps, query, proxy_names(maps)):
-        peers = table.peer[indexes]
-        delete(maps, table, np.unique(np.concatenate([indexes, peers[peers >= 0]])))
-        kinds = endings(table.values["c"][indexes])
-        # One that had ended before was not ended by this.
-        ended = np.isin(kinds, (C["EVENT_FIN"], C["EVENT_RST"]))
-        parts.append(told(table, indexes, rows, np.where(ended, kinds, C["EVENT_FLUSHED"]), now_ns))
-        flushed += len(indexes)
-    return Ended(flushed, np.concatenate(parts))
 
 
 def told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int) -> Array:

@@ -92,6 +92,7 @@ def gather(
     reverse = {name: Column(np.uint64, room) for name in used}
     entries = 0
     for keys, values in pieces(table):
+        maps.let_others()
         entries += len(keys)
         see(keys, values)
         if wanted.chosen is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reconciler.kernel import layout
-from reconciler.kernel.arrays import Array
+from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import C, unpack_address
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Protocol
@@ -89,6 +89,17 @@ def reverse_keys(keys: Array, values: Array) -> Array:
     reverse["sport_be"], reverse["dport_be"] = values["dport_be"], values["sport_be"]
     reverse["protocol"] = keys["protocol"]
     return reverse
+
+
+def with_partners(maps: Maps, version: int, keys: Array, values: Array) -> tuple[Table, int]:
+    """These entries, and behind them the other directions' as they are now; how many the former are."""
+    reverse = reverse_keys(keys, values)
+    found, others = maps[f"connection{version}"].get_many(reverse)
+    there, count = np.flatnonzero(found), len(keys)
+    peer = np.full(count + len(there), -1, np.int64)
+    peer[there] = np.arange(count, len(peer))
+    peer[count:] = there
+    return Table(version, join([keys, reverse[there]], keys), join([values, others[there]], values), peer), count
 
 
 def hashes(keys: Array) -> Array:

@@ -293,6 +293,10 @@ class Map:
             self.fd = -1
 
 
+class InterruptedReading(Exception):  # no error: somebody else's turn has come
+    """What was being read is not to be had now."""
+
+
 class Maps:
     """All maps of one instance: made, opened, checked and removed as a set.
 
@@ -305,6 +309,8 @@ class Maps:
         self.directory = self.root / "maps"
         self.gateway = gateway or Gateway()
         self._maps: dict[str, Map] = {}
+        self.wanted: Callable[[], bool] | None = None
+        """Whether somebody waits who should not wait until very many connections are read."""
         self.mirrors = {spec.name: Mirror() for spec in layout.MAPS.values() if spec.type is MapType.LPM_TRIE}
 
     def __getitem__(self, name: str) -> Map:
@@ -321,6 +327,11 @@ class Maps:
     def is_open(self) -> bool:
         """The maps can be read and written."""
         return bool(self._maps)
+
+    def let_others(self) -> None:
+        """Between two pieces of a large table. Raises :class:`InterruptedReading` if somebody waits."""
+        if self.wanted is not None and self.wanted():
+            raise InterruptedReading
 
     @property
     def max_connections(self) -> int:

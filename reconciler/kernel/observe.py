@@ -64,18 +64,19 @@ def observe(
     read_sysctls: Callable[[Iterable[str]], Mapping[str, str]] | None = None,
     memory: RouteMemory | None = None,
     routes_as_known: bool = False,
+    keep_idle: bool = False,
 ) -> Observed:
     """Read everything. ``maps`` need not be open; with none pinned the state is empty but for the attachments.
 
     ``program`` and ``attachments`` come from those who look after them; ``read_sysctls`` gives the live values of
-    the sysctls that our map remembers. ``memory``: of the same maps' last observation. ``routes_as_known``: see
-    :func:`snapshot.take`. Raises :class:`KernelError` if the pinned maps can't be read.
+    the sysctls that our map remembers. ``memory``: of the same maps' last observation. ``routes_as_known`` and
+    ``keep_idle``: see :func:`snapshot.take`. Raises :class:`KernelError` if the pinned maps can't be read.
     """
     if not maps.is_open:
         if not maps.exists:
             return Observed(KernelState(program=program, attachments=dict(attachments or {})), Allocation())
         maps.open()
-    taken = snapshot.take(maps, routes_as_known=routes_as_known)
+    taken = snapshot.take(maps, routes_as_known=routes_as_known, keep_idle=keep_idle)
     resolver = _Resolver(taken)
     remembered = _remembered(taken)
     live = read_sysctls(remembered) if read_sysctls else {}

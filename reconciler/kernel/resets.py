@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
+from typing import Final
 
 import numpy as np
 
 from reconciler.kernel import codec
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
-from reconciler.kernel.conntable import VERSIONS, proxy_names, read_table
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.conntable import VERSIONS, hashes, proxy_names, reverse_keys
+from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.scan import Position, pieces
 from reconciler.state.objects import Endpoint, Protocol
 
+AT_ONCE: Final = 1 << 16
+"""So many entries are looked at in one go: a tenth of a second."""
 
-def reset(maps: Maps, targets: Collection[tuple[str, Endpoint]]) -> int:
-    """Have every TCP connection that there is to these targets of these proxies reset; how many.
+
+class Resetter:
+    """Has every TCP connection that there is to these targets of these proxies reset, some entries with each step.
 
     An entry is written as it was read a moment before: what a packet counted meanwhile is lost, of a connection that
     has come to its end. One that is deleted meanwhile is there again until it is swept.
     """
-    ids = _ids(maps, targets)
-    if not ids:
-        return 0
-    marked = 0
-    for version in VERSIONS:
-        table = read_table(maps, version)
-        chosen = np.isin(table.values["c"]["target"], list(ids)) & (table.keys["protocol"] == Protocol.TCP.number)
+
+    def __init__(self, targets: Collection[tuple[str, Endpoint]]) -> None:
+        self.targets = frozenset(targets)
+        self.marked = 0
+        """So many connections so far; those of which only the target's entry is left are counted at the end."""
+        self._left = deque((version, Position()) for version in VERSIONS)
+        self._answering: list[Array] = []
+        self._asking: list[Array] = []
+
+    def step(self, maps: Maps, *, at_once: int = AT_ONCE) -> bool:
+        """Go on for some entries; whether there are more. Raises :class:`KernelError`."""
+        ids = list(_ids(maps, self.targets)) if self._left else []
+        if not ids:
+            self._left.clear()
+            return False
+        (version, position), seen = self._left[0], 0
+        for keys, values in pieces(maps[f"connection{version}"], position):
+            self._mark(maps[f"connection{version}"], ids, keys, values)
+            seen += len(keys)
+            if seen >= at_once and position.at is not None:
+                return True
+        self._left.popleft()
+        self._count()
+        return bool(self._left)
+
+    def _mark(self, table: Map, ids: list[int], keys: Array, values: Array) -> None:
+        chosen = np.isin(values["c"]["target"], ids) & (keys["protocol"] == Protocol.TCP.number)
         if chosen.any():
-            values = table.values[chosen].copy()
+            keys, values = keys[chosen], values[chosen]
+            reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
+            self._asking.append(hashes(keys[~reply]))
+            self._answering.append(hashes(reverse_keys(keys[reply], values[reply])))
             values["c"]["flags"] |= C["CONNECTION_RESET"]
-            maps[f"connection{version}"].put_many(table.keys[chosen], values)
-            marked += int(np.count_nonzero(chosen & (~table.is_reply | (table.peer < 0))))
-    return marked
+            table.put_many(keys, values)
+
+    def _count(self) -> None:
+        asking, answering = (
+            np.unique(np.concatenate([np.zeros(0, np.uint64), *each])) for each in (self._asking, self._answering)
+        )
+        self.marked += len(np.union1d(asking, answering))
+        self._asking, self._answering = [], []
 
 
 def _ids(maps: Maps, targets: Collection[tuple[str, Endpoint]]) -> set[int]:

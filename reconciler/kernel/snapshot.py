@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from reconciler.kernel import groups, store
 from reconciler.kernel.arrays import Array
-from reconciler.kernel.busy import Busy, busy
+from reconciler.kernel.busy import Busy, busy, everything
 from reconciler.kernel.codec import ID_MASK, PROTOCOLS, C
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.mirror import Mirror
@@ -127,14 +127,15 @@ class Snapshot:
         return np.asarray(words[words >> C["DEST_KIND_SHIFT"] == kind] & ID_MASK)
 
 
-def take(maps: Maps, *, routes_as_known: bool = False) -> Snapshot:
-    """Read it all. The connection tables are read when ``busy`` is first called. ``routes_as_known``: the routes as
-    this process knows them, see :mod:`~reconciler.kernel.mirror`."""
+def take(maps: Maps, *, routes_as_known: bool = False, keep_idle: bool = False) -> Snapshot:
+    """Read it all. The connection tables are read when ``busy`` is first called, but not with ``keep_idle``: everything
+    counts as needed then. ``routes_as_known``: the routes as this process knows them, see
+    :mod:`~reconciler.kernel.mirror`."""
     cached: list[Busy] = []
 
     def busy_once() -> Busy:
         if not cached:
-            cached.append(busy(maps))
+            cached.append(everything() if keep_idle else busy(maps))
         return cached[0]
 
     switch = maps["control"].items()[1][0]

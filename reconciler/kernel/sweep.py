@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 
 from reconciler.kernel import layout
-from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import C
 from reconciler.kernel.connections import Ended, delete, told
 from reconciler.kernel.conntable import (
@@ -23,6 +22,7 @@ from reconciler.kernel.conntable import (
     hashes,
     records,
     reverse_keys,
+    with_partners,
 )
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import Position, pieces
@@ -63,7 +63,7 @@ def _sweep(maps: Maps, table: Table, settings: Any, now_ns: int) -> Ended:
     idle = np.flatnonzero(expired_entries(table, settings, now_ns))
     if not len(idle):
         return Ended(0, np.zeros(0, layout.connection_event))
-    both, count = _with_partners(maps, table.version, table.keys[idle], table.values[idle])
+    both, count = with_partners(maps, table.version, table.keys[idle], table.values[idle])
     gone = expired_entries(both, settings, now_ns)
     here = np.flatnonzero(gone[:count])
     places = np.concatenate([here, _going_along(both, here, gone)])
@@ -84,14 +84,3 @@ def _going_along(table: Table, here: Indexes, gone: Mask) -> Indexes:
     here, partners = here[partners >= 0], partners[partners >= 0]
     back = hashes(reverse_keys(table.keys[partners], table.values[partners]))
     return np.asarray(partners[(back == hashes(table.keys[here])) & gone[partners]])
-
-
-def _with_partners(maps: Maps, version: int, keys: Array, values: Array) -> tuple[Table, int]:
-    """These entries, and behind them the other directions' as they are now; how many the former are."""
-    reverse = reverse_keys(keys, values)
-    found, others = maps[f"connection{version}"].get_many(reverse)
-    there, count = np.flatnonzero(found), len(keys)
-    peer = np.full(count + len(there), -1, np.int64)
-    peer[there] = np.arange(count, len(peer))
-    peer[count:] = there
-    return Table(version, join([keys, reverse[there]], keys), join([values, others[there]], values), peer), count

@@ -11,14 +11,12 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from reconciler.errors import RevproxyError
-from reconciler.runtime.connlog import CLOSED
-from reconciler.runtime.events import Event, Events
+from reconciler.runtime.events import Events, Single, Slice
 from reconciler.runtime.logger import Logger
 
 STDOUT: Final = "-"
@@ -90,17 +88,18 @@ class AccessLog:
                 if reopening:
                     self._reopen.clear()
                 self._open_anew(always=reopening)
-            self._events.after(self._number, timeout_sec=_WAIT_SEC, limit=1)
+            self._events.pieces(self._number, timeout_sec=_WAIT_SEC, limit=1)
         self._close()
 
     def _write_all(self) -> None:
         """Everything that has happened until now."""
         last = self._events.last
         while self._number < last:
-            found, missed = self._events.after(self._number, limit=_AT_ONCE)
-            self._number = found[-1].number if found else self._number + missed
+            pieces, missed = self._events.pieces(self._number, limit=_AT_ONCE)
+            self._number = pieces[-1].last if pieces else self._number + missed
             lines = [_lost(missed, "slow_log")] if missed else []
-            lines += _lines(found)
+            for piece in pieces:
+                lines += _lines(piece)
             if lines:
                 self._write(lines)
 
@@ -164,15 +163,11 @@ class AccessLog:
             self._descriptor = -1
 
 
-def _lines(events: Iterable[Event]) -> list[str]:
-    found = []
-    for event in events:
-        if event.kind == CLOSED:
-            at = datetime.fromtimestamp(event.time_ns / 1e9, UTC).isoformat(timespec="milliseconds")
-            found.append(json.dumps({"time": at, **event.fields}, ensure_ascii=False) + "\n")
-        elif event.kind == _LOST:
-            found.append(_lost(int(event.fields["lost"]), str(event.fields["reason"])))
-    return found
+def _lines(piece: Single | Slice) -> list[str]:
+    if isinstance(piece, Slice):
+        return piece.batch.closed_lines(piece.start, piece.stop)
+    fields = piece.event.fields
+    return [_lost(int(fields["lost"]), str(fields["reason"]))] if piece.event.kind == _LOST else []
 
 
 def _lost(number: int, reason: str) -> str:

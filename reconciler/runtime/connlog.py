@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -12,19 +11,10 @@ import numpy as np
 from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import proxy_name
+from reconciler.runtime import conntext
+from reconciler.runtime.conntext import CLOSED, COUNTERS, ENDS, OPENED, REASONS, endpoints
 
-OPENED: Final = "connection_opened"
-CLOSED: Final = "connection_closed"
-REASONS: Final = {
-    C["EVENT_FIN"]: "fin",
-    C["EVENT_RST"]: "rst",
-    C["EVENT_IDLE"]: "idle",
-    C["EVENT_UNANSWERED"]: "unanswered",
-    C["EVENT_FLUSHED"]: "flushed",
-    C["EVENT_EVICTED"]: "evicted",
-}
 _SAME_CLOCK_NS: Final = 1_000_000
-_COUNTERS: Final = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
 
 
 class ConnectionBatch:
@@ -48,10 +38,9 @@ class ConnectionBatch:
         """Times, kinds and fields. ``duration_sec`` is from the first packet to the last, or to when the connection was
         given up; bytes count from the IP header on."""
         events = self._events[start:stop]
-        versions = events["family"].tolist()
-        texts = {name: _endpoints(events, name, versions) for name in ("client", "listen", "target")}
+        texts = {name: endpoints(events, name) for name in ENDS}
         columns = {
-            name: events[name].tolist() for name in ("kind", "proxy", "protocol", "time_ns", "created_ns", *_COUNTERS)
+            name: events[name].tolist() for name in ("kind", "proxy", "protocol", "time_ns", "created_ns", *COUNTERS)
         }
         found = []
         for place, kind in enumerate(columns["kind"]):
@@ -64,22 +53,18 @@ class ConnectionBatch:
             if kind != C["EVENT_OPENED"]:
                 row["reason"] = REASONS.get(kind, str(kind))
                 row["duration_sec"] = round(max(0, at - columns["created_ns"][place]) / 1e9, 3)
-                row.update((name, columns[name][place]) for name in _COUNTERS)
+                row.update((name, columns[name][place]) for name in COUNTERS)
             found.append((at + self._epoch_ns, OPENED if kind == C["EVENT_OPENED"] else CLOSED, row))
         return found
 
+    def closed_lines(self, start: int, stop: int) -> list[str]:
+        """A line of JSON for each connection among some of them that has ended."""
+        return conntext.closed_lines(self._events[start:stop], self._names, self._epoch_ns)
 
-def _endpoints(events: Array, name: str, versions: list[int]) -> list[str]:
-    """``IP:PORT`` of each."""
-    addresses = events[f"{name}_be"].tobytes()
-    texts = []
-    for place, (version, port) in enumerate(zip(versions, events[f"{name}_port_be"].tolist(), strict=True)):
-        raw = addresses[place * 16 : place * 16 + (4 if version == 4 else 16)]
-        if version == 4:
-            texts.append(f"{raw[0]}.{raw[1]}.{raw[2]}.{raw[3]}:{port}")
-        else:
-            texts.append(f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{port}")
-    return texts
+    def event_lines(self, start: int, stop: int, first: int, kinds: frozenset[str], proxy: str | None) -> list[str]:
+        """Some of them as lines of JSON like those of other events, numbered from ``first`` on: those of these kinds
+        (none: all) and this proxy (None: all)."""
+        return conntext.event_lines(self._events[start:stop], self._names, self._epoch_ns, first, kinds, proxy)
 
 
 def marks(events: Array) -> list[int]:

@@ -41,6 +41,15 @@ class Batch(Protocol):
         """Time (ns since the epoch), kind and fields of some of them."""
         ...
 
+    def closed_lines(self, start: int, stop: int) -> list[str]:
+        """Those of some of them that are told as ends of connections, as lines for the access log."""
+        ...
+
+    def event_lines(self, start: int, stop: int, first: int, kinds: frozenset[str], proxy: str | None) -> list[str]:
+        """Some of them as lines of JSON, numbered from ``first`` on: of these kinds (none: all) and this proxy (None:
+        all)."""
+        ...
+
     def joined(self, following: Any) -> Batch | None:
         """This batch and the one after it as one; None if they are to stay two."""
         ...
@@ -116,22 +125,84 @@ class Events:
     def after(self, number: int, timeout_sec: float = 0.0, limit: int | None = None) -> tuple[tuple[Event, ...], int]:
         """The remembered events that came after event ``number``, the first ``limit`` of them, waiting up to
         ``timeout_sec`` for one; and how many before the last of them are forgotten already."""
+        pieces, missed = self.pieces(number, timeout_sec, limit)
+        return tuple(event for piece in pieces for event in piece.events()), missed
+
+    def pieces(
+        self, number: int, timeout_sec: float = 0.0, limit: int | None = None
+    ) -> tuple[list[Single | Slice], int]:
+        """The same without a value for each event of a batch."""
         with self._added:
             if self._last <= number and timeout_sec > 0:
                 self._added.wait_for(lambda: self._last > number, timeout_sec)
-            kept = [event for event in self._kept if event.number > number]
-            batches = [(first, batch) for first, batch in self._batches if first + len(batch) - 1 > number]
+            found: list[Single | Slice] = [Single(event) for event in self._kept if event.number > number]
+            for first, batch in self._batches:
+                start = max(0, number + 1 - first)
+                if start < len(batch):
+                    found.append(Slice(first + start, batch, start, len(batch)))
             last = self._last
-        if not kept and not batches:
-            return (), max(0, last - number)
-        kept = kept[:limit]
-        for first, batch in batches:
-            start = max(0, number + 1 - first)
-            stop = len(batch) if limit is None else min(len(batch), start + limit)
-            rows = batch.rows(start, stop)
-            kept += [Event(first + start + place, *row) for place, row in enumerate(rows)]
-            if limit is not None and sum(event.number < first for event in kept) >= limit:
+        if not found:
+            return [], max(0, last - number)
+        found.sort(key=lambda piece: piece.first)
+        chosen, room = [], last if limit is None else limit
+        for piece in found:
+            if not room:
                 break
-        found = tuple(sorted(kept, key=lambda event: event.number))[:limit]
-        until = last if limit is None or len(found) < limit else found[-1].number
-        return found, until - number - len(found)
+            part = piece if len(piece) <= room else piece.cut(room)
+            chosen.append(part)
+            room -= len(part)
+        count = sum(map(len, chosen))
+        until = last if limit is None or count < limit else chosen[-1].last if chosen else number
+        return chosen, until - number - count
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One event that is in no batch."""
+
+    event: Event
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def first(self) -> int:
+        """Its number."""
+        return self.event.number
+
+    last = first
+
+    def events(self) -> tuple[Event, ...]:
+        """It."""
+        return (self.event,)
+
+    def cut(self, _count: int) -> Single:
+        """It can't be cut."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some events of a batch; ``first``: the number of the first of them."""
+
+    first: int
+    batch: Batch
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def last(self) -> int:
+        """The number of the last of them."""
+        return self.first + len(self) - 1
+
+    def events(self) -> tuple[Event, ...]:
+        """Each of them."""
+        rows = self.batch.rows(self.start, self.stop)
+        return tuple(Event(self.first + place, *row) for place, row in enumerate(rows))
+
+    def cut(self, count: int) -> Slice:
+        """The first ``count`` of them."""
+        return Slice(self.first, self.batch, self.start, self.start + count)

@@ -7,7 +7,8 @@ somebody removed or exchanged must not stay hidden behind an open descriptor.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,6 +25,7 @@ from reconciler.kernel.busy import Busy, Gathering, busy
 from reconciler.kernel.connections import Ended
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
+from reconciler.kernel.flushing import Flusher
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
 from reconciler.kernel.maps import Maps
@@ -32,18 +34,19 @@ from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
 from reconciler.kernel.rescue import rescue
-from reconciler.kernel.resets import reset
+from reconciler.kernel.resets import Resetter
 from reconciler.kernel.store import Manifest
 from reconciler.kernel.sweep import Sweeper
 from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
+from reconciler.runtime.needs import Needs
 from reconciler.runtime.takeover import Takeover
 from reconciler.state.allocate import Limits
 from reconciler.state.carried import Carried
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.local import opens
-from reconciler.state.objects import Attachment, Destination, Endpoint, Mode, Observed, Revision, RouteKey
+from reconciler.state.objects import Attachment, Destination, Mode, Observed, Revision, RouteKey
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
 from reconciler.state.routes import Routes
@@ -93,7 +96,7 @@ class Live:
 
     def _use(self, directory: Path) -> None:
         self.maps = Maps(directory, self._gateway)
-        self._memory, self._sweeper = RouteMemory(), Sweeper()
+        self._memory, self._sweeper, self._needs = RouteMemory(), Sweeper(), Needs()
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
         self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
         self.takeover = Takeover(self.maps, self.programs, self._gateway)
@@ -123,9 +126,10 @@ class Live:
         self.probe.tag = tag
         return self._open()
 
-    def observe(self, *, routes_as_known: bool = False) -> Observed:
+    def observe(self, *, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
         """Read everything. ``routes_as_known``: but the routes, which are taken for what this object has read last and
-        written since. Raises :class:`KernelError`."""
+        written since. What only connections may still need counts as needed where there are very many, unless
+        ``connections_anew``. Raises :class:`KernelError`."""
         self.close()
         bpffs.locate(self._bpffs_dir)  # that it may be used
         listed = links.list_links()
@@ -142,6 +146,7 @@ class Live:
             read_sysctls=sysctls.read_all,
             memory=self._memory,
             routes_as_known=routes_as_known,
+            keep_idle=self._needs.recent and not connections_anew,
         )
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
@@ -169,10 +174,15 @@ class Live:
         taken = {ifindex: each for ifindex, each in own.taken_over.items() if ifindex not in first.foreign_xdp}
         return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)), taken_over=taken)
 
-    def runtime(self, observed: Observed) -> RuntimeFacts:
-        """What live connections need."""
+    def runtime(self, observed: Observed, *, anew: bool = False) -> RuntimeFacts:
+        """What live connections need; where there are very many, no less than that, unless ``anew``: see
+        :mod:`reconciler.runtime.needs`."""
         if not self._open():
             return RuntimeFacts()
+        known = None if anew else self._needs.known(observed)
+        return self._read_needs(observed) if known is None else known
+
+    def _read_needs(self, observed: Observed) -> RuntimeFacts:
         gathering = Gathering()
         counts = connections.count(self.maps, see=gathering.add)
         needs = gathering.busy()
@@ -182,7 +192,7 @@ class Live:
             for number, count in counts.targets.items()
             if number in names
         }
-        return RuntimeFacts(
+        facts = RuntimeFacts(
             busy_targets=needs.targets,
             busy_proxies=needs.proxies,
             busy_ports=needs.ports,
@@ -195,6 +205,7 @@ class Live:
             ),
             connections=live,
         )
+        return self._needs.learn(facts, sum(counts.held.values()))
 
     def busy_interfaces(self) -> frozenset[int]:
         """Interfaces by which live connections come or go: by the ways out they remember, by where answers came in, by
@@ -383,6 +394,22 @@ class Live:
 
     # -- connections and counters --------------------------------------------------------------------------
 
+    @contextmanager
+    def interruptible(self, wanted: Callable[[], bool]) -> Iterator[None]:
+        """Where very many connections are read, :class:`InterruptedReading` is raised as soon as ``wanted``; but not
+        if they were not read for long."""
+        if self._needs.recent:
+            self.maps.wanted = wanted
+        try:
+            yield
+        finally:
+            self.maps.wanted = None
+
+    @property
+    def many_connections(self) -> bool:
+        """There are so many that to read them takes long. From any thread."""
+        return self._needs.many
+
     def maps_directory(self) -> Path:
         """Where the maps are pinned, if they are."""
         return self.maps.directory
@@ -405,9 +432,9 @@ class Live:
         )
         return counts.targets, answers.TableUse(counts.entries, self.maps.max_connections, full)
 
-    def reset(self, targets: Collection[tuple[str, Endpoint]]) -> int:
-        """Have the TCP connections to these targets of these proxies answered with RST; how many."""
-        return reset(self.maps, targets) if self._reopened() else 0
+    def reset(self, resetter: Resetter) -> bool:
+        """Have some more of these connections answered with RST; whether there are more of them."""
+        return self._reopened() and resetter.step(self.maps)
 
     def targets(self) -> list[LiveTarget]:
         """Every target there is, retired ones included."""
@@ -417,9 +444,10 @@ class Live:
         """How many :meth:`connections` would give."""
         return connections.count(self.maps, query).total if self._reopened() else 0
 
-    def flush(self, query: Query) -> int:
-        """Forget connections; how many."""
-        return self._ended(connections.flush(self.maps, query)) if self._reopened() else 0
+    def flush(self, flusher: Flusher) -> int | None:
+        """Forget some of these connections; how many. None: all are."""
+        ended = flusher.step(self.maps) if self._reopened() else None
+        return None if ended is None else self._ended(ended)
 
     def stats(self) -> answers.Stats:
         """Counters; all zero where nothing is loaded."""

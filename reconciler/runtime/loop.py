@@ -24,6 +24,9 @@ _EXPIRE_RETRY_SEC: Final = 5.0
 _OF_FILES: Final = frozenset({"files", "edit"})
 """Reasons that say nothing of the kernel: then its hundred thousand routes need not be read again."""
 
+_THOROUGH: Final = frozenset({"resync", "reload"})
+"""Reasons for which a million connections are read, but not while there is an edit."""
+
 _log = Logger("reconciler")
 
 
@@ -45,13 +48,17 @@ class Loop:
         self._first = True
         self.suspended = False
         self.hold = Hold()
+        self.wanted: Callable[[], bool] = lambda: False
+        """Whether something waits until a look has come to its end."""
 
     def look(self, reasons: frozenset[str]) -> float | None:
         """Reconcile once. Returns after how many seconds to try again without any other reason, None for never."""
         if self.suspended:
             return None
         expire_sec = self._expire()
-        again_sec = self._steer() if "health" in reasons else None
+        again_sec = self._steer(reasons) if "health" in reasons or self._engine.steering.to_reset else None
+        if self._engine.steering.to_reset and reasons == {"retry"}:
+            return _sooner(again_sec, self._until_expiry(expire_sec))  # whatever else waits has its turn in between
         if held_sec := self.hold.remaining_sec:
             return _sooner(_sooner(again_sec, held_sec), self._until_expiry(expire_sec))
         if self._engine.revisions.control.suspended:
@@ -76,14 +83,18 @@ class Loop:
         ``retry_sec`` if that was tried and did not work."""
         return self._engine.revisions.left_sec() if retry_sec is None else retry_sec
 
-    def _steer(self) -> float | None:
+    def _steer(self, reasons: frozenset[str]) -> float | None:
         """Health holds for what is applied, whatever the files say and whether or not they are followed."""
+        steering = self._engine.steering
         try:
-            self._engine.steer()
+            if "health" in reasons:
+                self._engine.steer()
+            else:
+                steering.reset_some()
         except EXPLAINED as error:
             _log.error("shares_not_changed", error=str(explained(error)), retry_sec=_FIRST_RETRY_SEC)
             return _FIRST_RETRY_SEC
-        return None
+        return 0.0 if steering.to_reset else None
 
     def _adopt(self) -> None:
         """What is applied was so before this process, which is not to follow the files: its targets are checked."""
@@ -100,7 +111,9 @@ class Loop:
         try:
             if first:  # also when the files turn out to be broken
                 self._engine.take_up()
-            view = self._engine.view(routes_as_known=not first and reasons <= _OF_FILES)
+            thorough = bool(reasons & _THOROUGH) and not reasons & _OF_FILES
+            view = self._thoroughly() if thorough else None
+            view = view or self._engine.view(routes_as_known=not first and reasons <= _OF_FILES)
             waiting = self._engine.revisions.waiting(view)
             if waiting:
                 return self._wait(view, waiting, first)
@@ -124,6 +137,16 @@ class Loop:
         self._engine.track(replace(view, changes=()), None)
         self._told(f"Synced, revision {applied.revision}")
         return None
+
+    def _thoroughly(self) -> View | None:
+        """Both sides with all connections read; None if somebody waits for us who should not wait so long."""
+        from reconciler.kernel.maps import InterruptedReading  # only here: it needs bcc
+
+        try:
+            with self._engine.live.interruptible(self.wanted):
+                return self._engine.view(connections_anew=True)
+        except InterruptedReading:
+            return None
 
     def _say_applied(self, applied: Applied, reasons: frozenset[str], first: bool) -> None:
         if applied.changes:

@@ -24,6 +24,7 @@ from reconciler.state.share import Drain, is_drained
 if TYPE_CHECKING:
     from reconciler.config.healthcheck import HealthCheck
     from reconciler.config.model import Config
+    from reconciler.kernel.resets import Resetter
     from reconciler.kernel.targets import LiveTarget
     from reconciler.places import Places
     from reconciler.runtime.events import Events
@@ -55,6 +56,7 @@ class Steering:
         self._drains, self._live, self._events = Drains(places.state_dir), live, events
         self._checks: dict[Target, HealthCheck] | None = None  # of the applied configuration; None: not known yet
         self._dying: set[Target] = set()  # whose connections are to be reset
+        self.resetting: Resetter | None = None
         self._lock = threading.Lock()
         self.checker: Checker | None = None
 
@@ -106,22 +108,37 @@ class Steering:
         if found:
             self._live.free(found)
             _log.info("shares_changed", targets=len(wanted), operations=len(found))
-        self._reset_connections()
+        self.reset_some()
         return len(found)
 
-    def _reset_connections(self) -> None:
-        """Of targets that have been found dead: once, after their tables name others."""
-        with self._lock:
-            dying, self._dying = self._dying, set()
-        if not dying:
-            return
-        try:
-            number = self._live.reset(dying)
-        except RevproxyError:
+    def reset_some(self) -> None:
+        """Reset connections of targets that have been found dead, once, after their tables name others: a tenth of a
+        second's worth. While :attr:`resetting`, there are more."""
+        from reconciler.kernel.resets import Resetter  # only here: it needs bcc
+
+        if self.resetting is None:
             with self._lock:
-                self._dying |= dying
+                dying, self._dying = self._dying, set()
+            if not dying:
+                return
+            self.resetting = Resetter(dying)
+        resetter = self.resetting
+        try:
+            more = self._live.reset(resetter)
+        except RevproxyError:
+            self.resetting = None
+            with self._lock:
+                self._dying |= resetter.targets
             raise
-        _log.info("connections_reset", targets=sorted(f"{name}/{endpoint}" for name, endpoint in dying), number=number)
+        if not more:
+            self.resetting = None
+            names = sorted(f"{name}/{endpoint}" for name, endpoint in resetter.targets)
+            _log.info("connections_reset", targets=names, number=resetter.marked)
+
+    @property
+    def to_reset(self) -> bool:
+        """There are connections to be reset, by :meth:`reset_some`."""
+        return self.resetting is not None or bool(self._dying)
 
     def health_changed(self, target: Target, before: Condition, now: Condition) -> None:
         """For the checker: say what happened. From its thread."""

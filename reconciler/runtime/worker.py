@@ -80,6 +80,11 @@ class Worker:
         return self._stopping
 
     @property
+    def wanted(self) -> bool:
+        """Something waits until what is being done has come to its end."""
+        return bool(self._reasons or self._calls)
+
+    @property
     def busy_sec(self) -> float:
         """For how long it has been at what it is doing; 0 while it waits."""
         since = self._busy_since

@@ -107,10 +107,11 @@ def _opened(config: Config, host: HostFacts, carried: Carried) -> list[Interface
 
 
 def _has_loopback4(proxy: Proxy) -> bool:
-    return any(_is_loopback4(endpoint.ip) for endpoint in proxy.endpoints)
+    return any(is_loopback4(endpoint.ip) for endpoint in proxy.endpoints)
 
 
-def _is_loopback4(ip: IPAddress) -> bool:
+def is_loopback4(ip: IPAddress) -> bool:
+    """Whether it is of 127.0.0.0/8."""
     return ip.version == 4 and ip.is_loopback
 
 

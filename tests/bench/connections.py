@@ -4,6 +4,7 @@ daemon and all; and how long a change of the files takes meanwhile."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from netlab import Lab, wait_for
-from reconciler.api.client import DaemonClient
 from reconciler.kernel import layout
 from reconciler.kernel.maps import Maps
 from tests.e2e.instance import PROGRAMS, Instance, web
@@ -42,7 +42,12 @@ CASES = (
     Case("to one target, 20", ("--target", "192.0.2.3:8080", "--limit", "20"), 20, 3),
     Case("all, as JSON", ("--output", "json"), LIVE, 15),
     Case("all, as a table", (), LIVE, 45),
+    Case("flush of one client", ("flush", "--client", "10.0.7.7"), 1, 5),
+    Case("flush of a proxy", ("flush", "--proxy", "web"), 1, 20),
 )
+WITHIN_SEC = 0.7
+"""So long after its start a command is at what takes it long."""
+END_SEC = 3.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ def run(_cells: Sequence[str] = ()) -> tuple[str, list[dict[str, object]]]:
         daemon = instance.start_daemon()
         # In another process: the memory of this one would count as that of each command it starts.
         assert in_child(lambda: fill(instance.bpffs_dir)) == 0
+        instance.ctl("plan")  # so that the daemon knows how many there are
         figures = [measure(instance, case, daemon.pid) for case in CASES]
+        assert in_child(lambda: fill(instance.bpffs_dir)) == 0
+        figures.append(end_during(instance, lab.directory / "out"))
     lines = [
         f"{'case':26} {'CPU s':>6} {'goal':>5} {'s':>6} {'MB out':>7} {'daemon MB':>9} {'client MB':>9} {'edit s':>6}"
     ]
@@ -95,31 +103,60 @@ def measure(instance: Instance, case: Case, daemon: int) -> Figure:
     failed = "" if process.returncode == 0 and lines >= case.rows else f"status {process.returncode}, {lines} lines"
     if spent > case.goal_sec:
         failed = failed or f"more than {case.goal_sec:g} s"
-    peak = int(Path(f"/proc/{daemon}/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    peak = peak_mb(daemon)
     edited = edit_during(instance, command)
     size, client = out.stat().st_size / 1e6, used.ru_maxrss / 1024
     return Figure(case.name, spent, seconds, case.goal_sec, size, peak, client, edited, failed)
 
 
+def peak_mb(process: int) -> float:
+    """Its memory at its peak so far."""
+    return int(Path(f"/proc/{process}/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def cpu_sec(process: int) -> float:
-    """What it has had of processors so far."""
+    """What it and its children that have ended have had of processors so far."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def edit_during(instance: Instance, command: Sequence[str | Path]) -> float:
-    """While the command is at work again, how long from an edit of the files until it is applied."""
+    """While the command is at work again, how long from an edit of the files until packets see it."""
+    maps: Maps = Maps(instance.bpffs_dir)
+    control = maps.open_alone("control")
+    assert control is not None
 
-    def revision() -> int:
-        return len(DaemonClient(instance.run_dir / "revproxyd.sock").history())
+    def active() -> int:
+        return int(control.items()[1][0]["active"])
 
     process = subprocess.Popen(command, env=instance.env, stdout=subprocess.DEVNULL)
-    before, started = revision(), time.monotonic()
-    instance.write(web("192.0.2.1:8080", f"192.0.2.2:{1000 + before}", settings=SETTINGS))
-    wait_for(lambda: revision() > before, "the edit is applied", timeout_sec=60)
+    time.sleep(WITHIN_SEC)
+    before, started = active(), time.monotonic()
+    instance.write(web("192.0.2.1:8080", f"192.0.2.2:{CHANCE.integers(1000, 60000)}", settings=SETTINGS))
+    wait_for(lambda: active() != before, "the edit is live", timeout_sec=60)
     seconds = time.monotonic() - started
     process.wait()
+    control.close()
     return seconds
+
+
+def end_during(instance: Instance, out: Path) -> Figure:
+    """How long the daemon takes to end while a list is on its way, and what the reader is told."""
+    daemon = instance.daemon
+    assert daemon is not None
+    command = instance.lab.proxy.command(PROGRAMS / "revproxyctl", "connections", "--output", "json")
+    with out.open("wb") as stream:
+        process = subprocess.Popen(command, env=instance.env, stdout=stream, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: out.stat().st_size > 1_000_000, "some of the list")
+        started = time.monotonic()
+        daemon.send(signal.SIGTERM)
+        peak = peak_mb(daemon.pid)
+        daemon.wait(timeout_sec=60)
+        seconds = time.monotonic() - started
+        said = process.communicate()[1]
+    failed = "" if process.returncode == 1 and "the list is cut off" in said else f"{process.returncode}: {said}"
+    failed = failed or ("" if seconds < END_SEC else f"more than {END_SEC:g} s")
+    return Figure("SIGTERM during all", 0, seconds, END_SEC, out.stat().st_size / 1e6, peak, 0, 0, failed)
 
 
 def fill(bpffs_dir: Path) -> None:

@@ -14,6 +14,7 @@ from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_settings, pack_target
 from reconciler.kernel.conntable import states
 from reconciler.kernel.counters import read_stats
+from reconciler.kernel.flushing import flush
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.sweep import Sweeper
 from reconciler.state.objects import DataPlaneSettings, Endpoint
@@ -170,7 +171,7 @@ def test_counting_and_flushing(maps: Maps) -> None:
     assert counts.total == 41
     assert counts.proxies == {1: 30, 2: 11}
     assert counts.targets == {10: 30, 11: 10, 12: 1}
-    assert connections.flush(maps, Query(proxy="dns"), now_ns=NOW).count == 11
+    assert flush(maps, Query(proxy="dns"), now_ns=NOW).count == 11
     assert connections.count(maps, now_ns=NOW).proxies == {1: 30}
     assert len(maps["connection4"].items()[0]) == 60
     assert len(maps["connection6"].items()[0]) == 0

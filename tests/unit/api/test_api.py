@@ -7,7 +7,7 @@ import json
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +100,7 @@ class FakeCommands:
         self.error: Exception | None = None
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.gate: threading.Event | None = None
+        self.command: list[str] | None = None
 
     def _answer(self, name: str, value: Any, **arguments: Any) -> Any:
         self.calls.append((name, arguments))
@@ -142,11 +143,14 @@ class FakeCommands:
     def connections(self, **how: Any) -> Iterator[list[str]]:
         return iter(self._answer("connections", [[json.dumps(answers.to_json(CONNECTION))]], **how))
 
+    def list_command(self, _how: Mapping[str, Any]) -> list[str] | None:
+        return self.command
+
     def connection_count(self, **filters: Any) -> int:
         return self._answer("connection_count", 12, **filters)
 
-    def flush(self, **filters: Any) -> int:
-        return self._answer("flush", 5, **filters)
+    def flush(self, **filters: Any) -> Iterator[int]:
+        return iter(self._answer("flush", (2, 0, 3), **filters))
 
     def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
         return self._answer("interfaces", (answers.InterfaceDetail("eth0"),))

@@ -100,6 +100,7 @@ class _Engine:
     """Must not be asked for anything but what is to be confirmed."""
 
     revisions = _Revisions()
+    steering = SimpleNamespace(to_reset=False)
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +136,45 @@ def test_the_end_waits_for_nobody_who_reads(tmp_path: Path, commands: Lists) -> 
             started = time.monotonic()
             server.stop()
             assert time.monotonic() - started < 10
+
+
+def writes(text: str) -> list[str]:
+    """The command line of a process of this code."""
+    return [sys.executable, "-c", f"import os, sys, time; {text}"]
+
+
+def test_a_list_that_a_process_writes(path: Path, commands: Lists) -> None:
+    """Whole, with no more of it made than somebody reads, and in its own words where it can't."""
+    write = "from reconciler.runtime.list_child import write_array as write; "
+    for steps in (0, 1, 300):
+        made = f"([str(step * 1000 + each) for each in range(1000)] for step in range({steps}))"
+        commands.command = writes(f"{write} write({made}, sys.stdout)")
+        assert list(map(int, DaemonClient(path).connections())) == list(range(steps * 1000))
+    commands.command = writes("sys.exit('no map connection4')")
+    with pytest.raises(DaemonError, match="no map connection4"):
+        DaemonClient(path).connections()
+    commands.command = writes("print('{\"count\": 7}')")
+    assert DaemonClient(path).connection_count() == 7
+    commands.command = writes("print('[\\n1,', flush=True); sys.exit(1)")
+    lines = DaemonClient(path).connections()
+    assert next(lines) == "1"
+    with pytest.raises(DaemonError, match="the list is cut off"):
+        next(lines)
+
+
+def test_the_end_ends_processes_that_write(tmp_path: Path, commands: Lists) -> None:
+    commands.command = writes("print(f'[\\n{os.getpid()},\\n' + '1,\\n' * 10**7)")
+    with ThreadPoolExecutor(1) as pool:
+        server = Server(tmp_path / "sock", commands, pool.submit, INSTANCE)
+        server.start()
+        lines = DaemonClient(tmp_path / "sock").connections()
+        process = int(next(lines))
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 5
+        assert not Path(f"/proc/{process}").exists()
+        with pytest.raises(DaemonError, match="the list is cut off"):
+            list(lines)
 
 
 def test_an_error_is_told_as_ever(path: Path, commands: Lists) -> None:

@@ -30,9 +30,17 @@ class Ended:
     def joined(self, following: Ended) -> Ended:
         return Ended(*self._ports, *following._ports)
 
-    def rows(self, start: int, stop: int) -> list[tuple[int, str, dict[str, Any]]]:
+    def closed_lines(self, start: int, stop: int) -> list[str]:
         return [
-            (10**18, "connection_closed", {"proxy": "web", "client": f"192.0.2.1:{port}", "reason": "fin"})
+            json.dumps(
+                {
+                    "time": "2001-09-09T01:46:40.000+00:00",
+                    "proxy": "web",
+                    "client": f"192.0.2.1:{port}",
+                    "reason": "fin",
+                }
+            )
+            + "\n"
             for port in self._ports[start:stop]
         ]
 

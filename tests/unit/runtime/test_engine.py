@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class FakeLive:
 
     limits = Live.limits
     tag = "0123456789abcdef"
+    many_connections = False
 
     def __init__(self) -> None:
         self.state = Observed(KernelState(), Allocation())
@@ -54,8 +56,8 @@ class FakeLive:
     def close(self) -> None:
         pass
 
-    def observe(self, *, routes_as_known: bool = False) -> Observed:
-        del routes_as_known
+    def observe(self, *, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
+        del routes_as_known, connections_anew
         return self.state
 
     def read_sysctl(self, name: str) -> str:
@@ -74,8 +76,13 @@ class FakeLive:
         sysctls = dict.fromkeys(sysctl_names(config, interfaces), "1")
         return HostFacts(interfaces=interfaces, route_to={TARGET: 2}, sysctls=sysctls)
 
-    def runtime(self, _observed: Observed) -> RuntimeFacts:
+    def runtime(self, _observed: Observed, *, anew: bool = False) -> RuntimeFacts:
+        del anew
         return RuntimeFacts()
+
+    @contextmanager
+    def interruptible(self, _wanted: object) -> Iterator[None]:
+        yield
 
     def execute(self, plan: Plan, _verify: object = None) -> Result:
         self.executed += 1

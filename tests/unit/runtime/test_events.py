@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import tracemalloc
 
 import numpy as np
 
+from reconciler.api.streams import as_answer
 from reconciler.kernel import layout
-from reconciler.runtime.connlog import ConnectionBatch
-from reconciler.runtime.events import Events
+from reconciler.runtime.connlog import CLOSED, OPENED, ConnectionBatch
+from reconciler.runtime.events import Events, Slice
 
 
 def test_events_come_in_order_with_their_fields() -> None:
@@ -76,3 +78,64 @@ def test_what_happens_in_between_stays_in_between() -> None:
     assert [event.number for event in found] == [1, 2, 3, 4, 5]
     found, _ = events.after(4)
     assert [event.fields["client"] for event in found] == ["0.0.0.0:4"]
+
+
+def mixed(count: int) -> ConnectionBatch:
+    """Connections opened and ended in every way, of both families, of known and unknown proxies and protocols."""
+    chance = np.random.default_rng(count)
+    rows = np.zeros(count, layout.connection_event)
+    for name in rows.dtype.names or ():
+        kind = rows[name].dtype
+        rows[name] = np.frombuffer(chance.bytes(kind.itemsize * rows[name].size), kind).reshape(rows[name].shape)
+    rows["family"], rows["kind"] = chance.choice([4, 6], count), chance.integers(0, 9, count)
+    rows["proxy"], rows["protocol"] = chance.integers(0, 4, count), chance.choice([6, 17, 50], count)
+    rows["created_ns"] = chance.integers(0, 10**15, count)
+    # Whole milliseconds: which way halves are rounded is no matter.
+    rows["time_ns"] = rows["created_ns"] + (chance.integers(-10, 10**8, count) * 10**6).astype(np.uint64)
+    return ConnectionBatch(rows, {0: "web", 1: 'a "b"\\', 2: "ö\ufffd"})
+
+
+def test_lines_say_what_events_say() -> None:
+    events = Events()
+    events.publish("config_applied", revision=2)
+    events.publish_batch(mixed(1000))
+    (_, piece), _ = events.pieces(0)
+    assert isinstance(piece, Slice)
+    found, _ = events.after(1)
+    told = [as_answer(event).to_json() for event in found]
+    everything = frozenset[str]()
+    lines = piece.batch.event_lines(piece.start, piece.stop, piece.first, everything, None)
+    assert list(map(json.loads, lines)) == told
+    ended = [each for each in told if each["kind"] == CLOSED]
+    assert 500 < len(ended) < 1000
+    left_out = ("number", "kind")
+    log = [{name: value for name, value in each.items() if name not in left_out} for each in ended]
+    assert list(map(json.loads, piece.batch.closed_lines(piece.start, piece.stop))) == log
+    assert [list(json.loads(line)) for line in piece.batch.closed_lines(0, 50)] == [list(each) for each in log][
+        : len(piece.batch.closed_lines(0, 50))
+    ]
+    for kinds, proxy in (
+        (frozenset({OPENED}), None),
+        (frozenset({CLOSED}), "web"),
+        (everything, 'a "b"\\'),
+        (everything, "?3"),
+    ):
+        some = piece.batch.event_lines(100, 900, 102, kinds, proxy)
+        wanted = [each for each in told[100:900] if not kinds or each["kind"] in kinds]
+        assert list(map(json.loads, some)) == [each for each in wanted if proxy in (None, each["proxy"])]
+        assert some
+
+
+def test_pieces_are_cut_where_no_more_are_wanted() -> None:
+    events = Events()
+    for port in range(3):
+        events.publish_batch(mixed(300 + port))
+        events.publish("config_applied", revision=port)
+    last, number, seen = events.last, 0, 0
+    while number < last:
+        pieces, lost = events.pieces(number, limit=100)
+        assert not lost
+        assert sum(map(len, pieces)) == min(100, last - number)
+        assert [piece.first for piece in pieces] == [number + 1, *(piece.last + 1 for piece in pieces[:-1])]
+        number, seen = pieces[-1].last, seen + sum(map(len, pieces))
+    assert seen == last == 906

@@ -1,0 +1,62 @@
+"""The process that reads a large table of connections for a daemon: so that neither its worker waits for the
+interpreter meanwhile, nor its memory grows by what a million connections take.
+
+Argument: a JSON object ``{"bpffs_dir": DIR, "how": {filters, sort, limit, count}}``. Writes a JSON array with one
+connection on each line, or ``{"count": N}``. Status 1: what went wrong is on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def command(bpffs_dir: Path, how: Mapping[str, Any]) -> list[str]:
+    """What starts it; ``bpffs_dir``: where the maps are pinned."""
+    return [sys.executable, "-m", __name__, json.dumps({"bpffs_dir": str(bpffs_dir), "how": dict(how)})]
+
+
+def environment() -> dict[str, str]:
+    """For it: it has to find this package however the parent was started."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def write_array(steps: Iterator[list[str]], stream: TextIO) -> None:
+    """An array of these JSON values, one on each line."""
+    separator = "[\n"
+    for some in steps:
+        if some:
+            stream.write(separator + ",\n".join(some))
+            separator = ",\n"
+    stream.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def main() -> int:
+    """Write what the argument asks for."""
+    from reconciler.errors import RevproxyError
+    from reconciler.runtime import logs
+    from reconciler.runtime.reading import Reading
+
+    logs.quiet()
+    request = json.loads(sys.argv[1])
+    reading, how = Reading(lambda: Path(request["bpffs_dir"])), request["how"]
+    try:
+        if how.pop("count", False):
+            json.dump({"count": reading.connection_count(**how)}, sys.stdout)
+        else:
+            write_array(reading.connections(**how), sys.stdout)
+        sys.stdout.flush()
+    except RevproxyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1  # nobody reads it any more
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main())
