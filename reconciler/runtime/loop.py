@@ -144,7 +144,9 @@ class Loop:
 
         try:
             with self._engine.live.interruptible(self.wanted):
-                return self._engine.view(connections_anew=True)
+                view = self._engine.view(connections_anew=True)
+                # What is to be freed is read anew for that as well.
+                return self._engine.view() if self._engine.recover(view.observed) else view
         except InterruptedReading:
             return None
 
