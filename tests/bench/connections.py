@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from netlab import Lab, wait_for
-from reconciler.kernel import layout
+from reconciler.kernel import eventring, layout
+from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Maps
 from tests.e2e.instance import PROGRAMS, Instance, web
 from tests.kernel.kernelmaps import in_child
@@ -130,9 +131,7 @@ def cpu_sec(process: int) -> float:
 
 def edit_during(instance: Instance, command: Sequence[str | Path]) -> float:
     """While the command is at work again, how long from an edit of the files until packets see it."""
-    maps: Maps = Maps(instance.bpffs_dir)
-    control = maps.open_alone("control")
-    assert control is not None
+    control = eventring.open_map(Maps(instance.bpffs_dir).directory, "control", Gateway())
 
     def active() -> int:
         return int(control.items()[1][0]["active"])
