@@ -48,9 +48,9 @@ class Watched(Loop):
         super().__init__(engine, resync=Resync(self.glance, clock=lambda: self.now))
         observe = live.observe
 
-        def counted(*, routes_as_known: bool = False) -> Observed:
+        def counted(*, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
             self.observed += 1
-            return observe(routes_as_known=routes_as_known)
+            return observe(routes_as_known=routes_as_known, connections_anew=connections_anew)
 
         live.observe = counted  # type: ignore[method-assign]
         write(places)
@@ -99,7 +99,7 @@ def test_while_something_is_wrong_everything_is_looked_at(loop: Watched, places:
 
 
 def test_while_connections_live_everything_is_looked_at(loop: Watched, live: FakeLive) -> None:
-    live.runtime = lambda _: RuntimeFacts(busy_targets=frozenset({1}))  # type: ignore[method-assign]
+    live.runtime = lambda _, **_how: RuntimeFacts(busy_targets=frozenset({1}))  # type: ignore[method-assign]
     assert [loop.looked() for _ in range(3)] == [True] * 3
 
 
