@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reconciler.engine import Engine
 
 READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
+STANDARD_OUTPUT: Final = "standard output"
 """The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told. We end as a process
 does that the signal ended."""
 
@@ -173,7 +174,7 @@ class App(click.Group):
             raise
         except EXPLAINED as error:
             session = ctx.ensure_object(Session)
-            report(session, explained(error))
+            report(session, explained(_with_its_file(error)))
             # As for what click refuses; but with --detailed-exitcode 2 means "there are changes".
             wrong = isinstance(error, UsageError) and "--detailed-exitcode" not in arguments
             ctx.exit(USAGE_STATUS if wrong else session.trouble)
@@ -185,6 +186,15 @@ class App(click.Group):
             ctx.exit(ctx.ensure_object(Session).trouble)
 
 
+def _with_its_file(error: RevproxyError | OSError) -> RevproxyError | OSError:
+    """What fails to print knows no file."""
+    if isinstance(error, OSError) and error.filename is None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(each.filename.endswith(("click/utils.py", "cli/output.py")) for each in frames):
+            error.filename = STANDARD_OUTPUT
+    return error
+
+
 @contextlib.contextmanager
 def _what_fails_is_told() -> Iterator[None]:
     """If stdout takes nothing, that may be the very error that is told on stderr next."""
@@ -193,7 +203,7 @@ def _what_fails_is_told() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as failed:
-        click.echo(f"revproxyctl: standard output: {failed.strerror}", err=True)
+        click.echo(f"revproxyctl: {STANDARD_OUTPUT}: {failed.strerror}", err=True)
 
 
 def report(session: Session, error: RevproxyError) -> None:
@@ -201,7 +211,7 @@ def report(session: Session, error: RevproxyError) -> None:
     from reconciler.cli import output
 
     problems = error.problems if isinstance(error, ConfigError) else ()
-    if session.output != "table":
+    if session.output != "table" and not str(error).startswith(STANDARD_OUTPUT):
         with _what_fails_is_told():
             output.data(session, {"error": str(error), "problems": problems})
     for problem in problems:

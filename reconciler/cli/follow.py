@@ -44,6 +44,8 @@ def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: 
                 output.data(session, [event.to_json()])
             else:
                 click.echo(_text(session, event))
+        if follow:
+            session.note("revproxyctl: revproxyd has ended, and its events with it")
     except KeyboardInterrupt:
         context.exit(INTERRUPTED)
 

@@ -84,13 +84,20 @@ class Revisions:
         return self._engine.view(config, Origin(cause, of=number, stored=True, commit=commit))
 
     def released(self, *, plan_files: bool = False) -> None:
-        """The files, or with ``plan_files`` those of a plan, were applied because somebody said so."""
+        """The files, or with ``plan_files`` those of a plan, were applied because somebody said so. Raises
+        :class:`RevproxyError` if it can't be remembered that those of the directory have to wait for another change."""
         hold = None
         if plan_files:
             reason = "a saved plan with other files was applied: the files are applied when they change, or by `apply`"
             hold = Hold(self._engine.files_fingerprint(), reason)
-        if hold or self.control.hold or self.control.down:
+        if not (hold or self.control.hold or self.control.down):
+            return
+        try:
             self.file.change(lambda now: replace(now, hold=hold, down=False))
+        except RevproxyError as error:
+            if hold:
+                raise RevproxyError(f"the plan is applied, but not remembered: {error}") from error
+            _log.warning("state_dir_not_written", error=str(error))  # it is applied, and stays so
 
     # -- going back ------------------------------------------------------------------------------------------
 

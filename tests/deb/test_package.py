@@ -152,7 +152,7 @@ def test_reload_crash_and_watchdog(machine: Machine, lab: Lab) -> None:
     assert machine.show("revproxyd", "WatchdogUSec") == "30s"
     assert machine.show("revproxyd", "NotifyAccess") == "main"
     machine.run("systemctl reload revproxyd")
-    assert machine.out("systemctl is-active revproxyd") == "active"
+    wait_for(lambda: machine.out("systemctl is-active revproxyd || true") == "active", "reloaded", timeout_sec=30)
     was = machine.show("revproxyd", "MainPID")
     with requests(lab) as seen:
         machine.run(f"kill -9 {was}")

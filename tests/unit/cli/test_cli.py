@@ -542,3 +542,11 @@ def test_history_fits_a_terminal_of_eighty_columns(client: FakeClient, monkeypat
     text = " ".join(" ".join(lines).split())
     for word in ("1234", "applied", "git 0123456789ab", "A. U. Thor:", "new servers"):
         assert word in text
+
+
+def test_events_say_why_they_end(client: FakeClient) -> None:
+    client.answer = iter([answers.Event(1, "2026-01-02T03:04:05", "config_applied")])
+    result = run("events", "--follow")
+    assert result.exit_code == 0
+    assert result.stdout == "2026-01-02T03:04:05 config_applied\n"
+    assert result.stderr == "revproxyctl: revproxyd has ended, and its events with it\n"

@@ -113,12 +113,11 @@ def test_an_installation_whose_schema_is_broken(files: Path, tmp_path: Path, con
     assert done.stderr.endswith("install it anew\n")
 
 
-def test_a_full_disk_behind_the_output(files: Path) -> None:
-    done = run(">/dev/full", "validate", str(files), "--output", "json")
+@pytest.mark.parametrize("output", ["json", "yaml", "table"])
+def test_a_full_disk_behind_the_output(files: Path, output: str) -> None:
+    done = run(">/dev/full", "proxy", "list", "--config-dir", str(files), "--output", output)
     assert done.returncode == 1
-    assert "No space left on device" in done.stderr
-    assert "internal error" not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "revproxyctl: standard output: No space left on device: make room there\n"
 
 
 def test_a_directory_that_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:

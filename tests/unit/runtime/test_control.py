@@ -107,3 +107,14 @@ def test_what_an_older_version_wrote_is_understood(tmp_path: Path) -> None:
     file = tmp_path / "control.json"
     file.write_text('{"hold": {"files": "abc", "reason": "rolled back"}, "down": false}')
     assert ControlFile(file).read() == Control(hold=Hold("abc", "rolled back"))
+
+
+def test_an_apply_that_holds_is_none_that_failed_because_of_the_disk(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken down before, which an apply ends; the file that says so can't be changed."""
+    write(places, 1)
+    engine.revisions.taken_down()
+    trouble(monkeypatch, "replace", errno.EROFS)
+    assert engine.apply().revision == 1
+    assert live.executed == 1
