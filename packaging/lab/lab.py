@@ -1,4 +1,7 @@
-"""A lab to play with: ``lab.py up`` builds it and leaves it standing, ``lab.py down`` removes it."""
+"""A lab to play with: ``lab.py up`` builds it and leaves it standing, ``lab.py down`` removes it.
+
+Several stand side by side under names of their own, in ``REVPROXY_LAB``.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from pathlib import Path
 
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, lab_namespaces, remove_lab
 
-NAME = "revproxy"
-DIRECTORY = Path("/run/revproxy-lab")
-BPFFS_DIRECTORY = Path("/sys/fs/bpf/revproxy-lab")
+NAME = os.environ.get("REVPROXY_LAB") or "revproxy"
+DIRECTORY = Path(f"/run/{NAME}-lab")
+BPFFS_DIRECTORY = Path(f"/sys/fs/bpf/{NAME}-lab")
 PROGRAMS = Path(sys.executable).parent
 
 CONFIG = """\

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,14 @@ def test_make_has_the_targets() -> None:
     told = set(re.findall(r"(?:^    |^|`)make ([a-z-]+)", README, re.MULTILINE))
     assert {"demo", "test", "setup", "lab"} <= told
     assert told - targets == set()
+
+
+def test_what_is_told_of_benchmarks_and_the_soak_is_understood() -> None:
+    """Up to where it would begin: they take minutes."""
+    told = [("bench", arguments) for arguments in re.findall(r'make bench ARGS="?([^`"]+)"?`', README)]
+    told += [("soak", arguments) for arguments in re.findall(r"`make soak`[^`]*`ARGS=\"([^\"]+)\"`", README)]
+    assert {name for name, _ in told} == {"bench", "soak"}
+    for name, arguments in told:
+        command = [sys.executable, "-m", f"tests.{name}", *arguments.split(), "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
