@@ -220,6 +220,29 @@ def test_checked_targets(host: Host) -> None:
     assert set(host.asked(20)) == {ONE, TWO}
 
 
+def test_the_reference_of_every_key(host: Host) -> None:
+    """All targets fail its health check here, so that all are used."""
+    lab = host.lab
+    address6 = "2001:db8::10"
+    lab.add_proxy_address(address6)
+    at = ("--at", f"{ONE}={lab.backends[0].ip6}", "--http", "81")
+    server = lab.spawn(lab.backends[0].namespace, sys.executable, SERVERS, *at)
+    server.wait_output("ready")
+    try:
+        host.live(lambda: host.instance.write(host.here(block("reference"))))
+        assert host.client.test().failed == 0
+        found = host.asked(80)
+        assert set(found) == {ONE, TWO}
+        assert found[ONE] > found[TWO], "three times the share"
+        assert host.asked(3, url=f"http://[{address6}]:81/") == {ONE: 3}, "the port that the client used"
+        with pytest.raises(netlab.CommandError, match="timed out"):
+            lab.curl(f"http://{lab.proxy4}:81/", "--interface", "192.168.66.1", timeout_sec=1)
+        wait_for(lambda: "unhealthy" in {each.health for each in host.client.status().proxies[0].targets}, "checked")
+    finally:
+        server.kill()
+        lab.proxy.ip(f"address del {address6} dev eth0")
+
+
 def test_the_example_in_config_d(host: Host) -> None:
     """All its files together, as they stand."""
 
