@@ -102,6 +102,12 @@ class DaemonCommands:
 
         return interfaces(self._engine)
 
+    def bequeathing(self) -> contextlib.AbstractContextManager[None]:
+        """What is started meanwhile may read maps."""
+        from reconciler.kernel import privilege
+
+        return privilege.bequeathing()
+
     def list_command(self, how: Mapping[str, Any]) -> list[str] | None:
         """What lists connections where there are very many; None: :meth:`connections` does."""
         return self._reading.command(how) if self._engine.live.many_connections else None

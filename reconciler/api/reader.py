@@ -7,7 +7,7 @@ import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Final, TypeVar
 
 from aiohttp import web
@@ -16,6 +16,7 @@ from reconciler.errors import DaemonError, RevproxyError
 from reconciler.runtime.list_child import environment
 
 T = TypeVar("T")
+Bequeathing = Callable[[], AbstractContextManager[None]]
 
 _LISTS: Final = 3
 """So many long lists are on their way at once: what each was made of is held until its end."""
@@ -27,9 +28,11 @@ _STALLED_SEC: Final = 300.0
 
 
 class Reader:
-    """Calls functions that take long, one at a time, beside the event loop."""
+    """Calls functions that take long, one at a time, beside the event loop. ``bequeathing``: gives what the calling
+    thread starts meanwhile the privileges that it needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, bequeathing: Bequeathing = nullcontext) -> None:
+        self._bequeathing = bequeathing
         self._thread = ThreadPoolExecutor(1, "reader")
         self._room = asyncio.Semaphore(_LISTS)
         self._transports: set[asyncio.BaseTransport] = set()
@@ -105,9 +108,10 @@ class Reader:
     @asynccontextmanager
     async def _process(self, command: Sequence[str]) -> AsyncIterator[Process]:
         """It has ended afterwards."""
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment(), limit=_PIECE_BYTES
-        )
+        with self._bequeathing():
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment(), limit=_PIECE_BYTES
+            )
         self._processes.add(process)
         try:
             yield process

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -77,6 +78,10 @@ class Commands(Protocol):
     connections: Callable[..., Iterator[list[str]]]  # filters, sort and limit by name
     connection_count: Callable[..., int]
 
+    def bequeathing(self) -> AbstractContextManager[None]:
+        """For the starting of that."""
+        ...
+
     def list_command(self, how: Mapping[str, Any], /) -> list[str] | None:
         """What starts a process that does both where there are very many; at once, on the event loop."""
         ...
@@ -111,7 +116,7 @@ class Server:
             "rollback": self._rollback,
             "end_edit": self._end_edit,
         }
-        self._reader = Reader()
+        self._reader = Reader(commands.bequeathing)
         self._web = WebServer("api", ((self._application, self._listen),), self._ending)
 
     def start(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.config import files as config_files
 from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
-from reconciler.errors import ConfigError, KernelError, RevproxyError
+from reconciler.errors import ConfigError, HostError, KernelError, RevproxyError
 from reconciler.places import Places
 from reconciler.runtime.git import commit_time
 from reconciler.runtime.snapshot import index_lock
@@ -173,7 +173,10 @@ def _programs(sight: Sight) -> tuple[frozenset[int], dict[str, tuple[answers.Con
     from reconciler.runtime.live import Live
 
     settings = sight.config.settings if sight.config else None
-    live = Live(sight.places.bpffs_dir)
+    try:
+        live = Live(sight.places.bpffs_dir)
+    except HostError:
+        return frozenset(), None  # no bpf(): the trials have said so
     try:
         found = live.interfaces()
         own = live.programs.own().ids

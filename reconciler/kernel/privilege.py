@@ -2,7 +2,8 @@
 
 The kernel opens maps, programs and links by their ids for CAP_SYS_ADMIN alone, and that allows far more. So a daemon
 that was given it by a service manager keeps it permitted but not effective, and makes it effective in the calling
-thread for such a call (capabilities are each thread's own). What it starts (git, the compiler) gets no capability.
+thread for such a call (capabilities are each thread's own). What it starts (git, the compiler) gets no
+capability, but what reads maps: :func:`bequeathing`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from reconciler.errors import KernelError
 
 _NEEDED: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39, "CAP_PERFMON": 38}
 _SYS_ADMIN: Final = 1 << 21
+_BPF: Final = 1 << (39 - 32)  # in the second half
 _IMPLIED: Final = 1 << 39 | 1 << 38
 """What the kernel takes an effective CAP_SYS_ADMIN for, too."""
 
 _VERSION_3: Final = 0x20080522  # of struct __user_cap_header_struct
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 
 
 class _Header(ctypes.Structure):
@@ -73,6 +75,28 @@ def opening_by_id() -> Iterator[None]:
         yield
     finally:
         _set(held, raised=False)
+
+
+@contextmanager
+def bequeathing() -> Iterator[None]:
+    """What the calling thread starts meanwhile gets CAP_BPF, if the process has it: enough to read maps."""
+    if not _lowered:
+        yield
+        return
+    _bequeath(True)
+    try:
+        yield
+    finally:
+        _bequeath(False)
+
+
+def _bequeath(wanted: bool) -> None:
+    held = _held()
+    held[1].inheritable = held[1].permitted & _BPF if wanted else 0
+    if _libc.capset(_header(), held):  # takes ambient ones away with the inheritable
+        raise KernelError("set", "capabilities", ctypes.get_errno())
+    if held[1].inheritable and _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _NEEDED["CAP_BPF"], 0, 0):
+        raise KernelError("raise", "ambient capabilities", ctypes.get_errno())
 
 
 def _ambient() -> bool:

@@ -19,7 +19,19 @@ import numpy as np
 from reconciler import answers, resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
-from reconciler.kernel import bpffs, connections, connlines, counters, host, layout, links, privilege, store, sysctls
+from reconciler.kernel import (
+    bpffs,
+    connections,
+    connlines,
+    counters,
+    host,
+    layout,
+    links,
+    privilege,
+    store,
+    support,
+    sysctls,
+)
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import Busy, Gathering, busy
 from reconciler.kernel.connections import Ended
@@ -86,6 +98,7 @@ class Live:
 
     def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
         check_privileges()
+        support.check()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
         self._packer = store.Packer()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None

@@ -166,28 +166,28 @@ def end_during(instance: Instance, out: Path) -> Figure:
     return Figure("SIGTERM during all", 0, seconds, END_SEC, out.stat().st_size / 1e6, peak, 0, 0, failed)
 
 
-def fill(bpffs_dir: Path) -> None:
-    """Write a million live connections into the table, both directions of each."""
+def fill(bpffs_dir: Path, live: int = LIVE) -> None:
+    """Write so many live connections into the table, both directions of each."""
     maps: Maps = Maps(bpffs_dir)
     maps.open()
     now = time.monotonic_ns()
-    common = np.zeros(LIVE, layout.connection4["c"])
+    common = np.zeros(live, layout.connection4["c"])
     common["proxy"], common["target"], common["idle_sec"] = 1, 1, 3600
-    common["created_ns"] = now - CHANCE.integers(0, 10**11, LIVE)
+    common["created_ns"] = now - CHANCE.integers(0, 10**11, live)
     common["last_ns"] = now
     heard = layout.CONSTANTS["HEARD_ANY"] | layout.CONSTANTS["HEARD_SYN"]
-    number = np.arange(LIVE, dtype=np.uint64)
+    number = np.arange(live, dtype=np.uint64)
     client = address(np.uint64(10 << 24) + number // 16)
     ports = (1024 + number % 16 * 4001).astype(np.uint16)
-    listen, target = address(np.full(LIVE, 0xC6336401, np.uint64)), address(0xC0000200 + number % 7)
+    listen, target = address(np.full(live, 0xC6336401, np.uint64)), address(0xC0000200 + number % 7)
     for reply in (False, True):
-        keys, values = np.zeros(LIVE, layout.connection_key4), np.zeros(LIVE, layout.connection4)
+        keys, values = np.zeros(live, layout.connection_key4), np.zeros(live, layout.connection4)
         values["c"] = common
         values["c"]["flags"] = layout.CONSTANTS["CONNECTION_REPLY"] if reply else 0
         plain = layout.CONSTANTS["HEARD_PLAIN"]
         values["c"]["own"], values["c"]["peer"] = (heard, heard | plain) if reply else (heard | plain, heard)
-        values["c"]["packets"] = CHANCE.integers(1, 1000, LIVE)
-        values["c"]["bytes"] = CHANCE.integers(60, 10**9, LIVE)
+        values["c"]["packets"] = CHANCE.integers(1, 1000, live)
+        values["c"]["bytes"] = CHANCE.integers(60, 10**9, live)
         for entry, source, source_port, to, to_port in (
             (keys, *((target, 8080, client, ports) if reply else (client, ports, listen, 80))),
             (values, *((listen, 80, client, ports) if reply else (client, ports, target, 8080))),

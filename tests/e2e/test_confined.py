@@ -12,12 +12,16 @@ import pytest
 
 from netlab import Lab, wait_for
 from netlab.process import Process
+from reconciler.runtime.needs import LARGE
+from tests.bench.connections import fill
 from tests.e2e.confine import setting
 from tests.e2e.instance import PROGRAMS, Instance, web
+from tests.kernel.kernelmaps import in_child
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "packaging" / "systemd" / "revproxyd.service"
 UID = 64998  # nobody's
+MANY = LARGE // 2 + 100
 
 
 class Confined:
@@ -93,6 +97,14 @@ def test_it_compiles_forwards_edits_repairs_and_goes_down(lab: Lab, instance: In
     assert "Traceback" not in daemon.output()
     assert "state_dir_not_written" not in daemon.output()
     assert (instance.state_dir / "last-good").is_symlink()
+
+    # very many connections are read by a process of the daemon's, which is given what that takes
+    assert in_child(lambda: fill(instance.bpffs_dir, MANY)) == 0
+    instance.ctl("plan")  # so that the daemon knows how many there are
+    assert instance.json("connections", "--count")["count"] >= MANY
+    assert len(instance.json("connections", "--client", "10.0.7.7")) == 16
+    assert {int(status_of(daemon)[name], 16) for name in ("CapInh", "CapAmb")} == {0}
+    instance.ctl("connections", "flush", "--all")
 
     # what root did without a daemon is taken over, and the other way round
     assert instance.stop_daemon() == 0

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,9 @@ class FakeCommands:
 
     def connections(self, **how: Any) -> Iterator[list[str]]:
         return iter(self._answer("connections", [[json.dumps(answers.to_json(CONNECTION))]], **how))
+
+    def bequeathing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def list_command(self, _how: Mapping[str, Any]) -> list[str] | None:
         return self.command
