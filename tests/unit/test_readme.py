@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_everything_to_type_has_a_name_and_a_test_that_types_it() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
     quoted = set(re.findall(r'"([a-zA-Z][^"\n]*)"', tests))
     typed = quoted | {f"task: {each}" for each in quoted} | {f"task: {each}, then" for each in quoted}
-    assert set(names) - typed == {"reference", "make", "make demo"}, "those are checked here, and in test_demo.py"
+    assert set(names) - typed == {"make", "make demo"}, "those are checked here, and in test_demo.py"
 
 
 def test_nothing_to_type_stands_outside_of_the_named_blocks() -> None:
@@ -171,12 +171,14 @@ def test_make_has_the_targets() -> None:
     assert told - targets == set()
 
 
-def test_what_is_told_of_benchmarks_and_the_soak_is_understood() -> None:
+def test_what_is_told_of_benchmarks_and_the_soak_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where it would begin: they take minutes."""
     told = [("bench", arguments) for arguments in re.findall(r'make bench ARGS="?([^`"]+)"?`', README)]
     told += [("soak", arguments) for arguments in re.findall(r"`make soak`[^`]*`ARGS=\"([^\"]+)\"`", README)]
     assert {name for name, _ in told} == {"bench", "soak"}
-    for name, arguments in told:
-        command = [sys.executable, "-m", f"tests.{name}", *arguments.split(), "--help"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(ROOT / "packaging" / "lab")
+    for name, arguments in [*told, ("bench", "lab --cell nosuch")]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments.split(), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"tests.{name}", run_name="__main__")
+        assert ended.value.code == (2 if "nosuch" in arguments else 0), arguments
