@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import http.client
 import json
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -271,13 +273,21 @@ class DaemonClient:
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             raise NoDaemonError(f"no revproxyd listens on {self._path}") from error
         except PermissionError as error:
-            raise DeniedError(f"{self._path}: permission denied: talking to revproxyd takes root") from error
+            raise DeniedError(f"{self._path}: permission denied: talking to revproxyd takes {self._who()}") from error
         except TimeoutError as error:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise DaemonError(
                 f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}; {lost}"
             ) from error
+
+    def _who(self) -> str:
+        """Who may talk to the daemon."""
+        with suppress(OSError, KeyError):  # the directory may not be looked into, or the group has no name
+            found = self._path.stat()
+            if found.st_mode & stat.S_IWGRP and found.st_gid:
+                return f"root, or a member of the group {grp.getgrgid(found.st_gid).gr_name}"
+        return "root"
 
     def _answer(self, status: int, content: bytes) -> Any:
         try:
