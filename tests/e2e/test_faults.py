@@ -281,7 +281,7 @@ class Commits:
             assert not engine.observe().unfinished
             engine.flush()
             view = engine.view(parse(text))
-            if view.changes:  # the interfaces over which connections ran
+            if view.changes or view.lapsed:  # the interfaces over which connections ran
                 engine.commit(view, allow_empty=True)
                 view = engine.view(view.config)
             assert view.changes == ()
