@@ -159,7 +159,7 @@ class Live:
             read_sysctls=sysctls.read_all,
             memory=self._memory,
             routes_as_known=routes_as_known,
-            keep_idle=self._needs.recent and not connections_anew,
+            keep_idle=self._needs.many and not connections_anew,
         )
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)

@@ -21,8 +21,8 @@ from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
 
 LARGE: Final = 100_000
 """Entries of both families' tables from which on what was read is remembered: they take a tenth of a second."""
-OLD_SEC: Final = 90.0
-"""For so long it is made do with: three times as long as it takes until everything is looked at without a reason."""
+OLD_SEC: Final = 600.0
+"""For so long others may interrupt their reading: what is not needed any more is to be given back at last."""
 
 
 @dataclass(slots=True)
@@ -45,12 +45,12 @@ class Needs:
 
     @property
     def recent(self) -> bool:
-        """They were read not long ago, and need not be read again."""
+        """They were read not long ago: to read them again can wait."""
         return self._facts is not None and self.clock() - self._read_at <= OLD_SEC
 
     def known(self, observed: Observed) -> RuntimeFacts | None:
         """No less than what connections need while this is in force. None: read them."""
-        if self._facts is None or not self.recent:
+        if self._facts is None:
             return None
         self._facts = widened(self._facts, observed)
         return self._facts

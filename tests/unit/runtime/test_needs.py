@@ -45,10 +45,13 @@ def test_few_are_read_each_time_and_many_now_and_then() -> None:
     needs.learn(RuntimeFacts(), LARGE)
     assert needs.known(observed) is not None
     assert needs.many
+    assert needs.recent
     now[0] = OLD_SEC + 1
-    assert needs.known(observed) is None
+    assert needs.known(observed) is not None, "too much, but no edit is to wait"
     assert not needs.recent
-    assert needs.many
+    needs.learn(RuntimeFacts(), 0)
+    assert needs.known(observed) is None
+    assert not needs.many
 
 
 def test_all_that_was_in_force_counts_as_needed() -> None:
