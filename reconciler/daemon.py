@@ -24,7 +24,7 @@ from reconciler import __version__, answers
 from reconciler.answers import Sync
 from reconciler.config.model import Metrics as MetricsSettings
 from reconciler.errors import Problem, RevproxyError
-from reconciler.places import Places, instance_lock
+from reconciler.places import READ_GROUP, READ_SOCKET, Places, instance_lock
 from reconciler.runtime import logs, memory, oneline
 
 if TYPE_CHECKING:
@@ -143,9 +143,10 @@ class Daemon:
         detach_on_exit: bool = False,
         resync_sec: float = RESYNC_SEC,
         access_log: str | None = None,
+        read_group: int | None = None,
     ) -> None:
         self._places, self._command_line, self._detach_on_exit = places, command_line, detach_on_exit
-        self._resync_sec = resync_sec
+        self._resync_sec, self._read_group = resync_sec, read_group
         self._access_log_target = access_log
         self._access_log: AccessLog | None = None
         self._end = threading.Event()
@@ -232,7 +233,14 @@ class Daemon:
         )
         commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
         commands.exporter = self._exporter
-        server = Server(self._places.socket, commands, self._worker.submit, instance, engine.events)
+        server = Server(
+            self._places.socket,
+            commands,
+            self._worker.submit,
+            instance,
+            engine.events,
+            read_group=self._read_group,
+        )
         self._worker.wake("start")
         self._worker.start()
         parts.callback(self._worker.stop)
@@ -384,6 +392,12 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     help="Apply files only if they are those of a git commit that is signed by a key of KEYRING: a GnuPG keyring or"
     " SSH's allowed signers (repeatable).  [$REVPROXY_REQUIRE_SIGNED]",
 )
+@click.option(
+    "--read-group",
+    metavar="GROUP",
+    envvar=READ_GROUP,
+    help=f"Members of GROUP may ask, and change nothing: they use {READ_SOCKET}.  [${READ_GROUP}]",
+)
 @click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
 @click.option("--detach-on-exit", is_flag=True, help="Take the data plane off when ending; else it goes on forwarding.")
@@ -444,9 +458,22 @@ def command(**options: Any) -> None:
             detach_on_exit=options["detach_on_exit"],
             resync_sec=options["resync"],
             access_log=options["access_log"],
+            read_group=_group(options["read_group"]),
         ).run()
     except RevproxyError as error:
         _fail(error)
+
+
+def _group(name: str | None) -> int | None:
+    """The number of a group. Raises :class:`RevproxyError` if there is none of that name."""
+    import grp
+
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise RevproxyError(f"--read-group {name}: there is no such group") from None
 
 
 def _by_hand(options: Mapping[str, Any]) -> str | None:

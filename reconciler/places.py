@@ -27,6 +27,10 @@ VARIABLES: Final[Mapping[str, str]] = {
 }
 """The environment variable that names each place."""
 
+READ_SOCKET: Final = "revproxyd-read.sock"
+READ_GROUP: Final = "REVPROXY_READ_GROUP"
+"""The environment variable of ``--read-group``."""
+
 REQUIRE_SIGNED: Final = "REVPROXY_REQUIRE_SIGNED"
 """The environment variable of ``--require-signed``: files, separated by colons."""
 
@@ -76,6 +80,11 @@ class Places:
         return self.run_dir / "revproxyd.sock"
 
     @property
+    def read_socket(self) -> Path:
+        """The daemon's unix socket for those who may only read."""
+        return self.socket.with_name(READ_SOCKET)
+
+    @property
     def pid(self) -> Path:
         """The daemon's process id, as text."""
         return self.run_dir / "revproxyd.pid"
@@ -107,10 +116,10 @@ class Places:
 
     def prepare_run_dir(self) -> None:
         """Make the run directory. Raises :class:`RevproxyError` if it can't be made or its path is too long."""
-        if len(os.fsencode(self.socket)) > _SOCKET_PATH_BYTES:
+        if len(os.fsencode(self.read_socket)) > _SOCKET_PATH_BYTES:
             raise RevproxyError(
                 f"--run-dir {self.run_dir}: too long for a unix socket (the kernel allows {_SOCKET_PATH_BYTES} bytes"
-                f" for {self.socket})"
+                f" for {self.read_socket})"
             )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 from reconciler import answers
 from reconciler.answers import from_json, to_json
 from reconciler.errors import TOLD, ConfigError, DaemonError, Problem, RevproxyError
+from reconciler.places import READ_SOCKET
 
 if TYPE_CHECKING:
     from reconciler.selection import Filters, Listing
@@ -43,6 +44,9 @@ class _Connection(http.client.HTTPConnection):
         while True:
             try:
                 self.sock.connect(str(self._path))
+            except PermissionError:
+                self._read_only()
+                return
             except BlockingIOError:  # more than it takes up at once wait already: what a timeout makes of waiting
                 if time.monotonic() >= deadline:
                     self.sock.close()
@@ -53,6 +57,14 @@ class _Connection(http.client.HTTPConnection):
                 raise
             else:
                 return
+
+    def _read_only(self) -> None:
+        """Ask where those may who may only read."""
+        try:
+            self.sock.connect(str(self._path.with_name(READ_SOCKET)))
+        except OSError:
+            self.sock.close()
+            raise PermissionError from None  # to the one that was meant
 
 
 class NoDaemonError(DaemonError):

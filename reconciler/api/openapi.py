@@ -20,8 +20,9 @@ from reconciler.errors import Problem
 
 _PLAIN: Final = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _INTRODUCTION: Final = """\
-HTTP and JSON on the unix socket revproxyd.sock in the run directory, for its owner and group. Unknown parameters and
-keys are refused, unknown keys of answers are to be ignored. Paths begin with the version."""
+HTTP and JSON on the unix socket revproxyd.sock in the run directory, for its owner and group; on revproxyd-read.sock
+beside it, for members of --read-group, everything that is asked for with GET. Unknown parameters and keys are refused,
+unknown keys of answers are to be ignored. Paths begin with the version."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

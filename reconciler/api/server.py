@@ -24,10 +24,11 @@ from reconciler.api.reader import Reader
 from reconciler.api.routes import MAX_PLAN_BYTES, ROUTES, Route
 from reconciler.api.streams import Streams
 from reconciler.errors import RevproxyError
+from reconciler.places import READ_SOCKET
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
 from reconciler.runtime.webguard import Factory
-from reconciler.runtime.webserver import WebServer
+from reconciler.runtime.webserver import Site, WebServer
 from reconciler.selection import event_kinds
 
 _SOCKET_MODE: Final = 0o660
@@ -94,7 +95,8 @@ Submit = Callable[[Callable[[], Any]], "Future[Any]"]
 
 
 class Server:
-    """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread."""
+    """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread. Members of ``read_group``
+    may ask, and change nothing, on a socket of their own beside it."""
 
     def __init__(
         self,
@@ -103,6 +105,8 @@ class Server:
         submit: Submit,
         instance: answers.Instance,
         events: Events | None = None,
+        *,
+        read_group: int | None = None,
     ) -> None:
         self._streams = Streams(events or Events())
         self._path, self._commands, self._submit, self._instance = path, commands, submit, instance
@@ -117,20 +121,26 @@ class Server:
             "end_edit": self._end_edit,
         }
         self._reader = Reader(commands.bequeathing)
-        self._web = WebServer("api", ((self._application, self._listen),), self._ending)
+        self._read_path, self._read_group = path.with_name(READ_SOCKET), read_group
+        sites: list[Site] = [(self._application, self._listen)]
+        if read_group is not None:
+            sites.append((self._reading, self._listen_for_readers))
+        self._web = WebServer("api", sites, self._ending)
 
     def start(self) -> None:
         """Listen; returns when connections are taken. Raises :class:`RevproxyError` if the socket can't be made."""
         try:
             self._web.start()
         except OSError as error:
-            raise RevproxyError(f"{self._path}: {error.strerror or error}") from error
+            raise RevproxyError(f"{error.filename or self._path}: {error.strerror or error}") from error
 
     def stop(self) -> None:
         """Answer what is being answered, close the socket, remove it."""
         self._web.stop()
         self._reader.stop()
         self._path.unlink(missing_ok=True)
+        if self._read_group is not None:
+            self._read_path.unlink(missing_ok=True)
 
     def _ending(self) -> None:
         self._streams.end()
@@ -139,14 +149,33 @@ class Server:
     async def _listen(self, factory: Factory) -> asyncio.AbstractServer:
         return await asyncio.get_running_loop().create_unix_server(factory, sock=listen(self._path))
 
+    async def _listen_for_readers(self, factory: Factory) -> asyncio.AbstractServer:
+        listener = listen(self._read_path, self._read_group)
+        return await asyncio.get_running_loop().create_unix_server(factory, sock=listener)
+
     # -- routes --------------------------------------------------------------------------------------------
 
     def _application(self) -> web.Application:
+        return self._serving(self._post)
+
+    def _reading(self) -> web.Application:
+        return self._serving(self._refusing)
+
+    def _serving(
+        self, post: Callable[[Route], Callable[[web.Request], Awaitable[web.StreamResponse]]]
+    ) -> web.Application:
         application = web.Application(client_max_size=MAX_PLAN_BYTES, middlewares=[failures.as_json])
         for route in ROUTES:
-            handler = self._get(route) if route.method == "GET" else self._post(route)
+            handler = self._get(route) if route.method == "GET" else post(route)
             application.router.add_route(route.method, route.path, handler)
         return application
+
+    def _refusing(self, _route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handler(_request: web.Request) -> web.StreamResponse:
+            text = f"{self._read_path} is for reading: changing takes root, or the group of {self._path}"
+            return failures.answer(text, "RequestError", 403)
+
+        return handler
 
     def _get(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         answer: Handler = self._special.get(route.name) or self._plain(route.name)
@@ -236,9 +265,10 @@ class Server:
         return {}
 
 
-def listen(path: Path) -> socket.socket:
-    """A listening unix socket at ``path`` that only owner and group can use. One that a killed daemon left there is
-    replaced; the instance lock, held by the caller, says that it is nobody's."""
+def listen(path: Path, group: int | None = None) -> socket.socket:
+    """A listening unix socket at ``path`` that only owner and group can use, its group being the process's own or
+    ``group``. One that a killed daemon left there is replaced; the instance lock, held by the caller, says that it is
+    nobody's."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         path.unlink(missing_ok=True)
@@ -247,11 +277,22 @@ def listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
+        if group is not None:
+            _give(path, group)
         listener.listen(64)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _give(path: Path, group: int) -> None:
+    try:
+        os.chown(path, -1, group)
+    except PermissionError as error:
+        path.unlink()
+        text = f"can't be given to group {group}: the daemon's user has to be one of its members"
+        raise PermissionError(error.errno, text, str(path)) from None
 
 
 def _json(value: Any) -> web.Response:
