@@ -92,7 +92,7 @@ def test_who_may_do_what(path: Path) -> None:
     assert path.with_name(READ_SOCKET).stat().st_gid == READERS
     reading = f"{path.with_name(READ_SOCKET)} is for reading: changing takes root, or the group of {path}"
     assert told(READERS) == ["Status", reading]
-    assert told() == [f"{path}: permission denied: talking to revproxyd takes root or its group"] * 2
+    assert told() == [f"{path}: permission denied: talking to revproxyd takes root"] * 2
     assert told(READERS, os.getgid()) == ["Status", "Applied"]
 
 
