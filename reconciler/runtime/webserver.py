@@ -88,3 +88,13 @@ class WebServer:
                 if runner.server is not None:
                     await runner.server.shutdown(_ANSWERING_SEC)
                 await runner.cleanup()
+            await _others_end()
+
+
+async def _others_end() -> None:
+    """End requests whose connection is gone: aiohttp before 3.9 knows nothing of them any more."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in others:
+        each.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_ANSWERING_SEC)

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from reconciler.api.client import DaemonClient
 from reconciler.cli import app
+from tests.clirunner import CliRunner
 
 COMMANDS: dict[tuple[str, ...], int] = {
     ("status",): 1,
