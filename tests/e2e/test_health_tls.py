@@ -13,7 +13,7 @@ import trustme
 from netlab.namespace import Namespace
 
 PROGRAM = """
-import asyncio, json, ssl, sys
+import asyncio, json, shutil, ssl, sys
 from ipaddress import ip_address
 from reconciler.config.healthcheck import CheckType, HealthCheck
 from reconciler.runtime.health.probe import probe
@@ -26,6 +26,10 @@ async def answer(reader, writer):
 async def main():
     certificates, cases = json.load(sys.stdin)
     ports, found = {}, []
+
+    def made(host, verify, ca):
+        return HealthCheck(CheckType.HTTPS, None, 1000, 5000, 2, 3, "/", ((204, 204),), host, verify, ca)
+
     for name, file in certificates.items():
         context = None
         if file:
@@ -34,8 +38,9 @@ async def main():
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         ports[name] = server.sockets[0].getsockname()[1]
     for name, host, verify, ca in cases:
-        check = HealthCheck(CheckType.HTTPS, None, 1000, 5000, 2, 3, "/", ((204, 204),), host, verify, ca)
-        found.append(await probe(ip_address("127.0.0.1"), ports[name], check))
+        found.append(await probe(ip_address("127.0.0.1"), ports[name], made(host, verify, ca)))
+        if ca and ca.endswith("exchanged.pem"):
+            shutil.copyfile(ca.replace("exchanged", "ca"), ca)
     print(json.dumps(found))
 
 asyncio.run(main())
@@ -56,6 +61,8 @@ def test_whose_certificates_are_believed(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ca.pem", tmp_path / "other.pem"
     ca.cert_pem.write_to_path(ours)
     other.cert_pem.write_to_path(theirs)
+    exchanged = tmp_path / "exchanged.pem"
+    other.cert_pem.write_to_path(exchanged)
     www = "www.example.org"
     expected: list[tuple[tuple[str, str | None, bool, str | None], str | None]] = [
         (("good", www, True, str(ours)), None),
@@ -67,6 +74,8 @@ def test_whose_certificates_are_believed(tmp_path: Path) -> None:
         (("good", "wrong.example.org", False, None), None),
         (("expired", www, True, str(ours)), "certificate: certificate has expired"),
         (("expired", www, False, None), None),
+        (("good", www, True, str(exchanged)), "certificate: unable to get local issuer certificate"),
+        (("good", www, True, str(exchanged)), None),
         (("plain", www, True, str(ours)), "TLS: "),
         (("plain", www, False, None), "TLS: "),
     ]

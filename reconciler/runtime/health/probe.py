@@ -84,7 +84,7 @@ async def _http(ip: IPAddress, port: int, check: HealthCheck, deadline: asyncio.
 async def _https(ip: IPAddress, port: int, check: HealthCheck, _deadline: asyncio.Timeout) -> str | None:
     name = _host_name(check.host) if check.host else str(ip)
     reader, writer = await asyncio.open_connection(
-        str(ip), port, ssl=_tls(check.verify, check.ca_file), server_hostname=name, limit=_LONGEST_STATUS_LINE
+        str(ip), port, ssl=_context(check.verify, check.ca_file), server_hostname=name, limit=_LONGEST_STATUS_LINE
     )
     try:
         writer.write(request(ip, port, check))
@@ -97,9 +97,17 @@ async def _https(ip: IPAddress, port: int, check: HealthCheck, _deadline: asynci
         writer.transport.abort()
 
 
+def _context(verify: bool, ca_file: str | None) -> ssl.SSLContext:
+    """Raises :class:`OSError` if the file can't be read, ssl.SSLError if it holds no certificate. One that was
+    exchanged counts from the next check on."""
+    if ca_file is None:
+        return _tls(verify, None, ())
+    found = os.stat(ca_file)  # noqa: PTH116  # of thousands of checks
+    return _tls(verify, ca_file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
 @lru_cache(maxsize=64)
-def _tls(verify: bool, ca_file: str | None) -> ssl.SSLContext:
-    """Raises :class:`OSError` if the file can't be read, ssl.SSLError if it holds no certificate."""
+def _tls(verify: bool, ca_file: str | None, _version: tuple[int, ...]) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca_file)
     if not verify:
         context.check_hostname = False
