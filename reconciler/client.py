@@ -210,14 +210,17 @@ class Client(Edits):
         found = self._change(
             lambda daemon: daemon.drain(target, proxy=proxy), lambda engine: engine.drain(target, proxy=proxy)
         )
-        deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
+        deadline, took = None if timeout_sec is None else time.monotonic() + timeout_sec, 0.0
         while wait:
             told(found)
-            left = _DRAIN_LOOK_SEC if deadline is None else min(_DRAIN_LOOK_SEC, deadline - time.monotonic())
+            rest = max(_DRAIN_LOOK_SEC, 3 * took)  # with a million connections a look takes seconds
+            left = rest if deadline is None else min(rest, deadline - time.monotonic())
             if found.done or left <= 0:
                 break
             time.sleep(left)
+            looked = time.monotonic()
             found = self.draining(target, proxy=proxy)
+            took = time.monotonic() - looked
         return found
 
     def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from typing import Any
 
@@ -84,12 +85,24 @@ def test_waiting_for_the_last_connection(lab: Lab, instance: Instance) -> None:
     assert "timed out: " in late.stderr
     assert state(instance, lab, 0) == "draining"
 
-    waiting = subprocess.Popen(
-        lab.proxy.command(PROGRAMS / "revproxyctl", "drain", target(lab, 0), "--wait", "--output", "json"),
-        env=instance.env,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    def wait() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            lab.proxy.command(PROGRAMS / "revproxyctl", "drain", target(lab, 0), "--wait", "--output", "json"),
+            env=instance.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    instance.ctl("undrain", target(lab, 0))
+    impatient = wait()
+    wait_for(lambda: state(instance, lab, 0) == "draining", "the drain")
+    impatient.send_signal(signal.SIGINT)
+    assert impatient.communicate(timeout=60) == ("", "revproxyctl: interrupted\n")
+    assert impatient.returncode == 130
+    assert state(instance, lab, 0) == "draining"
+
+    waiting = wait()
     try:
         instance.stop_daemon()
         instance.start_daemon()
