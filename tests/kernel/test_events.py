@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from reconciler.kernel.conntable import endpoint
 from reconciler.kernel.eventring import EventRing
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
+from reconciler.runtime.accesslog import AccessLog
 from reconciler.runtime.connlog import CLOSED, OPENED, ConnectionBatch
 from reconciler.runtime.events import Events
 from reconciler.runtime.recorder import Recorder
@@ -221,7 +223,7 @@ class Paced:
 
 
 def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any) -> None:
-    """Two seconds of it, as real time goes; each connection is opened and reset."""
+    """Two seconds of it, as real time goes; each connection is opened and reset. The access log has them all."""
     per_second, at_once, total = 50_000, 2_500, 100_000
     with closing(DataPlane(f"rpev-fast-{os.getpid()}", connections=total + 50_000)) as plane:
         configure(plane)
@@ -233,6 +235,8 @@ def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any
         recorder._close_maps = lambda: None  # type: ignore[method-assign]
         recorder.align()
         recorder.start()
+        log = AccessLog(str(tmp_path / "access.log"), events)
+        log.start()
         paced = Paced(plane)
         started = time.monotonic()
         for first in range(0, total, at_once):
@@ -241,6 +245,7 @@ def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any
             time.sleep(max(0.0, started + (first + at_once) / per_second - time.monotonic()))
         seconds = time.monotonic() - started
         recorder.stop()
+        log.stop()
         paced.wrapper.close()
         for each in maps.values():
             each.close()
@@ -254,6 +259,8 @@ def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any
     assert len(clients[OPENED]) >= total * 0.9999
     assert len(clients[OPENED].keys() - clients[CLOSED].keys()) <= total * 0.0001
     assert max(clients[OPENED].values()) == max(clients[CLOSED].values()) == 1
+    lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
+    assert [line["client"] for line in lines] == [row["client"] for _, each, row in found if each == CLOSED]
 
 
 def test_nothing_is_asked_of_the_kernel_before_somebody_has_looked(tmp_path: Any) -> None:
