@@ -51,6 +51,7 @@ class Worker:
         self._changed = threading.Condition()
         self._stopping = False
         self._busy_since: float | None = None
+        self._said: dict[str, str] = {}  # what timers failed for last
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -149,8 +150,12 @@ class Worker:
                 self._due[index] = (now + timer.interval_sec, timer)
                 try:
                     timer.run()
+                    self._said.pop(timer.name, None)
                 except EXPLAINED as error:  # the host's trouble; the next time is a new chance
-                    _log.error("timer_failed", timer=timer.name, error=str(explained(error)))
+                    text = str(explained(error))
+                    if self._said.get(timer.name) != text:  # and not a new line each second
+                        self._said[timer.name] = text
+                        _log.error("timer_failed", timer=timer.name, error=text)
                 except Exception:  # as above
                     _log.exception("timer_failed", timer=timer.name)
 

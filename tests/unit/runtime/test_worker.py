@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from reconciler.errors import DaemonError
+from reconciler.errors import DaemonError, RevproxyError
+from reconciler.runtime import worker as worker_module
 from reconciler.runtime.worker import Timer, Worker
 
 
@@ -118,3 +119,25 @@ def test_after_the_end_calls_are_refused(looks: Looks) -> None:
     worker.stop()
     with pytest.raises(DaemonError):
         worker.submit(lambda: None).result(10)
+
+
+def test_a_timer_that_keeps_failing_is_told_of_once_for_each_trouble(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(
+        worker_module._log, "error", lambda _event, **fields: said.append(fields["error"]), raising=False
+    )
+    troubles, done = [*["a"] * 5, "b", "b", "", "b", "a"], threading.Event()
+
+    def fail() -> None:
+        if not troubles:
+            done.set()
+        elif trouble := troubles.pop(0):
+            raise RevproxyError(trouble)
+
+    worker = Worker(looks, (Timer("fail", 0.001, fail),))
+    worker.start()
+    assert done.wait(10)
+    worker.stop()
+    assert said == ["a", "b", "b", "a"]
