@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
 
 from reconciler.answers import Event as Answer
+from reconciler.runtime import clock
 from reconciler.runtime.events import Event, Events, Slice
 
 LOST: Final = "events_lost"
@@ -81,7 +81,7 @@ class Streams:
         pieces, lost = self._events.pieces(number, limit=_AT_ONCE)
         lines = []
         if lost:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            now = clock.now()
             lines.append(_line(Answer(number + lost, now, LOST, {"lost": lost, "reason": "slow_reader"})))
         for piece in pieces:
             if isinstance(piece, Slice):
@@ -103,5 +103,4 @@ def _line(answer: Answer) -> str:
 
 def as_answer(event: Event) -> Answer:
     """The event as it is told."""
-    time = datetime.fromtimestamp(event.time_ns / 1e9, UTC).isoformat(timespec="milliseconds")
-    return Answer(event.number, time, event.kind, event.fields)
+    return Answer(event.number, clock.of_ns(event.time_ns), event.kind, event.fields)

@@ -17,7 +17,10 @@ def after(seconds: float) -> str:
 
 def of_ns(nanoseconds: int) -> str:
     """Nanoseconds since the epoch."""
-    return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat(timespec="milliseconds")
+    # In whole numbers: a float would round some of them up.
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    at = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+    return at.isoformat(timespec="milliseconds")
 
 
 def age_sec(text: str) -> float:

@@ -329,7 +329,7 @@ def test_systemd_is_told_and_a_hangup_has_everything_looked_at(
     lab: Lab, instance: Instance, notified: Callable[[], list[str]]
 ) -> None:
     instance.write(http(lab, 1))
-    instance.start_daemon(ready=False)
+    instance.start_daemon("--resync", "3600", ready=False)
     wait_for(lambda: any("READY=1" in text for text in notified()), "ready", timeout_sec=60)
     assert targets(instance) == {backend(lab, 1)}, "ready means that the first reconcile has finished"
     assert instance.daemon is not None
