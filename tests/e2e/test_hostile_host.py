@@ -5,6 +5,7 @@ Each trouble is told as what it is: no traceback, no internal error, nothing hal
 
 from __future__ import annotations
 
+import grp
 import os
 import subprocess
 from collections.abc import Iterator
@@ -88,6 +89,21 @@ def test_what_this_process_may_not_do(lab: Lab, instance: Instance) -> None:
     little = lab.proxy.command("prlimit", "--memlock=1024:1024", PROGRAMS / "revproxyctl", "apply", "--yes")
     subprocess.run(little, env=instance.env, check=True, capture_output=True)
     assert lab.curl(f"http://{lab.proxy4}/")
+    # Who is of the second group may ask a daemon, and nothing else.
+    lab.directory.chmod(0o755)
+    instance.start_daemon("--read-group", "games")
+    somebody = ("setpriv", f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}")
+    reader = (*somebody, f"--groups={grp.getgrnam('games').gr_gid}", "--")
+    for words in (
+        ("status",),
+        ("connections", "--count"),
+        ("explain", "--from", "192.0.2.9", "--to", f"{lab.proxy4}:80"),
+    ):
+        asked = lab.proxy.command(*reader, PROGRAMS / "revproxyctl", *words)
+        assert subprocess.run(asked, env=instance.env, capture_output=True, check=True).stdout, words
+    for words in (("suspend",), ("drain", f"{lab.backends[0].ip4}:{HTTP_PORT}"), ("down",)):
+        assert "revproxyd-read.sock is for reading" in refused(instance, *words, under=reader)
+    assert "permission denied" in refused(instance, "status", under=(*somebody, "--clear-groups", "--"))
 
 
 def test_pins_of_somebody_else(lab: Lab, instance: Instance) -> None:
