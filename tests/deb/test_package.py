@@ -94,7 +94,8 @@ def test_install_brings_up_the_service_with_nothing_proxied(machine: Machine, de
     assert machine.out("systemctl is-active revproxyd") == "active"
     assert machine.out("systemctl is-enabled revproxyd") == "enabled"
     assert machine.run("systemctl is-enabled revproxy-gitpull.timer", status=1).stdout.strip() == "disabled"
-    assert {"revproxy", "revproxy-git"} <= users(machine)
+    assert {"revproxy", "revproxy-git", "revproxy-read"} <= users(machine)
+    assert machine.out("stat -c '%G %a' /run/revproxy/revproxyd-read.sock").strip() == "revproxy-read 660"
     assert machine.out("ls /etc/revproxy/config.d") == "example.yaml.disabled"
     assert machine.out("revproxyctl status | head -n 1").split() == ["sync:", "Synced"]
     assert machine.out("tc qdisc show | grep -c clsact || true") == "0"
@@ -322,5 +323,5 @@ def test_purge_leaves_nothing(machine: Machine, before: set[str]) -> None:
     after = set(machine.out(_SNAPSHOT).splitlines())
     assert {each for each in after - before if "__pycache__" not in each} == set()
     assert not {each for each in after if "revproxy" in each}
-    assert not {"revproxy", "revproxy-git"} & users(machine)
+    assert not {"revproxy", "revproxy-git", "revproxy-read"} & users(machine)
     assert "revproxy" not in machine.out("ls /sys/fs/bpf /run")
