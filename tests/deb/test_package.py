@@ -95,10 +95,12 @@ def test_install_brings_up_the_service_with_nothing_proxied(machine: Machine, de
     assert machine.out("systemctl is-enabled revproxyd") == "enabled"
     assert machine.run("systemctl is-enabled revproxy-gitpull.timer", status=1).stdout.strip() == "disabled"
     assert {"revproxy", "revproxy-git", "revproxy-read"} <= users(machine)
-    assert machine.out("stat -c '%G %a' /run/revproxy/revproxyd-read.sock").strip() == "revproxy-read 660"
     assert machine.out("ls /etc/revproxy/config.d") == "example.yaml.disabled"
     assert machine.out("revproxyctl status | head -n 1").split() == ["sync:", "Synced"]
     assert machine.out("tc qdisc show | grep -c clsact || true") == "0"
+    socket = "/run/revproxy/revproxyd-read.sock"
+    waiting = f"until test -S {socket}; do sleep 0.1; done"
+    assert machine.out(f"{waiting}; stat -c '%G %a' {socket}").strip() == "revproxy-read 660"
 
 
 def test_the_units_are_as_systemd_wants_them(machine: Machine) -> None:
