@@ -74,7 +74,13 @@ def test_one_line_makes_a_configuration_in_the_run_directory(started: list[Any],
     assert CliRunner().invoke(daemon.command, arguments).exit_code == 0
     ((places, options),) = started
     assert places.config_dir == tmp_path / "command-line.d"
-    assert options == {"command_line": True, "detach_on_exit": False, "resync_sec": 30.0, "access_log": None}
+    assert options == {
+        "command_line": True,
+        "detach_on_exit": False,
+        "resync_sec": 30.0,
+        "access_log": None,
+        "read_group": None,
+    }
     assert [path.name for path in places.config_dir.iterdir()] == ["command-line.json"]
 
 
@@ -88,7 +94,13 @@ def test_places_come_from_options(started: list[Any], tmp_path: Path) -> None:
     )
     ((places, options),) = started
     assert places == Places(Path("/c"), tmp_path, Path("/s"), Path("/b"))
-    assert options == {"command_line": False, "detach_on_exit": True, "resync_sec": 5.0, "access_log": "-"}
+    assert options == {
+        "command_line": False,
+        "detach_on_exit": True,
+        "resync_sec": 5.0,
+        "access_log": "-",
+        "read_group": None,
+    }
 
 
 def test_keyrings_come_from_options_or_else_the_environment(started: list[Any], tmp_path: Path) -> None:
