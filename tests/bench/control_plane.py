@@ -2,12 +2,14 @@
 
 For each number of source routes and of files: loading everything from nothing, one edited route from the file's rename
 to the kernel's map, reading the observed state, the daemon's memory, and what it does with nothing to do. In the same
-run, what nftables, HAProxy and nginx take for as many elements or listeners.
+run, what nftables, HAProxy and nginx take for as many elements or listeners. The programs are started as they are
+installed. CPU time is told beside time that others on the machine have a part in.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import sys
 import time
@@ -32,7 +34,9 @@ FILES = (1, 1_000)
 EDITS = 7
 OBSERVATIONS = 5
 IDLE_SEC = 31.0
-"""One look without a reason, and what happens every few seconds."""
+"""One look without a reason, and what happens every few seconds; and how long it takes after an edit until the daemon
+has nothing to do but that."""
+EDIT, EDIT_CPU = "edit of one route", "edit of one route, CPU of the daemon"
 TARGETS = 5
 FIRST_PORT = 1024
 
@@ -100,18 +104,22 @@ class Cell:
         """Every figure."""
         for number, mine in shares(self.routes, self.files):
             self.instance.write(text(self.lab, number, mine, {}), f"f{number:04}.yaml")
-        started = time.monotonic()
+        started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         self.instance.ctl("apply", "--yes")
-        loaded = time.monotonic() - started
+        loaded, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         yield self._figure("full load from nothing", loaded, "s", 15.0 if self.routes >= 100_000 else None)
+        cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+        yield self._figure("full load from nothing, CPU", cpu, "s")
         started = time.monotonic()
         daemon = self.instance.start_daemon(ready=False)
         self._wait_quiet(daemon.pid)
         yield self._figure("daemon's start, taking over what is there", time.monotonic() - started, "s")
-        edits = [self._edit(number) * 1e3 for number in range(EDITS)]
-        yield self._figure("edit of one route", statistics.median(edits), "ms", 100.0)
+        edits = [self._edit(number) for number in range(EDITS)]
+        yield self._figure(EDIT, statistics.median(took for took, _ in edits) * 1e3, "ms", 100.0)
+        yield self._figure(EDIT_CPU, statistics.median(cpu for _, cpu in edits) * 1e3, "ms")
         observed = [self.lab.proxy.call(self._observe) * 1e3 for _ in range(OBSERVATIONS)]
         yield self._figure("reading the observed state", statistics.median(observed), "ms")
+        time.sleep(IDLE_SEC)
         self._wait_quiet(daemon.pid)
         before, began = cpu_sec(daemon.pid), time.monotonic()
         time.sleep(IDLE_SEC)
@@ -122,9 +130,11 @@ class Cell:
     def _figure(self, name: str, value: float, unit: str, goal: float | None = None) -> Figure:
         return Figure(name, self.routes, self.files, value, unit, goal)
 
-    def _edit(self, number: int) -> float:
+    def _edit(self, number: int) -> tuple[float, float]:
         """Give one route another target; seconds from the rename until packets see it, without the quiet period that
-        every edit waits for."""
+        every edit waits for, and of the daemon's CPU time until it has nothing more to do."""
+        assert self.instance.daemon is not None
+        used = cpu_sec(self.instance.daemon.pid)
         files = dict(shares(self.routes, self.files))
         having = [each for each, mine in files.items() if mine]
         file = having[number * 7919 % len(having)]
@@ -150,9 +160,8 @@ class Cell:
             took = time.monotonic() - started - QUIET_SEC
         finally:
             maps.close()
-        assert self.instance.daemon is not None
         self._wait_quiet(self.instance.daemon.pid)
-        return took
+        return took, cpu_sec(self.instance.daemon.pid) - used
 
     @staticmethod
     def _proxy_id(maps: Maps, name: str) -> int:
@@ -218,7 +227,7 @@ def measure() -> Iterator[Figure]:
     for files in FILES:
         for routes in SIZES:
             print(f"{routes} routes in {files} files ...", file=sys.stderr, flush=True)
-            with Lab(servers=False) as lab, Instance(lab) as instance:
+            with Lab(servers=False) as lab, Instance(lab, forked=False) as instance:
                 yield from Cell(lab, instance, routes, files).run()
     tools = lab_tools.find()
     for elements in SIZES:
@@ -230,17 +239,18 @@ def measure() -> Iterator[Figure]:
 
 def ratios(figures: Sequence[Figure]) -> Iterator[Figure]:
     """An edit with the most routes against one with the fewest."""
-    edits = {(each.routes, each.files): each.value for each in figures if each.name == "edit of one route"}
-    for files in FILES:
-        if (SIZES[0], files) in edits and (SIZES[-1], files) in edits:
-            ratio = edits[SIZES[-1], files] / edits[SIZES[0], files]
-            yield Figure(f"edit, {SIZES[-1]} against {SIZES[0]}", SIZES[-1], files, ratio, "times", 3.0)
+    for name in (EDIT, EDIT_CPU):
+        edits = {(each.routes, each.files): each.value for each in figures if each.name == name}
+        for files in FILES:
+            if (SIZES[0], files) in edits and (SIZES[-1], files) in edits:
+                ratio = edits[SIZES[-1], files] / edits[SIZES[0], files]
+                yield Figure(f"{name}, against {SIZES[0]}", SIZES[-1], files, ratio, "times", 3.0)
 
 
 def table(figures: Sequence[Figure], missing: str) -> str:
     """For a person."""
     lines = [missing] if missing else []
-    lines.append(f"{'':10} {'':44} {'routes':>8} {'files':>6} {'value':>10} {'':6} {'goal':>6}")
+    lines.append(f"{'':10} {'':48} {'routes':>8} {'files':>6} {'value':>10} {'':6} {'goal':>6}")
     lines += map(line, figures)
     return "\n".join(lines)
 
@@ -248,7 +258,7 @@ def table(figures: Sequence[Figure], missing: str) -> str:
 def line(each: Figure) -> str:
     """One figure."""
     goal = f"{each.goal:6.4g}" + (" missed" if each.missed else "") if each.goal is not None else ""
-    what = f"{each.who:10} {each.name:44} {each.routes:>8} {each.files or '':>6}"
+    what = f"{each.who:10} {each.name:48} {each.routes:>8} {each.files or '':>6}"
     return f"{what} {each.value:>10.3f} {each.unit:6} {goal}"
 
 

@@ -30,8 +30,10 @@ class Instance:
     """``revproxyd`` and ``revproxyctl`` with four places of their own. Use with ``with``: it is taken down at the end,
     and nothing may be left then."""
 
-    def __init__(self, lab: Lab, name: str = "main") -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, name: str = "main", *, forked: bool = True) -> None:
+        """``forked`` False: start the programs as they are installed, which takes half a second each, but is what a
+        user has."""
+        self.lab, self._forked = lab, forked
         base = lab.directory / name
         self.config_dir, self.run_dir, self.state_dir = base / "config.d", base / "run", base / "state"
         self.bpffs_dir = Path("/sys/fs/bpf") / f"{lab.name}-{name}"
@@ -64,7 +66,7 @@ class Instance:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """``revproxyctl`` in the proxy host, whatever its exit status."""
-        if self._other_code:
+        if self._anew:
             command = self.lab.proxy.command(PROGRAMS / "revproxyctl", *words)
             return subprocess.run(
                 command, env=self.env, capture_output=True, text=True, timeout=120 * PATIENCE, check=False
@@ -73,9 +75,9 @@ class Instance:
         return forkserver.run(request, timeout_sec=120 * PATIENCE)
 
     @property
-    def _other_code(self) -> bool:
-        """The programs are to be made of other code than the fork server has imported."""
-        return self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH")
+    def _anew(self) -> bool:
+        """The programs are to be started anew, or to be made of other code than the fork server has imported."""
+        return not self._forked or self.env.get("PYTHONPATH") != os.environ.get("PYTHONPATH")
 
     def ctl(self, *words: str, status: int = 0) -> str:
         """``revproxyctl``, which must end with this status; its standard output."""
@@ -102,7 +104,7 @@ class Instance:
     def start_daemon(self, *words: str, ready: bool = True) -> Process:
         """``revproxyd``; returns once its status is there, and Synced if ``ready``."""
         command = ("revproxyd", "--log-format", "json", *words)
-        if self._other_code:
+        if self._anew:
             daemon = self.lab.spawn(self.lab.proxy, PROGRAMS / command[0], *command[1:], env=self.env)
         else:
             request = forkserver.request(self.lab.proxy.path, command, self.env, new_session=True)
