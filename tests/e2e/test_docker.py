@@ -200,6 +200,6 @@ def test_a_container_that_is_started_anew_is_served_again(docker: Docker) -> Non
             except (netlab.CommandError, subprocess.TimeoutExpired):
                 return False
 
-        wait_for(both, "both containers answer")
+        wait_for(both, "both containers answer", timeout_sec=60)
         instance.wait_synced()
         docker.serves()
