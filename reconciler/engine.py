@@ -67,7 +67,7 @@ class Engine:
     ) -> None:
         self.places = places
         self._sleep = sleep
-        self._fingerprints = Fingerprints(places.config_dir)
+        self.fingerprints = Fingerprints(places.config_dir)
         self._cache = config_files.Cache()
         self.signatures = Signatures(places.require_signed, places.config_dir)
         self._memo = Memo()
@@ -103,7 +103,7 @@ class Engine:
         """The configuration in the files, read while nobody was writing them. Raises :class:`ConfigError`, also if they
         have to be signed and are not."""
         for _ in range(_READ_TRIES):
-            before = settle(self._fingerprints, sleep=self._sleep)
+            before = settle(self.fingerprints, sleep=self._sleep)
             self.read_fingerprint = before.hex()
             found: Config | ConfigError
             try:
@@ -111,7 +111,7 @@ class Engine:
                 self.signatures.check(found.files)
             except ConfigError as error:
                 found = error
-            if self._fingerprints.take() == before:
+            if self.fingerprints.take() == before:
                 if isinstance(found, ConfigError):
                     raise found
                 return found
@@ -127,7 +127,7 @@ class Engine:
 
     def files_fingerprint(self) -> str:
         """A digest of the files in the directory, of names and contents, also of those that are no configuration."""
-        return self._fingerprints.take().hex()
+        return self.fingerprints.take().hex()
 
     def view(
         self,

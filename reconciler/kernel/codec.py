@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
@@ -48,8 +49,9 @@ def pack_address(ip: IPAddress) -> Array:
     return np.frombuffer(ip.packed, np.uint8)
 
 
+@lru_cache(1 << 14)
 def unpack_address(value: bytes) -> IPAddress:
-    """An address of 4 or 16 bytes."""
+    """An address of 4 or 16 bytes. A thousand listeners have a few of them."""
     return IPv4Address(value) if len(value) == 4 else IPv6Address(value)
 
 

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -52,7 +53,7 @@ class Manifest:
     subject: str | None = None
 
 
-def digest_of(content: bytes) -> bytes:
+def digest_of(content: bytes | memoryview) -> bytes:
     """The name of a blob: the first half of its SHA-256."""
     return hashlib.sha256(content).digest()[:DIGEST_BYTES]
 
@@ -78,35 +79,54 @@ def decode_manifest(content: bytes) -> Manifest:
         raise ValueError(f"not a manifest: {error!r}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a content, compressed. ``checksum``: its Adler-32."""
+
+    size: int
+    packed: bytes
+    checksum: int
+
+
 class Packer:
     """Compresses, as zlib does, and remembers the pieces of what it has compressed last: those that have not changed
     need not be compressed again."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, bytes] = {}
+        self._known: dict[bytes, _Piece] = {}
 
     def pack(self, content: bytes) -> bytes:
         """``content`` as a stream in zlib's format (RFC 1950), each piece of it ended by a full flush."""
         if len(content) <= _PIECE:
             return zlib.compress(content, _LEVEL)
-        pieces: dict[bytes, bytes] = {}
-        parts = [_HEADER]
+        pieces: dict[bytes, _Piece] = {}
+        parts, checksum = [_HEADER], _ADLER_OF_NOTHING
         for start in range(0, len(content), _PIECE):
-            piece = content[start : start + _PIECE]
-            digest = digest_of(piece)
-            pieces[digest] = self._known.get(digest) or _deflated(piece)
-            parts.append(pieces[digest])
+            part = memoryview(content)[start : start + _PIECE]
+            digest = digest_of(part)
+            piece = self._known.get(digest) or _Piece(len(part), _deflated(part), zlib.adler32(part))
+            pieces[digest], checksum = piece, _joined(checksum, piece)
+            parts.append(piece.packed)
         self._known = pieces
-        return b"".join((*parts, _END, zlib.adler32(content).to_bytes(4, "big")))
+        return b"".join((*parts, _END, checksum.to_bytes(4, "big")))
 
 
 _PIECE: Final = 128 << 10
 _LEVEL: Final = 6
 _HEADER: Final = b"\x78\x9c"  # deflate with a window of 32 KiB
 _END: Final = b"\x03\x00"  # an empty last block
+_ADLER_OF_NOTHING: Final = 1
+_ADLER_BASE: Final = 65521
 
 
-def _deflated(piece: bytes) -> bytes:
+def _joined(checksum: int, piece: _Piece) -> int:
+    """The Adler-32 (RFC 1950, 8.2) of what has ``checksum`` with the piece behind it."""
+    first, second = checksum & 0xFFFF, checksum >> 16
+    low, high = piece.checksum & 0xFFFF, piece.checksum >> 16
+    return (second + high + piece.size * (first - 1)) % _ADLER_BASE << 16 | (first + low - 1) % _ADLER_BASE
+
+
+def _deflated(piece: memoryview) -> bytes:
     """A part of a raw deflate stream that refers to nothing before it."""
     compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     return compressor.compress(piece) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -202,7 +222,8 @@ def whole_digests(maps: Maps, stored: Mapping[bytes, Array]) -> frozenset[bytes]
 def stored_digests(maps: Maps) -> dict[bytes, Array]:
     """Every digest the map has chunks of, complete or not, with the keys of those chunks, chunk 0 first."""
     keys = maps["blob"].keys()
-    found: dict[bytes, list[int]] = {}
-    for index, key in enumerate(keys):
-        found.setdefault(bytes(key["digest"]), []).append(index)
-    return {digest: np.sort(keys[places], order="chunk") for digest, places in found.items()}
+    digests = np.ascontiguousarray(keys["digest"]).view(f"V{DIGEST_BYTES}").reshape(-1)
+    _, numbers = np.unique(digests, return_inverse=True)
+    keys, numbers = keys[order := np.lexsort((keys["chunk"], numbers))], numbers[order]
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return {bytes(keys[start]["digest"]): keys[start:stop] for start, stop in pairwise([*starts, len(keys)])}

@@ -76,7 +76,13 @@ class Commits:
         elif view.observed.files_lost:
             blobs = {file.digest: file.content for file in view.config.files}
         plan = make_plan(
-            view.desired, view.observed, limits=live.limits, runtime=view.runtime, revision=revision, blobs=blobs
+            view.desired,
+            view.observed,
+            limits=live.limits,
+            runtime=view.runtime,
+            revision=revision,
+            blobs=blobs,
+            changes=view.changes,
         )
         return Planned(plan, commit, {file.path: file.digest for file in applied.files})
 

@@ -42,6 +42,8 @@ def commit_of(directory: Path, contents: Mapping[str, bytes]) -> Commit | None:
 
     ``contents`` are the configuration files as they were read, by name: they are compared with the commit's.
     """
+    if git_directory(directory) is None:
+        return None
     real = os.path.realpath(directory)
     described = _git(real, "log", "-1", f"--format=%H{_UNIT}%an{_UNIT}%s")
     tree = _git(real, "ls-tree", "-z", "HEAD")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ RECORDS: Final = 1000
 KEPT: Final = 100
 APPLIED: Final = "applied"
 
+_Identity = tuple[int, int, int, int]
+
 _log = Logger("history")
 
 
@@ -33,6 +36,7 @@ class History:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._known: tuple[tuple[int, int, int], tuple[HistoryEntry, ...]] | None = None
+        self._copies: dict[str, tuple[bytes, _Identity]] = {}  # that were made last: digest of the content, and file
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -109,8 +113,7 @@ class History:
         copy, draft = self._directory(number), self._places.revisions / f".{number}.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for file in files:
-            _copy(file, draft, former)
+        self._copies = dict(self._copy(file, draft, former) for file in files)
         shutil.rmtree(copy, ignore_errors=True)
         draft.replace(copy)
         link = self._places.state_dir / "last-good.new"
@@ -119,11 +122,45 @@ class History:
         os.replace(link, self._places.last_good)  # noqa: PTH105  # Path.replace() does not say that it is atomic
         self._forget(number)
 
+    def _copy(self, file: SourceFile, directory: Path, former: Path | None) -> tuple[str, tuple[bytes, _Identity]]:
+        """As a link to the former revision's where that is the same. Of a thousand files one is not: that what this
+        process has copied is still that is seen without reading it."""
+        name = os.path.basename(file.path)  # noqa: PTH119
+        copy = f"{directory}/{name}"
+        if former is not None:
+            there = f"{former}/{name}"
+            found = _identity(there)
+            digest, known = self._copies.get(name, (b"", None))
+            if found is not None:
+                same = digest == file.digest if found == known else _holds(there, file.content)
+                if same:
+                    os.link(there, copy)
+                    return name, (file.digest, found)
+        with open(copy, "wb") as written:  # noqa: PTH123
+            written.write(file.content)
+        made = _identity(copy)
+        assert made is not None
+        return name, (file.digest, made)
+
     def _forget(self, latest: int) -> None:
         numbers = sorted(int(each.name) for each in self._places.revisions.iterdir() if each.name.isdecimal())
         for number in numbers[:-KEPT]:
             if number != latest:
                 shutil.rmtree(self._directory(number), ignore_errors=True)
+
+
+def _identity(path: str) -> _Identity | None:
+    """Of a regular file; None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _holds(path: str, content: bytes) -> bool:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read() == content
 
 
 def _version(path: Path) -> tuple[int, int, int]:
@@ -133,16 +170,6 @@ def _version(path: Path) -> tuple[int, int, int]:
 
 def _line(entry: HistoryEntry) -> str:
     return json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _copy(file: SourceFile, directory: Path, former: Path | None) -> None:
-    """As a link to the former revision's where that is the same."""
-    name = Path(file.path).name
-    there = former / name if former else None
-    if there is not None and there.is_file() and there.read_bytes() == file.content:
-        os.link(there, directory / name)
-    else:
-        (directory / name).write_bytes(file.content)
 
 
 def _parsed(lines: Iterable[str]) -> Iterable[HistoryEntry]:

@@ -25,8 +25,13 @@ def settle() -> bool:
 
 
 def give_back() -> None:
-    """Free what nothing refers to any more, and give the kernel the pages in which nothing is left."""
+    """Free what nothing refers to any more, and give the kernel the pages in which nothing is left.
+
+    What stays is not looked at again by the collector until the next call: modules, and a configuration that may have
+    a thousand proxies."""
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     library = ct.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(ct.c_size_t(0))

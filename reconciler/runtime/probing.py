@@ -17,7 +17,7 @@ from reconciler.kernel.frames import Packet, faults
 from reconciler.kernel.host import hardware_address
 from reconciler.kernel.probe import Sent
 from reconciler.runtime.logger import Logger
-from reconciler.state.decide import Decision, Trial, decide, is_martian, trials
+from reconciler.state.decide import Decision, Trial, decide, is_martian, spread, trials
 from reconciler.state.facts import Interface
 from reconciler.state.objects import Destination, Endpoint, KernelState, ListenerKey, Mode, Protocol, XdpMode
 from reconciler.state.operations import PutProxyName
@@ -245,10 +245,10 @@ class Verification:
         prober = Prober(self._live, view.desired.state, view.facts.interfaces, names, slot)
         if not view.origin.stored:  # what was in force once may come back whatever its tests say by now
             run_tests(prober, view, then="; rolled back")
-        found = list(trials(view.desired.state, self._plan.stage, names))
+        found = list(trials(view.desired.state, self._plan.stage, names, MAX_PACKETS))
         self.trials = len(found)
         wrong: list[str] = []
-        for trial in _sample(found, MAX_PACKETS):
+        for trial in spread(found, MAX_PACKETS):
             if prober.packets >= MAX_PACKETS + len(view.config.tests) or len(wrong) >= _MOST_FAILURES:
                 break
             wrong += _checked(prober, trial)
@@ -257,7 +257,7 @@ class Verification:
         _log.debug(
             "commit_probed",
             packets=self.packets,
-            changes=self.trials,
+            trials=self.trials,
             tried=self.tried,
             duration_sec=round(time.monotonic() - started, 3),
         )
@@ -275,11 +275,6 @@ def _checked(prober: Prober, trial: Trial) -> list[str]:
         _log.warning("probe_impossible", listener=str(trial.listener), error=str(error))
         return []
     return [wrong] if wrong else []
-
-
-def _sample(found: list[Trial], most: int) -> Iterable[Trial]:
-    """All, or so many, evenly spread."""
-    return found if len(found) <= most else [found[index * len(found) // most] for index in range(most)]
 
 
 def run_tests(prober: Prober, view: View, *, then: str = "") -> None:

@@ -32,11 +32,13 @@ def is_config_file(name: str) -> bool:
 
 @dataclass(slots=True)
 class Fingerprints:
-    """Fingerprints of one directory's configuration files, by content. Unchanged files are not read again."""
+    """Fingerprints of one directory's configuration files, by content. Unchanged files are not read again.
+    ``beside``: another one, of the same directory, whose files need not be read again either."""
 
     directory: Path
     _digests: dict[str, tuple[_Identity, bytes]] = field(default_factory=dict)
     newest_ns: int = 0
+    beside: Fingerprints | None = None
 
     def take(self) -> bytes:
         """A digest of every configuration file's name and content, or of the reason why there is none, and of what
@@ -69,9 +71,10 @@ class Fingerprints:
             found = os.stat(path)  # noqa: PTH116
             identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             self.newest_ns = max(self.newest_ns, found.st_ctime_ns)
-            known = self._digests.get(name)
-            if known and known[0] == identity:
-                return known
+            for each in (self, self.beside):
+                known = each._digests.get(name) if each else None
+                if known and known[0] == identity:
+                    return known
             if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
                 return identity, hashlib.sha256(repr((found.st_mode, identity)).encode()).digest()
             open_to_all = b"open" if anybody_may_write(found) else b""

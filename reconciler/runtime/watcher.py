@@ -126,7 +126,7 @@ class Watcher:
         self._directory, self._changed = directory, changed
         self._quiet_sec, self._poll_sec = quiet_sec, poll_sec
         self._inotify = inotify
-        self._fingerprints = FilesAndHead(directory) if head else Fingerprints(directory)
+        self.fingerprints = FilesAndHead(directory) if head else Fingerprints(directory)
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
@@ -140,7 +140,7 @@ class Watcher:
 
     def start(self) -> None:
         """Begin to watch. What changes from here on is told."""
-        self._reported = self._fingerprints.take()
+        self._reported = self.fingerprints.take()
         self._arm()
         self._thread.start()
 
@@ -166,9 +166,9 @@ class Watcher:
             pause_sec = pause_after(time.thread_time() - began, self._poll_sec)
 
     def _look(self) -> None:
-        if self._fingerprints.take() == self._reported:
+        if self.fingerprints.take() == self._reported:
             return
-        settled = settle(self._fingerprints, quiet_sec=self._quiet_sec, sleep=self._sleep)
+        settled = settle(self.fingerprints, quiet_sec=self._quiet_sec, sleep=self._sleep)
         if settled != self._reported:
             self._reported = settled
             self._changed()

@@ -112,8 +112,10 @@ def make_plan(
     runtime: RuntimeFacts,
     revision: Revision | None = None,
     blobs: Mapping[bytes, bytes] | None = None,
+    changes: tuple[Change, ...] | None = None,
 ) -> Plan:
     """The plan from ``observed``, which must not be ``unfinished``, to ``desired``; empty if they are equal.
+    ``changes``: what differs, if that is known.
 
     ``revision`` and ``blobs`` (digest -> content) say what is being applied. They are recorded if anything changes for
     packets or, with any difference, if the manifest is another; a mere repair of interfaces or sysctls records
@@ -122,7 +124,7 @@ def make_plan(
     it.
     """
     delta = compare(desired, observed)
-    changes = changes_of(delta, desired, observed)
+    changes = changes_of(delta, desired, observed) if changes is None else changes
     if not changes:
         return Plan(base=observed.revision)
     numbers = allocate(desired.state, observed.allocation, limits)

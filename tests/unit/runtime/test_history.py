@@ -55,6 +55,18 @@ def test_equal_files_are_one_on_disk(places: Places) -> None:
     assert list(kept.sources(1).values()) == [b"a.yaml", b"one"]
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["same process", "another process"])
+def test_a_kept_file_that_somebody_wrote_to_is_copied_anew(places: Places, other: bool) -> None:
+    kept = History(places)
+    kept.keep(1, [file("a.yaml", "one"), file("b.yaml", "one"), file("c.yaml", "one")])
+    (places.revisions / "1" / "a.yaml").write_text("eno")
+    (places.revisions / "1" / "b.yaml").unlink()
+    kept = History(places) if other else kept
+    kept.keep(2, [file("a.yaml", "one"), file("b.yaml", "one"), file("c.yaml", "one")])
+    assert kept.sources(2) == {str(places.revisions / "2" / f"{name}.yaml"): b"one" for name in "abc"}
+    assert (places.revisions / "2" / "c.yaml").stat().st_nlink == 2
+
+
 def test_only_so_many_revisions_and_lines_are_kept(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "KEPT", 3)
     monkeypatch.setattr(history, "RECORDS", 10)

@@ -34,6 +34,19 @@ def test_same_size_and_time_but_other_content_is_seen(tmp_path: Path) -> None:
     assert fingerprints.take() != before
 
 
+def test_what_another_one_has_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text("one")
+    beside = Fingerprints(tmp_path)
+    expected = beside.take()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
+        assert Fingerprints(tmp_path, beside=beside).take() == expected
+    fingerprints = Fingerprints(tmp_path, beside=beside)
+    (tmp_path / "new").write_text("two")
+    (tmp_path / "new").rename(tmp_path / "a.yaml")
+    assert fingerprints.take() == Fingerprints(tmp_path).take() != expected
+
+
 def test_what_anybody_may_write_has_another_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a")
     fingerprints = Fingerprints(tmp_path)

@@ -113,3 +113,12 @@ def test_a_route_for_everybody_is_tried_by_somebody_who_exists() -> None:
     found = tried(plan(wanted, nothing()), wanted.state)
     assert all(not is_martian(each.source) for each in found)
     assert {str(each.decision.rule) for each in found} == {"0.0.0.0/0", "::/0"}
+
+
+def test_of_many_routes_some_are_tried_from_first_to_last() -> None:
+    routes = tuple(route(f"10.{number}.0.0/16") for number in range(200))
+    wanted = want(proxy(to=BOTH, routes=routes), on=HOST)
+    made = plan(wanted, nothing())
+    names = {each.id: each.name for each in made.stage if isinstance(each, PutProxyName)}
+    found = [each.decision.rule for each in trials(wanted.state, made.stage, names, 10)]
+    assert [str(rule) for rule in found if rule] == [f"10.{number}.0.0/16" for number in range(0, 200, 20)]
