@@ -15,6 +15,7 @@ FILES_EACH = 4
 """Open files that a listener takes while one set of workers is exchanged for the next. Where so many may not be opened
 as there would be listeners, HAProxy and nginx are left out."""
 _TIMEOUT_SEC = 60.0
+_SIGNALS = 6
 _RESTING = ("ep_poll", "do_epoll_wait")
 
 Row = tuple[str, str, str, float]  # who, what, unit, value
@@ -123,8 +124,14 @@ def _reload(process: Process, name: str, workers: int) -> float:
     )
     assert process.status is None, process.output()
     before = children()
-    started = time.monotonic()
-    process.send(getattr(signal, name))
+    for _ in range(_SIGNALS):
+        started = time.monotonic()
+        process.send(getattr(signal, name))
+        try:  # HAProxy's master is at rest a moment before it hears signals
+            wait_for(lambda: children() - before, "a new worker", timeout_sec=_TIMEOUT_SEC / _SIGNALS)
+            break
+        except TimeoutError:
+            continue
     try:
         wait_for(
             lambda: len(children() - before) >= workers and resting(children() - before),
