@@ -31,14 +31,18 @@ def numbers(instance: Instance) -> list[tuple[int, str]]:
 def test_direct_applies_at_once(shared: Instance) -> None:
     """No daemon runs. The files change meanwhile: what is in force in the end is what one of the commands has read, and
     each one says of itself what it has done."""
+    # Enough to do that a commit takes a while, in which another may get in between.
+    clients = [f"  - {{source: 10.{number >> 8}.{number & 255}.0/24, action: deny}}" for number in range(500)]
+    routes = "\n".join(["source_routes:", *clients])
     shared.apply(http(shared, 1))
     stop = threading.Event()
 
     def edit() -> None:
         number = 0
-        while not stop.wait(0.05):
+        while not stop.wait(0.4):
             number += 1
-            shared.write(http(shared, 1 + number % 3))
+            target = f"{shared.lab.backends[number % 3].ip4}:{HTTP_PORT}"
+            shared.write(web(target, extra=routes if number % 2 else ""))
 
     editor = threading.Thread(target=edit)
     editor.start()
