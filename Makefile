@@ -20,6 +20,9 @@ lab: setup ## namespaces with a client, a proxy and backends, left standing to p
 lab-down: setup ## take the lab down
 	@$(PYTHON) packaging/lab/lab.py down
 
+# They start hundreds of Python processes, each of which would compile all that it imports.
+test unit: export PYTHONDONTWRITEBYTECODE :=
+
 test: setup ## all tests; without root those that need none
 	@# Twice as many at once as there are processors, since many wait. (Three times as many saved half a minute, and three
 	@# tests failed meanwhile.) What fails is tried once more, alone: some wait for real time limits.

@@ -25,9 +25,10 @@ from reconciler.state.objects import Endpoint, Protocol
 from tests.e2e.proxyhost import INTERFACES, Packet, Programs, ProxyHost, address, ends, entries_of_others_targets
 from tests.kernel.kernelmaps import small_arrays
 from tests.model import decide
+from tests.thorough import examples
 
 SEED = int(os.environ.get("REVPROXY_TEST_SEED", "20240"))
-COMMITS = int(os.environ.get("REVPROXY_TEST_COMMITS", "45"))
+COMMITS = int(os.environ.get("REVPROXY_TEST_COMMITS", examples(60)))
 PACKETS = 60  # after each commit
 LISTENING = ("cli", "ext", "dmz")
 PORTS = (53, 80, 443, 8080)
