@@ -232,6 +232,7 @@ static __always_inline int F(forward_called)(struct __sk_buff *ctx)
 	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 	e = lookup(MAPF(CONNECTION), &p.key);
+	/* It was there a moment ago, and has made room for another since. */
 	if (!e)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
 	p.heard &= scratch->begun - 1; /* nothing, if the entries say so already */

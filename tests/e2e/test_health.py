@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from netlab import Lab, wait_for
+from netlab import HTTP_PORT, Backend, Lab, wait_for
 from netlab.clients import http_connection
-from tests.e2e.health import CHECK, Healthy, checked, shares, targets, wait_health
+from tests.e2e.health import CHECK, HEALTH_PORT, Healthy, checked, shares, targets, wait_health
 from tests.e2e.instance import Instance
 from tests.e2e.watching import Requests
 
@@ -70,6 +71,46 @@ def test_an_ill_target_gets_no_new_connections_and_comes_back(lab: Lab, instance
     assert up["quarters"] == 1
     assert len(events(instance, "target_recovered")) == 1
     assert 3 <= len(events(instance, "shares_changed")) <= 5, "out, and back in four steps, of which a look may see two"
+
+
+def test_servers_that_are_slowed_killed_and_restarted_under_load(lab: Lab, instance: Instance) -> None:
+    """Those that are checked are those that serve."""
+    serving = Healthy(lab)
+    instance.write(checked(lab, check=CHECK.replace("port: 8099, ", "")).replace(str(HTTP_PORT), str(HEALTH_PORT)))
+    instance.start_daemon()
+    ill, *well = lab.backends
+    with ExitStack() as ending:
+        crowd = [ending.enter_context(Requests(lab, pause_sec=0)) for _ in range(4)]
+
+        def served_by(*backends: Backend) -> None:
+            """By all of these and nobody else, without a failure; after what was on its way to others."""
+            for after in (1, 50):
+                for each in crowd:
+                    each.failures.clear()
+                    each.answers.clear()
+                wait_for(lambda after=after: all(each.count >= after for each in crowd), "requests", timeout_sec=20)
+            assert {name for each in crowd for name in each.answers} == {each.name for each in backends}
+            assert [failure for each in crowd for failure in each.failures] == []
+
+        for backend in lab.backends:
+            wait_health(instance, backend, "healthy")
+        served_by(*lab.backends)
+        serving.servers[ill.name].send(signal.SIGSTOP)
+        wait_health(instance, ill, "unhealthy")
+        served_by(*well)
+        serving.servers[ill.name].send(signal.SIGCONT)
+        wait_health(instance, ill, "healthy")
+        served_by(*lab.backends)
+        serving.stop(0)
+        wait_health(instance, ill, "unhealthy")
+        served_by(*well)
+        serving.start(0)
+        wait_health(instance, ill, "healthy")
+        served_by(*lab.backends)
+    assert [each["reason"] for each in events(instance, "target_down")] == [
+        "no answer within 500 ms",
+        "connection refused",
+    ]
 
 
 def test_all_ill_fails_open(lab: Lab, instance: Instance) -> None:
