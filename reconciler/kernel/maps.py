@@ -398,3 +398,20 @@ class Maps:
             os.close(fd)
             raise
         return Map(spec, fd, self.gateway, self.mirrors.get(spec.name))
+
+
+@contextmanager
+def opened(bpffs_dir: Path) -> Iterator[Maps | None]:
+    """The maps of the instance that is pinned there; None where nothing is loaded. Raises :class:`KernelError`."""
+    found = Maps(bpffs_dir)
+    try:
+        found.open()
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        yield None
+        return
+    try:
+        yield found
+    finally:
+        found.close()

@@ -6,8 +6,6 @@ worker: a scrape is answered while that compiles or waits. Only :meth:`Metrics.t
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,12 +18,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from reconciler import __version__
 from reconciler.answers import Attempt, Sync
-from reconciler.errors import KernelError
 from reconciler.kernel import connections, counters, groups
 from reconciler.kernel.connections import Counts
 from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.counters import Stats, Traffic
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Maps, opened
 from reconciler.runtime.events import Events
 from reconciler.runtime.health.condition import Condition, Health
 from reconciler.state.objects import QUARTERS, Endpoint
@@ -154,7 +151,7 @@ class _Kernel:
     def collect(self) -> Iterator[Metric]:
         """All of it, or just that nothing is loaded."""
         loaded = GaugeMetricFamily("revproxy_data_plane_loaded", "Whether programs and maps are there.")
-        with self._opened() as maps:
+        with opened(self._bpffs_dir()) as maps:
             loaded.add_metric([], int(maps is not None))
             yield loaded
             if maps is None:
@@ -168,23 +165,8 @@ class _Kernel:
 
     def revision(self) -> int:
         """Number of the configuration that packets see, 0 for none."""
-        with self._opened() as maps:
+        with opened(self._bpffs_dir()) as maps:
             return 0 if maps is None else _revision(maps)
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Maps | None]:
-        maps: Maps = Maps(self._bpffs_dir())
-        try:
-            maps.open()
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            yield None
-            return
-        try:
-            yield maps
-        finally:
-            maps.close()
 
     def _fill(self, maps: Maps, counts: Counts) -> Iterator[Metric]:
         used = GaugeMetricFamily("revproxy_map_entries", "Entries in use, by map.", labels=["map"])

@@ -3,16 +3,13 @@ to read, in which commits go on."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 from reconciler import answers, selection
-from reconciler.errors import KernelError
 from reconciler.kernel import connections, connlines, counters
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import opened
 from reconciler.runtime import list_child
 from reconciler.selection import Filters, Listing
 
@@ -27,7 +24,7 @@ class Reading:
     def connections(self, **how: Unpack[Listing]) -> Iterator[list[str]]:
         """As :meth:`~reconciler.engine.Engine.connections`."""
         query, sort, limit = selection.listing(how)
-        with self._opened() as maps:
+        with opened(self._bpffs_dir()) as maps:
             if maps is None:
                 return iter(())
             return connlines.lines(connections.listing(maps, query, sort=sort, limit=limit))
@@ -41,28 +38,12 @@ class Reading:
     def connection_count(self, **filters: Unpack[Filters]) -> int:
         """As :meth:`~reconciler.engine.Engine.connection_count`."""
         query = selection.query(filters)
-        with self._opened() as maps:
+        with opened(self._bpffs_dir()) as maps:
             return 0 if maps is None else connections.count(maps, query).total
 
     def stats(self) -> answers.Stats:
         """As :meth:`~reconciler.engine.Engine.stats`."""
-        with self._opened() as maps:
+        with opened(self._bpffs_dir()) as maps:
             if maps is None:
                 return answers.Stats()
             return answers.from_json(answers.Stats, counters.read_stats(maps).to_json())
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[Maps | None]:
-        """The maps; None where nothing is loaded."""
-        maps: Maps = Maps(self._bpffs_dir())
-        try:
-            maps.open()
-        except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            yield None
-            return
-        try:
-            yield maps
-        finally:
-            maps.close()
