@@ -120,10 +120,12 @@ def test(machine: Machine, limit_sec: float, rows: list[str], record: bool) -> i
         command = f".venv/bin/python -m pytest {PLUGINS} -v --junitxml=/share/junit.xml {' '.join(chosen)}"
         try:
             machine.run(command, limit_sec, environment, chosen)
+            processor_sec = machine.processor_sec()
         except MachineError as error:
             say(str(error))
+            processor_sec = error.processor_sec
         about |= {"boot_sec": round(boot_sec), "seconds": round(time.monotonic() - began)}
-        about["processor_sec"] = round(max(0.0, machine.processor_sec() - before))
+        about["processor_sec"] = round(max(0.0, processor_sec - before))
         found = results.read_report(report)
     finally:
         if not was_up:

@@ -48,7 +48,12 @@ MEMORY: Final = "3G"
 
 
 class MachineError(Exception):
-    """The machine did not do what it was to do; the message has its last words."""
+    """The machine did not do what it was to do; the message has its last words. ``processor_sec``: how much of the
+    host's processors it had had until it ended, or was stopped."""
+
+    def __init__(self, message: str, processor_sec: float = 0.0) -> None:
+        super().__init__(message)
+        self.processor_sec = processor_sec
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ class Machine:
         if tests is not None:
             pack_checkout(job / "checkout.tar", tests)
         (job / "ready").touch()
-        output, status, shown = job / "output", job / "status", 0
+        output, status, shown, processor_sec = job / "output", job / "status", 0, 0.0
         end = time.monotonic() + limit_sec
         while True:
             done = status.exists()
@@ -215,10 +220,12 @@ class Machine:
                 return int(status.read_text())
             number = self.pid()
             if number is None:
-                raise MachineError(f"the machine ended.\n{self.last_words()}")
+                raise MachineError(f"the machine ended.\n{self.last_words()}", processor_sec)
+            processor_sec = self.processor_sec() or processor_sec
             if time.monotonic() > end:
                 self.stop()
-                raise MachineError(f"not done in {limit_sec:.0f} s: the machine was stopped.\n{self.last_words()}")
+                text = f"not done in {limit_sec:.0f} s: the machine was stopped.\n{self.last_words()}"
+                raise MachineError(text, processor_sec)
             self._reap(number)
             time.sleep(0.2)
 
