@@ -28,7 +28,7 @@ WITHOUT_DAEMON = 40  # requests that have to be answered while none runs
 class Traffic:
     """A loop of curl on the client, one connection a request. It ends at the first request that fails."""
 
-    line = f"while curl -sSf -m {ANSWER_SEC} http://10.90.1.1/; do sleep 0.05; done"
+    line = f"while curl -sSf -m {ANSWER_SEC} http://10.90.1.1/; do sleep {0.05 * PATIENCE:g}; done"
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
