@@ -402,7 +402,7 @@ class Client(Edits):
 
             when_used(_quiet)
             self._engine = Engine(self._places)
-            self._engine.show_progress(self.progress)
+            self._engine.files.show_progress(self.progress)
         return self._engine
 
 

@@ -220,7 +220,7 @@ class Daemon:
         watcher = Watcher(
             self._places.config_dir, lambda: self._worker.wake("files"), head=bool(self._places.require_signed)
         )
-        engine.fingerprints.beside = watcher.fingerprints  # it has read what it tells of
+        engine.files.fingerprints.beside = watcher.fingerprints  # it has read what it tells of
         watcher.start()
         parts.callback(watcher.stop)
         self._follow_network(parts, engine)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler import answers, report
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
+from reconciler.runtime import unrecorded
 from reconciler.runtime.clock import now
 from reconciler.runtime.git import Commit, commit_of
 from reconciler.runtime.history import APPLIED
@@ -23,8 +24,11 @@ from reconciler.state.plan import Plan, giving_back, make_plan
 
 if TYPE_CHECKING:
     from reconciler.config.model import PacketTest
-    from reconciler.engine import Engine
+    from reconciler.places import Places
+    from reconciler.runtime.events import Events
+    from reconciler.runtime.history import History
     from reconciler.runtime.view import View
+    from reconciler.runtime.views import Views
     from reconciler.state.desired import Desired
     from reconciler.state.diff import Change
     from reconciler.state.objects import Observed
@@ -47,12 +51,12 @@ class Planned:
 
 
 class Commits:
-    """The part of an :class:`~reconciler.engine.Engine` that changes the kernel by plans."""
+    """Changes the kernel of one instance by plans, and writes down in ``archive`` which revisions that made."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, views: Views, places: Places, archive: History, events: Events) -> None:
+        self._views, self._live, self._places = views, views.live, places
+        self._archive, self._events = archive, events
         self._in_force: Desired | None = None  # what the kernel was brought to
-        self.refused_xdp: frozenset[int] = frozenset()
         self.drift_repaired = 0
         self._held_tests: tuple[PacketTest, ...] = ()
 
@@ -60,12 +64,12 @@ class Commits:
 
     def next_number(self, observed: Observed) -> int:
         """The number that the next revision gets. None is used twice, also not after ``down``."""
-        return max(observed.revision.number, self._engine.archive.last_number) + 1
+        return max(observed.revision.number, self._archive.last_number) + 1
 
     def plan(self, view: View) -> Planned:
         """What brings the kernel to ``view.desired``. With the files that are in force already it is a repair, and
         makes no new revision."""
-        live = self._engine.live
+        live = self._live
         applied = live.manifest(view.observed.revision)
         revision, commit, blobs = None, None, {}
         if not view.repairs(applied):
@@ -90,7 +94,7 @@ class Commits:
         if view.origin.stored:
             return view.origin.commit
         files = {Path(file.path).name: file.content for file in view.config.files}
-        directory = Path(view.config.files[0].path).parent if files else self._engine.places.config_dir
+        directory = Path(view.config.files[0].path).parent if files else self._places.config_dir
         return commit_of(directory, files)
 
     # -- carrying out --------------------------------------------------------------------------------------
@@ -101,33 +105,32 @@ class Commits:
         Raises :class:`TransactionError` if it failed and was taken back, and :class:`UnfinishedError` if it holds but
         clearing up does not come to an end.
         """
-        engine = self._engine
         if not view.changes:
             self._hold_tests(view)
             self.give_back(view)
             self._in_force = view.desired if view.observed.exists else None  # without a proxy nothing was made
-            engine.steering.follow(view.config, view.observed)
-            revision, commit = view.observed.revision.number, engine.commit_in_force(view.observed)
+            self._views.steering.follow(view.config, view.observed)
+            revision, commit = view.observed.revision.number, self.commit_in_force(view.observed)
             return answers.Applied(revision, commit=commit, warnings=view.warnings)
         planned, started = self.plan(view), time.monotonic()
         try:
             from reconciler.runtime.probing import Verification  # here, as Live
 
-            result = engine.live.execute(planned.plan, Verification(engine.live, view, planned.plan))
+            result = self._live.execute(planned.plan, Verification(self._live, view, planned.plan))
         except TransactionError as error:
             if isinstance(error.cause, ConfigError) and error.rolled_back:
                 raise error.cause from error
             if not self._serve_through_tc(error, view):
                 raise
-            return self.run(engine.view(view.config, view.origin, routes_as_known=view.routes_as_known))
+            return self.run(self._views.take(view.config, view.origin, routes_as_known=view.routes_as_known))
         self._held_tests = view.config.tests
         if result.pending is not None:
             _log.warning("clean_up_pending", error=str(result.pending))
-        after = self._tidied(engine.view(view.config, view.origin, routes_as_known=view.routes_as_known))
-        revision, commit = after.observed.revision.number, engine.commit_in_force(after.observed)
+        after = self._tidied(self._views.take(view.config, view.origin, routes_as_known=view.routes_as_known))
+        revision, commit = after.observed.revision.number, self.commit_in_force(after.observed)
         self._tell(view, planned, revision, time.monotonic() - started)
         restored = {each.name for each in planned.plan.finish if isinstance(each, RestoreSysctl)}
-        engine.originals.keep(after.observed.remembered, restored)
+        self._views.originals.keep(after.observed.remembered, restored)
         if after.changes and result.pending is None and not again:
             after = self._once_more(view, after)
         if after.changes:
@@ -135,7 +138,7 @@ class Commits:
             raise UnfinishedError(revision, result.pending, left)
         self.give_back(after)
         self._in_force = view.desired
-        engine.steering.follow(view.config, after.observed)
+        self._views.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
 
@@ -153,11 +156,10 @@ class Commits:
         """What only connections needed that have ended. Raises :class:`KernelError`; the rest can be done later."""
         if not view.lapsed:
             return
-        engine = self._engine
         operations = giving_back(view.exact, view.observed)
-        engine.live.free(operations)
+        self._live.free(operations)
         restored = {each.name for each in operations if isinstance(each, RestoreSysctl)}
-        engine.originals.keep(
+        self._views.originals.keep(
             {name: pair for name, pair in view.observed.remembered.items() if name not in restored}, restored
         )
         interfaces = sorted(each.name for each in view.lapsed.attachments.values())
@@ -173,7 +175,7 @@ class Commits:
             from reconciler.runtime.explaining import active_prober
             from reconciler.runtime.probing import run_tests
 
-            run_tests(active_prober(self._engine.live, view.observed, view.facts.interfaces), view)
+            run_tests(active_prober(self._live, view.observed, view.facts.interfaces), view)
             self._held_tests = view.config.tests
 
     def _tidied(self, view: View) -> View:
@@ -181,8 +183,8 @@ class Commits:
         the next start."""
         try:
             return (
-                self._engine.view(view.config, view.origin, routes_as_known=view.routes_as_known)
-                if self._engine.recover(view.observed)
+                self._views.take(view.config, view.origin, routes_as_known=view.routes_as_known)
+                if self.recover(view.observed)
                 else view
             )
         except KernelError as error:
@@ -197,24 +199,55 @@ class Commits:
         interface = view.facts.interfaces.get(refused_xdp(error.cause) or "")
         if interface is None or view.config.settings.xdp_mode != "auto" or not error.rolled_back:
             return False
-        if interface.ifindex in self.refused_xdp:
+        if interface.ifindex in self._views.refused_xdp:
             return False
-        self.refused_xdp |= {interface.ifindex}
+        self._views.refused_xdp |= {interface.ifindex}
         _log.warning("xdp_refused", interface=interface.name, error=str(error.cause))
+        return True
+
+    # -- what others have left -----------------------------------------------------------------------------
+
+    def take_up(self) -> Observed:
+        """What the kernel holds, once all that another process has left half done is put right and recorded."""
+        observed = self._views.observe()
+        if self.recover(observed):
+            observed = self._views.observe()
+        unrecorded.record(self._live, self._archive, observed)
+        return observed
+
+    def level(self) -> Observed:
+        """What the kernel holds, once what an interrupted commit has left is put right."""
+        observed = self._live.observe()
+        return self._live.observe() if self.recover(observed) else observed
+
+    def recover(self, observed: Observed) -> bool:
+        """Put right what an interrupted commit left, if it did, and free what was kept for connections that have ended;
+        whether there was anything."""
+        if not observed.unfinished:
+            return False
+        for repair in self._live.recover():
+            log = _log.debug if repair.routine else _log.warning
+            log("idle_freed" if repair.routine else "commit_recovered", repair=str(repair))
+            if repair.drift:
+                self.tell_drift([("update", "program", "revproxy")], observed.revision.number)
         return True
 
     # -- telling -------------------------------------------------------------------------------------------
 
+    def commit_in_force(self, observed: Observed) -> str | None:
+        """The git commit of what is applied, as the kernel's manifest says."""
+        return self._live.manifest(observed.revision).commit if observed.revision.manifest else None
+
     def _tell(self, view: View, planned: Planned, revision: int, duration_sec: float) -> None:
         """Events, and for a new revision the history."""
-        events, new = self._engine.events, planned.plan.revision is not None
+        events, new = self._events, planned.plan.revision is not None
         drifted = self._drifted(view, new)
         if drifted:
             self.tell_drift([(each.action, each.object, each.name) for each in drifted], revision)
         if not new:
             return
         try:
-            self._engine.archive.keep(revision, view.config.files)
+            self._archive.keep(revision, view.config.files)
         except OSError as error:
             self._not_written(error)
         entry = self._entry(view, planned.commit, planned.former)
@@ -228,7 +261,7 @@ class Commits:
         tell of it."""
         self.drift_repaired += len(objects)
         told = [{"action": action, "object": kind, "name": name} for action, kind, name in objects]
-        self._engine.events.publish("drift_repaired", revision=revision, objects=told)
+        self._events.publish("drift_repaired", revision=revision, objects=told)
         _log.warning("drift_repaired", objects=[f"{kind} {name}" for _, kind, name in objects])
 
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
@@ -247,19 +280,19 @@ class Commits:
     def note_refused(self, error: RevproxyError, view: View | None, cause: str) -> answers.HistoryEntry:
         """Write an attempt that came to nothing into the history, unless the last line says the same already. Returns
         what there is to say."""
-        observed = view.observed if view else self._engine.observe()
-        former = {file.path: file.digest for file in self._engine.live.manifest(observed.revision).files}
+        observed = view.observed if view else self._views.observe()
+        former = {file.path: file.digest for file in self._live.manifest(observed.revision).files}
         if view is not None:
             entry = self._entry(view, self._git_commit(view), former)
         else:
             found = self._read_anyhow()
-            commit = commit_of(self._engine.places.config_dir, found)
+            commit = commit_of(self._places.config_dir, found)
             digests = {name: hashlib.sha256(content).digest()[:16] for name, content in found.items()}
             entry = _told(answers.HistoryEntry(0, now(), "", cause, files=_differing(former, digests)), commit)
         result = "refused" if isinstance(error, ConfigError) else "failed"
         entry = replace(entry, number=self.next_number(observed), result=result, error=str(error)[:_MOST_TEXT])
-        last = next(reversed(self._engine.archive.entries()), None)
-        if view is None and self._engine.files_fingerprint() != self._engine.read_fingerprint:
+        last = next(reversed(self._archive.entries()), None)
+        if view is None and self._views.files.fingerprint() != self._views.files.read_fingerprint:
             return entry  # they have changed again, and are looked at again
         if last is None or (last.result, last.error, last.commit) != (entry.result, entry.error, entry.commit):
             self._record(entry)
@@ -280,7 +313,7 @@ class Commits:
     def _read_anyhow(self) -> dict[str, bytes]:
         """The configuration files as they are, by name; without those that can't be read."""
         found: dict[str, bytes] = {}
-        directory = self._engine.places.config_dir
+        directory = self._places.config_dir
         try:
             paths = [path for path in directory.iterdir() if is_config_file(path.name) and path.is_file()]
         except OSError:
@@ -294,12 +327,12 @@ class Commits:
 
     def _record(self, entry: answers.HistoryEntry) -> None:
         try:
-            self._engine.archive.add(entry)
+            self._archive.add(entry)
         except OSError as error:
             self._not_written(error)
 
     def _not_written(self, error: OSError) -> None:
-        _log.warning("state_dir_not_written", path=str(self._engine.places.state_dir), error=str(error))
+        _log.warning("state_dir_not_written", path=str(self._places.state_dir), error=str(error))
 
 
 def _manifest(view: View, commit: Commit | None) -> tuple[bytes, bytes]:

@@ -15,7 +15,8 @@ from reconciler.trouble import EXPLAINED, explained
 
 if TYPE_CHECKING:
     from reconciler.answers import Applied
-    from reconciler.engine import Engine, View
+    from reconciler.engine import Engine
+    from reconciler.runtime.view import View
 
 _FIRST_RETRY_SEC: Final = 1.0
 _LAST_RETRY_SEC: Final = 60.0

@@ -16,8 +16,12 @@ from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import Origin
 
 if TYPE_CHECKING:
-    from reconciler.engine import Engine
+    from reconciler.places import Places
+    from reconciler.runtime.attempts import Attempts
+    from reconciler.runtime.commits import Commits
+    from reconciler.runtime.history import History
     from reconciler.runtime.view import View
+    from reconciler.runtime.views import Views
     from reconciler.state.objects import Observed
 
 SHORTEST_SEC: Final = 1.0
@@ -29,11 +33,12 @@ _log = Logger("revisions")
 
 
 class Revisions:
-    """The part of an :class:`~reconciler.engine.Engine` that remembers what was said, over restarts."""
+    """Remembers what was said, over restarts, and does what follows from it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.file = ControlFile(engine.places.control)
+    def __init__(self, views: Views, commits: Commits, attempts: Attempts, places: Places, archive: History) -> None:
+        self._views, self._live, self._archive = views, views.live, archive
+        self._commits, self._attempts, self._places = commits, attempts, places
+        self.file = ControlFile(places.control)
 
     @property
     def control(self) -> Control:
@@ -46,13 +51,9 @@ class Revisions:
         """Why the files of ``view`` are not applied by themselves; empty if they are."""
         control = self.control
         hold = control.hold
-        if (
-            hold
-            and hold.once_beyond != view.observed.revision.number
-            and hold.files == self._engine.files_fingerprint()
-        ):
+        if hold and hold.once_beyond != view.observed.revision.number and hold.files == self._views.files.fingerprint():
             return hold.reason
-        if view.repairs(self._engine.live.manifest(view.observed.revision)):
+        if view.repairs(self._live.manifest(view.observed.revision)):
             return ""
         unconfirmed = self.unconfirmed(view.observed)
         if unconfirmed:
@@ -63,25 +64,25 @@ class Revisions:
 
     def applied_view(self) -> View | None:
         """Both sides with what is applied in place of the files; None if nothing is. Raises :class:`RevproxyError`."""
-        observed = self._engine.observe()
+        observed = self._views.observe()
         number = observed.revision.number
         if not number:
             return None
-        manifest = self._engine.live.manifest(observed.revision)
-        sources = self._engine.live.sources(observed.revision)
+        manifest = self._live.manifest(observed.revision)
+        sources = self._live.sources(observed.revision)
         if sources is None:  # lost from the kernel
             return self._stored_view(number, "files")
         commit = Commit(manifest.commit, manifest.author or "", manifest.subject or "") if manifest.commit else None
-        directory = self._engine.places.revisions / str(number)
+        directory = self._places.revisions / str(number)
         config = parse_sources({str(directory / name): content for name, content in sources.items()})
-        return self._engine.view(config, Origin("files", stored=True, commit=commit))
+        return self._views.take(config, Origin("files", stored=True, commit=commit))
 
     def _stored_view(self, number: int, cause: str) -> View:
         """Both sides with an applied revision's files. Raises :class:`RevproxyError` if they are not kept."""
-        entry = self._engine.archive.applied(number)
+        entry = self._archive.applied(number)
         commit = Commit(entry.commit, entry.author or "", entry.message or "") if entry.commit else None
-        config = parse_sources(self._engine.archive.sources(number))
-        return self._engine.view(config, Origin(cause, of=number, stored=True, commit=commit))
+        config = parse_sources(self._archive.sources(number))
+        return self._views.take(config, Origin(cause, of=number, stored=True, commit=commit))
 
     def released(self, *, plan_files: bool = False) -> None:
         """The files, or with ``plan_files`` those of a plan, were applied because somebody said so. Raises
@@ -89,7 +90,7 @@ class Revisions:
         hold = None
         if plan_files:
             reason = "a saved plan with other files was applied: the files are applied when they change, or by `apply`"
-            hold = Hold(self._engine.files_fingerprint(), reason)
+            hold = Hold(self._views.files.fingerprint(), reason)
         if not (hold or self.control.hold or self.control.down):
             return
         try:
@@ -103,25 +104,25 @@ class Revisions:
 
     def history(self) -> tuple[answers.HistoryEntry, ...]:
         """What was applied and refused, oldest first."""
-        revision = self._engine.observe().revision.number
+        revision = self._views.observe().revision.number
         return tuple(
             replace(each, current=each.result == APPLIED and each.number == revision)
-            for each in self._engine.archive.entries()
+            for each in self._archive.entries()
         )
 
     def rollback(self, number: int | None = None) -> answers.Applied:
         """Apply the files of an earlier revision, by default of the one before. The files in the directory are then
         not applied until they change, or ``apply`` is called. Raises :class:`RevproxyError`."""
         self.expire()
-        present = self._engine.take_up().revision.number
+        present = self._commits.take_up().revision.number
         if number is None:
             if not present:
                 raise RevproxyError("nothing is applied: name the revision to go back to")
-            number = self._engine.archive.before(present)
+            number = self._archive.before(present)
         if number == present:
             raise RevproxyError(f"revision {number} is what is applied")
         view = self._stored_view(number, "rollback")
-        self._engine.signatures.check(view.config.files, view.origin.commit.id if view.origin.commit else "")
+        self._views.files.signatures.check(view.config.files, view.origin.commit.id if view.origin.commit else "")
         done = self._back(view, f"rolled back to revision {number}")
         _log.info("rolled_back", revision=done.revision, to=number, changes=len(done.changes))
         return done
@@ -130,11 +131,11 @@ class Revisions:
         """Commit what was applied before. The files are held first, so that they are also if this is interrupted behind
         the switch; ahead of it the hold counts for nothing."""
         before = self.control
-        hold = Hold(self._engine.files_fingerprint(), f"{why}: the files are applied when they change, or by `apply`")
+        hold = Hold(self._views.files.fingerprint(), f"{why}: the files are applied when they change, or by `apply`")
         self.file.write(replace(before, hold=replace(hold, once_beyond=view.observed.revision.number)))
         made = replace(before, hold=hold, unconfirmed=None, down=False)
         try:
-            done = self._engine.commit(view, allow_empty=True)
+            done = self._attempts.commit(view, allow_empty=True)
         except UnfinishedError:  # it holds all the same
             self.file.write(made)
             raise
@@ -151,7 +152,7 @@ class Revisions:
         waiting = self.control.unconfirmed
         if waiting is None:
             return None
-        number = (observed or self._engine.observe()).revision.number
+        number = (observed or self._views.observe()).revision.number
         if number == waiting.previous:
             return None  # it was never made
         return answers.Unconfirmed(number, waiting.previous, waiting.until, round(waiting.left_sec(), 3))
@@ -174,7 +175,7 @@ class Revisions:
         if previous is None:
             return before
         if previous:
-            self._engine.archive.applied(previous)  # refused now rather than when the time is up
+            self._archive.applied(previous)  # refused now rather than when the time is up
         made = Unconfirmed(previous, seconds, boot_clock() + seconds, boot_id(), clock.after(seconds))
         self.file.write(replace(before, unconfirmed=made))
         return before
@@ -185,18 +186,18 @@ class Revisions:
         present = view.observed.revision.number
         if view.changes:
             return present
-        entry = next((each for each in reversed(self._engine.archive.entries()) if each.result == APPLIED), None)
+        entry = next((each for each in reversed(self._archive.entries()) if each.result == APPLIED), None)
         if entry is None or (entry.number, entry.cause) != (present, "files"):
             return None
         if clock.age_sec(entry.time) > _JUST_NOW_SEC:
             return None
-        before = [each for each in self._engine.archive.entries() if each.result == APPLIED and each.number < present]
+        before = [each for each in self._archive.entries() if each.result == APPLIED and each.number < present]
         return before[-1].number if before else 0
 
     def withdraw(self, before: Control, view: View) -> None:
         """The commit of ``view`` that :meth:`promise` was for has failed: what stood there before holds again, unless
         the kernel has taken the commit all the same."""
-        if self._engine.observe().revision == view.observed.revision:
+        if self._views.observe().revision == view.observed.revision:
             self.file.write(before)
 
     def confirm(self) -> answers.Confirmed:
@@ -220,14 +221,14 @@ class Revisions:
         waiting = self.control.unconfirmed
         if waiting is None or waiting.left_sec() > 0:
             return None
-        present = self._engine.observe().revision.number
+        present = self._views.observe().revision.number
         if present == waiting.previous:  # the commit was never made, or is undone already
             self.file.change(lambda now: replace(now, unconfirmed=None))
             return None
         if waiting.previous:
             view = self._stored_view(waiting.previous, "expired")
         else:
-            view = self._engine.view(parse_sources({}), Origin("expired", of=0, stored=True))
+            view = self._views.take(parse_sources({}), Origin("expired", of=0, stored=True))
         what = f"revision {present} was not confirmed in time" if present else "a commit was not confirmed in time"
         done = self._back(view, f"{what} and was rolled back")
         _log.warning("commit_expired", revision=done.revision, to=waiting.previous, changes=len(done.changes))

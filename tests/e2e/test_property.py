@@ -18,9 +18,10 @@ import pytest
 
 from reconciler.config.files import parse_sources
 from reconciler.config.model import Config
-from reconciler.engine import Engine, View
+from reconciler.engine import Engine
 from reconciler.errors import ConfigError
 from reconciler.runtime import probing
+from reconciler.runtime.view import View
 from reconciler.state.objects import Endpoint, Protocol
 from tests.e2e.proxyhost import INTERFACES, Packet, Programs, ProxyHost, address, ends, entries_of_others_targets
 from tests.kernel.kernelmaps import small_arrays

@@ -96,7 +96,7 @@ def test_a_rollback_that_was_killed_ahead_of_its_switch_holds_no_files(
 ) -> None:
     write(places, 1)
     engine.apply()
-    hold = Hold(engine.files_fingerprint(), "rolled back", once_beyond=live.state.revision.number)
+    hold = Hold(engine.files.fingerprint(), "rolled back", once_beyond=live.state.revision.number)
     engine.revisions.file.change(lambda now: replace(now, hold=hold))
     assert engine.revisions.waiting(engine.view()) == ""
     engine.revisions.file.change(lambda now: replace(now, hold=replace(hold, once_beyond=None)))

@@ -13,13 +13,14 @@ import pytest
 
 from reconciler.answers import Sync, TableUse
 from reconciler.config.model import Config
-from reconciler.engine import Engine, HeldError
+from reconciler.engine import Engine
 from reconciler.errors import ConfigError, KernelError, RevproxyError, StaleError, TransactionError
 from reconciler.kernel.store import Manifest, decode_manifest
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.live import Live, Recovered
 from reconciler.runtime.loop import Loop
+from reconciler.runtime.view import HeldError
 from reconciler.state.allocate import allocate
 from reconciler.state.desired import desired, sysctl_names
 from reconciler.state.diff import wanted_ports

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from reconciler.answers import Sync
-from reconciler.engine import Engine, HeldError
+from reconciler.engine import Engine
 from reconciler.errors import (
     KernelError,
     TransactionError,
@@ -17,6 +17,7 @@ from reconciler.errors import (
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.loop import Loop
+from reconciler.runtime.view import HeldError
 from reconciler.state.plan import Plan
 from tests.unit.runtime.revising import FILES, again, lose_listeners, port
 from tests.unit.runtime.test_engine import TEXT, FakeLive, break_, engine, live, mend, places, write
