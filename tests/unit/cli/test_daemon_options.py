@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reconciler import daemon
+from reconciler.daemon import options
 from reconciler.places import Places
 from reconciler.runtime import live, logs
 from tests.clirunner import CliRunner
@@ -19,13 +19,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
     seen: list[tuple[Places, dict[str, Any]]] = []
 
     class FakeDaemon:
-        def __init__(self, places: Places, **options: Any) -> None:
-            seen.append((places, options))
+        def __init__(self, places: Places, **given: Any) -> None:
+            seen.append((places, given))
 
         def run(self) -> None:
             pass
 
-    monkeypatch.setattr(daemon, "Daemon", FakeDaemon)
+    monkeypatch.setattr(options, "Daemon", FakeDaemon)
     monkeypatch.setattr(logs, "set_up", lambda *_: None)
     monkeypatch.setattr(live, "check_privileges", lambda: None)
     return seen
@@ -50,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
     ],
 )
 def test_what_it_refuses(started: list[Any], arguments: list[str], word: str) -> None:
-    result = CliRunner().invoke(daemon.command, arguments)
+    result = CliRunner().invoke(options.command, arguments)
     assert result.exit_code == 2
     assert word in result.stderr
     assert started == []
@@ -71,10 +71,10 @@ def test_one_line_makes_a_configuration_in_the_run_directory(started: list[Any],
         "-t",
         "10.0.0.2",
     ]
-    assert CliRunner().invoke(daemon.command, arguments).exit_code == 0
-    ((places, options),) = started
+    assert CliRunner().invoke(options.command, arguments).exit_code == 0
+    ((places, given),) = started
     assert places.config_dir == tmp_path / "command-line.d"
-    assert options == {
+    assert given == {
         "command_line": True,
         "detach_on_exit": False,
         "resync_sec": 30.0,
@@ -88,13 +88,13 @@ def test_places_come_from_options(started: list[Any], tmp_path: Path) -> None:
     arguments = ["--run-dir", str(tmp_path), "--config-dir", "/c", "--bpffs-dir", "/b", "--state-dir", "/s"]
     assert (
         CliRunner()
-        .invoke(daemon.command, [*arguments, "--detach-on-exit", "--resync", "5", "--access-log", "-"])
+        .invoke(options.command, [*arguments, "--detach-on-exit", "--resync", "5", "--access-log", "-"])
         .exit_code
         == 0
     )
-    ((places, options),) = started
+    ((places, given),) = started
     assert places == Places(Path("/c"), tmp_path, Path("/s"), Path("/b"))
-    assert options == {
+    assert given == {
         "command_line": False,
         "detach_on_exit": True,
         "resync_sec": 5.0,
@@ -110,5 +110,5 @@ def test_keyrings_come_from_options_or_else_the_environment(started: list[Any], 
     ):
         command = ["--run-dir", str(tmp_path), *arguments]
         env = {"REVPROXY_REQUIRE_SIGNED": "/three:/four"}
-        assert CliRunner().invoke(daemon.command, command, env=env).exit_code == 0
+        assert CliRunner().invoke(options.command, command, env=env).exit_code == 0
         assert started.pop()[0].require_signed == tuple(map(Path, expected))

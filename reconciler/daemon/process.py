@@ -1,43 +1,30 @@
-"""``revproxyd``: follows the configuration directory and keeps the kernel equal to it.
-
-Here the parts are put together: watcher, netlink, timers, signals and the API all give the one worker reasons to look
-or calls to answer; see ``runtime/``. Ending it leaves the data plane as it is.
-"""
+"""The daemon's process: watcher, netlink, timers, signals and the API all give the one worker reasons to look or calls
+to answer; see ``runtime/``. Ending it leaves the data plane as it is."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-import click
-
-from reconciler import __version__, answers
-from reconciler.answers import Sync
+from reconciler import __version__
 from reconciler.config.model import Metrics as MetricsSettings
-from reconciler.errors import Problem, RevproxyError
-from reconciler.places import READ_GROUP, READ_SOCKET, Places, instance_lock
-from reconciler.runtime import logs, memory, oneline
+from reconciler.daemon.commands import DaemonCommands
+from reconciler.errors import RevproxyError
+from reconciler.places import Places, instance_lock
+from reconciler.runtime import memory
 
 if TYPE_CHECKING:
     from reconciler.engine import Engine
     from reconciler.runtime.accesslog import AccessLog
-    from reconciler.runtime.exporter import Exporter
     from reconciler.runtime.loop import Loop
     from reconciler.runtime.recorder import Recorder
     from reconciler.runtime.worker import Worker
-
-F = TypeVar("F", bound=Callable[..., Any])
-P = ParamSpec("P")
-R = TypeVar("R")
 
 RESYNC_SEC: Final = 30.0
 """How often it is looked, without any reason, whether anything has changed."""
@@ -51,85 +38,6 @@ _STUCK_SEC: Final = 180.0  # a compilation may take two minutes; systemd is not 
 
 class _EndingError(RevproxyError):
     """The daemon was told to end while it waited for something."""
-
-
-def _then(wake: Callable[[str], None], command: Callable[P, R]) -> Callable[P, R]:
-    """The command, and the loop woken behind it."""
-
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return command(*arguments, **options)
-        finally:
-            wake("command")
-
-    return run
-
-
-class DaemonCommands:
-    """What the API offers: the engine's commands, plus what only a daemon can say or do."""
-
-    def __init__(
-        self, engine: Engine, loop: Loop, end: threading.Event, wake: Callable[[str], None] = lambda _: None
-    ) -> None:
-        from reconciler.runtime.reading import Reading
-
-        self._engine, self._loop, self._end = engine, loop, end
-        revisions = engine.revisions
-        self.diff, self.plan, self.saved_plan = engine.diff, engine.plan, engine.saved_plan
-        self.history = revisions.history
-        # Whatever was said, the loop looks at what follows from it, and when it has to look again.
-        self.apply, self.rollback = _then(wake, engine.apply), _then(wake, revisions.rollback)
-        self.confirm = _then(wake, revisions.confirm)
-        self.suspend, self.resume = _then(wake, revisions.suspend), _then(wake, revisions.resume)
-        self._reading = reading = Reading(lambda: engine.live.maps.root.parent)
-        self.connections, self.connection_count = reading.connections, reading.connection_count
-        self.flush, self.stats = engine.flushing, reading.stats
-        self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
-        self.exporter: Exporter | None = None
-        self.test, self.explain = engine.test, engine.explain
-
-    def status(self) -> answers.Status:
-        """The engine's status, with who answers and what only a daemon does."""
-        found = replace(self._engine.status(), pid=os.getpid())
-        if self.exporter is None or self.exporter.problem is None:
-            return found
-        errors = (*found.errors, Problem("", 0, 0, "", self.exporter.problem))
-        return replace(found, sync=Sync.DEGRADED, errors=errors)
-
-    def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
-        """Every interface, with what is attached there."""
-        from reconciler.interfaces import interfaces
-
-        return interfaces(self._engine)
-
-    def bequeathing(self) -> contextlib.AbstractContextManager[None]:
-        """What is started meanwhile may read maps."""
-        from reconciler.kernel import privilege
-
-        return privilege.bequeathing()
-
-    def list_command(self, how: Mapping[str, Any]) -> list[str] | None:
-        """What lists connections where there are very many; None: :meth:`connections` does."""
-        return self._reading.command(how) if self._engine.live.many_connections else None
-
-    def begin_edit(self, seconds: int) -> answers.EditHold:
-        """Don't follow the files until :meth:`end_edit`, or for so long."""
-        return answers.EditHold(self._loop.hold.take(seconds))
-
-    def end_edit(self, token: str) -> None:
-        """Follow them again."""
-        self._loop.hold.release(token)
-
-    def down(self) -> answers.TakenDown:
-        """Take the data plane off, and end: a daemon that goes on would put it back."""
-        self._loop.suspended = True
-        try:
-            removed = self._engine.down()
-        except RevproxyError:
-            self._loop.suspended = False
-            raise
-        self._end.set()
-        return removed
 
 
 class Daemon:
@@ -360,158 +268,3 @@ class Daemon:
 def _metrics_settings(engine: Engine) -> MetricsSettings:
     """What the files say of metrics; none are served before they were read once."""
     return engine.config.settings.metrics if engine.config else MetricsSettings()
-
-
-# -- the command line ----------------------------------------------------------------------------------------
-
-
-def _check_target(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> Sequence[str]:
-    for value in values:
-        try:
-            oneline.parse_target(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from error
-    return values
-
-
-def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
-    return click.option(
-        name, type=click.Path(path_type=Path), metavar="DIR", help=f"{text}  [${variable}, else {default}]"
-    )
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@_place("--config-dir", "REVPROXY_CONFIG_DIR", "/etc/revproxy/config.d", "The desired state: YAML and JSON.")
-@_place("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid.")
-@_place("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history.")
-@_place("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs.")
-@click.option(
-    "--require-signed",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="KEYRING",
-    help="Apply files only if they are those of a git commit that is signed by a key of KEYRING: a GnuPG keyring or"
-    " SSH's allowed signers (repeatable).  [$REVPROXY_REQUIRE_SIGNED]",
-)
-@click.option(
-    "--read-group",
-    metavar="GROUP",
-    envvar=READ_GROUP,
-    help=f"Members of GROUP may ask, and change nothing: they use {READ_SOCKET}.  [${READ_GROUP}]",
-)
-@click.option("--log-format", type=click.Choice(["console", "json"]), default="console", show_default=True)
-@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
-@click.option("--detach-on-exit", is_flag=True, help="Take the data plane off when ending; else it goes on forwarding.")
-@click.option(
-    "--resync",
-    type=click.FloatRange(1, 3600),
-    default=RESYNC_SEC,
-    show_default=True,
-    metavar="SECONDS",
-    help="Look that often, without any reason, whether anything was changed that nobody has told of.",
-)
-@click.option(
-    "--access-log",
-    metavar="FILE",
-    help="A line of JSON for each connection that has ended, with `stats_enabled: true`; -: to stdout.",
-)
-@click.option("-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen there (repeatable).")
-@click.option("-p", "--port", type=click.IntRange(1, 65535), help="Listen on this port.")
-@click.option(
-    "-t",
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="IP[:PORT]",
-    callback=_check_target,
-    help="Forward (repeatable).",
-)
-@click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="Of -p.  [default: tcp]")
-@click.option("--stats", is_flag=True, help="With -i, -p, -t: an event for each connection.")
-@click.option("-v", "--verbose", is_flag=True, help="As --log-level debug.")
-@click.version_option(__version__, prog_name="revproxyd")
-def command(**options: Any) -> None:
-    """Keep the kernel's reverse proxy equal to the files in the configuration directory.
-
-    Or, for a first try, to what -i, -p and -t say. SIGHUP: look at the files now, and open the access log anew.
-    SIGTERM: end; packets go on being forwarded.
-    """
-    places = Places.choose(options, require_signed=options["require_signed"])
-    by_hand = _by_hand(options)
-    if by_hand is not None:
-        if places.require_signed:
-            raise click.UsageError("-i, -p and -t are in no git commit: --require-signed excludes them")
-        places = replace(places, config_dir=places.run_dir / "command-line.d")
-    memory.settle()
-    logs.set_up(options["log_format"], "debug" if options["verbose"] else options["log_level"])
-    from reconciler.kernel import privilege
-    from reconciler.runtime.live import check_privileges
-
-    try:
-        privilege.lower()
-        check_privileges()
-        places.prepare_run_dir()
-        if by_hand is not None:
-            oneline.write(places.config_dir, by_hand)
-        Daemon(
-            places,
-            command_line=by_hand is not None,
-            detach_on_exit=options["detach_on_exit"],
-            resync_sec=options["resync"],
-            access_log=options["access_log"],
-            read_group=_group(options["read_group"]),
-        ).run()
-    except RevproxyError as error:
-        _fail(error)
-
-
-def _group(name: str | None) -> int | None:
-    """The number of a group. Raises :class:`RevproxyError` if there is none of that name."""
-    import grp
-
-    if not name:
-        return None
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise RevproxyError(f"--read-group {name}: there is no such group") from None
-
-
-def _by_hand(options: Mapping[str, Any]) -> str | None:
-    """The configuration that -i, -p and -t make; None if none of them was given."""
-    given = {name for name in ("interfaces", "port", "targets", "protocol") if options[name]}
-    if not given:
-        if options["stats"]:
-            raise click.UsageError("--stats goes with -i, -p and -t; in files it is `stats_enabled: true`")
-        return None
-    if options["config_dir"]:
-        raise click.UsageError("--config-dir and -i, -p, -t exclude each other")
-    missing = [short for name, short in (("interfaces", "-i"), ("port", "-p"), ("targets", "-t")) if name not in given]
-    if missing:
-        raise click.UsageError(
-            f"without a configuration directory it takes -i, -p and -t: {', '.join(missing)} missing"
-        )
-    protocol = options["protocol"] or "tcp"
-    return oneline.document(
-        options["interfaces"], options["port"], options["targets"], protocol, stats=options["stats"]
-    )
-
-
-def _fail(error: RevproxyError) -> NoReturn:
-    import structlog
-
-    structlog.get_logger("daemon").error("daemon_failed", error=str(error))
-    raise SystemExit(1)
-
-
-def main() -> NoReturn:
-    """Entry point of ``revproxyd``."""
-    try:
-        command(prog_name="revproxyd")
-    except Exception as error:  # a mistake of ours, at start or end: one line for a person, the rest in the log
-        import structlog
-
-        structlog.get_logger("daemon").exception("daemon_failed")
-        click.echo(f"revproxyd: internal error ({type(error).__name__}: {error})", err=True)
-        sys.exit(1)
-    sys.exit(0)
