@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.vm import fetch, images, results
+from tests.vm.carry import carry_out
 from tests.vm.machine import Machine, MachineError
 
 OLDEST: Final = (5, 15)
@@ -20,17 +21,8 @@ OLDEST: Final = (5, 15)
 MATRIX: Final = (("5.10", "amd64"), ("6.1", "amd64"), ("6.12", "amd64"), ("newest", "amd64"), ("6.12", "arm64"))
 """What ``--kernel all`` tests, one after the other."""
 
-# Emulated, a processor is ten to twenty times slower, so everything may take longer and less is tried at random.
-TEST_ENVIRONMENT: Final = {
-    "REVPROXY_PATIENCE": "10",
-    "REVPROXY_DIFFERENTIAL_PACKETS": "8000",
-    "REVPROXY_TRAFFIC_MEGABYTES": "4",
-}
-
 NOT_TO_BE_HAD: Final = 3
 """Exit status when packages can't be fetched or installed, so that nothing could be tried (``setup.sh`` has it too)."""
-
-PLUGINS: Final = "-p tests.vm.report -p no:xdist -p no:hypothesispytest -o junit_family=xunit1 --timeout=3600"
 
 
 def say(text: str) -> None:
@@ -99,7 +91,8 @@ def test_all(machines: list[Machine], limit_sec: float, rows: list[str], record:
 
 def test(machine: Machine, limit_sec: float, rows: list[str], record: bool) -> int:
     """Run the list, or what of it is for features with one of ``rows`` in their names, in the machine that is up, or in
-    one that is booted for it and switched off again. What came of it is kept if ``record``."""
+    one that is booted for it and switched off again; if it dies, the rest in another. What came of it is kept if
+    ``record``."""
     was_up = machine.pid() is not None
     began = time.monotonic()
     fetch.fetch_kernel(machine.folder, machine.arch, machine.kernel)
@@ -112,24 +105,13 @@ def test(machine: Machine, limit_sec: float, rows: list[str], record: bool) -> i
     about = {"order": [machine.arch, *fetch.version(machine.release)], "release": machine.release, "arch": machine.arch}
     about["date"] = f"{datetime.now(UTC):%Y-%m-%d}"
     try:
-        machine.start(say)
-        boot_sec, before = machine.boot_sec, machine.processor_sec()
-        report = machine.share / "report.jsonl"
-        report.unlink(missing_ok=True)
-        environment = TEST_ENVIRONMENT | {"REVPROXY_VM_REPORT": "/share/report.jsonl"}
-        command = f".venv/bin/python -m pytest {PLUGINS} -v --junitxml=/share/junit.xml {' '.join(chosen)}"
-        try:
-            machine.run(command, limit_sec, environment, chosen)
-            processor_sec = machine.processor_sec()
-        except MachineError as error:
-            say(str(error))
-            processor_sec = error.processor_sec
-        about |= {"boot_sec": round(boot_sec), "seconds": round(time.monotonic() - began)}
-        about["processor_sec"] = round(max(0.0, processor_sec - before))
-        found = results.read_report(report)
+        outcome = carry_out(machine, chosen, limit_sec, say)
     finally:
         if not was_up:
             machine.stop()
+    about |= {"boot_sec": round(outcome.boot_sec), "seconds": round(time.monotonic() - began)}
+    about["processor_sec"] = round(outcome.processor_sec)
+    found = outcome.found
     if not found:
         say("no test ran")
         return 1

@@ -49,11 +49,11 @@ MEMORY: Final = "3G"
 
 class MachineError(Exception):
     """The machine did not do what it was to do; the message has its last words. ``processor_sec``: how much of the
-    host's processors it had had until it ended, or was stopped."""
+    host's processors it had had until it ended, or was stopped. ``died``: it ended without having been told to."""
 
-    def __init__(self, message: str, processor_sec: float = 0.0) -> None:
+    def __init__(self, message: str, processor_sec: float = 0.0, died: bool = False) -> None:
         super().__init__(message)
-        self.processor_sec = processor_sec
+        self.processor_sec, self.died = processor_sec, died
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ class Machine:
                 return int(status.read_text())
             number = self.pid()
             if number is None:
-                raise MachineError(f"the machine ended.\n{self.last_words()}", processor_sec)
+                died = not (self.share / "poweroff").exists()
+                raise MachineError(f"the machine ended.\n{self.last_words()}", processor_sec, died)
             processor_sec = self.processor_sec() or processor_sec
             if time.monotonic() > end:
                 self.stop()

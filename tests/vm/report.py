@@ -2,7 +2,8 @@
 before it died is known.
 
 ``REVPROXY_VM_REPORT`` names the file. Each line: ``id``, ``outcome`` (passed, failed, skipped), ``seconds``, ``reason``
-(of a skip, or the last line of a failure), ``properties``.
+(of a skip, or the last line of a failure), ``properties``. ``REVPROXY_VM_DONE`` names a file with ids of tests, one a
+line, that are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 REPORT = os.environ.get("REVPROXY_VM_REPORT", "")
+DONE = os.environ.get("REVPROXY_VM_DONE", "")
 _seconds: dict[str, float] = {}
 _bad: dict[str, tuple[str, str]] = {}
 
@@ -23,6 +25,12 @@ def _write(line: dict[str, Any]) -> None:
     if REPORT:
         with Path(REPORT).open("a") as stream:
             stream.write(json.dumps(line) + "\n")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what another machine has done."""
+    done = set(Path(DONE).read_text().splitlines()) if DONE else set()
+    items[:] = [item for item in items if item.nodeid not in done]
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -14,6 +14,7 @@ KEPT: Final = HERE.parents[1] / "man" / "kernels.json"
 
 
 UNENDED: Final = "it did not end"
+DIED: Final = "the machine died in it"
 REFUSAL: Final = "too old: refused in words"
 
 

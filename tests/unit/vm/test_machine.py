@@ -59,3 +59,13 @@ def test_of_one_that_ends_by_itself_what_it_cost_is_known(machine: Machine) -> N
         machine.run("true", 3600, tests=None)
     timer.join()
     assert caught.value.processor_sec > 0
+    assert caught.value.died
+
+
+def test_one_that_somebody_stopped_has_not_died(machine: Machine) -> None:
+    timer = threading.Timer(0.3, machine.stop)
+    timer.start()
+    with pytest.raises(MachineError, match=r"^the machine ended") as caught:
+        machine.run("true", 3600, tests=None)
+    timer.join()
+    assert not caught.value.died
