@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 from reconciler import answers, edits, selection
 from reconciler.api.client import DaemonClient, DeniedError, NoDaemonError
 from reconciler.edits import Edits
-from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError
+from reconciler.errors import DaemonError, EditError, LockedError, RevproxyError, UsageError
 from reconciler.places import REQUIRE_SIGNED, VARIABLES, Places, instance_lock
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Client(Edits):
         require_signed: Sequence[PathLike] = (),
     ) -> None:
         given = {"run_dir": run_dir, "config_dir": config_dir, "state_dir": state_dir, "bpffs_dir": bpffs_dir}
+        for name, value in given.items():
+            if value is not None and not os.fspath(value):
+                raise UsageError(f"{name} is empty; leave it out for the default")
         options = {name: None if value is None else Path(value) for name, value in given.items()}
         self._places = Places.choose(options, require_signed=[Path(each) for each in require_signed])
         # Only what somebody asked for can contradict a running daemon; defaults give way to it.

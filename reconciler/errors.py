@@ -9,6 +9,13 @@ from __future__ import annotations
 import errno as _errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+LIMITS: Final[Mapping[int, str]] = {
+    _errno.EMFILE: "raise this process's limit of open files (ulimit -n)",
+    _errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
+}
+"""What to do about them, whoever met them."""
 
 
 class RevproxyError(Exception):
@@ -23,8 +30,8 @@ class UsageError(RevproxyError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing wrong in the files. ``line`` and ``column`` start at 1; 0 means the file as a whole.
-    An empty ``file``: no file is to blame.
+    """One thing wrong in the files. ``line`` and ``column`` start at 1; 0 means a directory, or no place
+    in the file. An empty ``file``: no file is to blame.
 
     ``path`` is where in the document, as keys and indexes: ``proxies[0].listen.port``.
     """
@@ -64,8 +71,8 @@ class KernelError(RevproxyError):
         text = f"{operation} {subject}"
         if errno:
             text += f": {_errno.errorcode.get(errno, errno)}"
-        if detail:
-            text += f": {detail}"
+        for more in (detail, LIMITS.get(errno, "")):
+            text += f": {more}" if more else ""
         super().__init__(text)
 
     @property

@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -141,8 +141,9 @@ def instance_lock(places: Places, *, wait_sec: float = 0.0) -> Iterator[None]:
         raise RevproxyError(f"{places.lock}: {error.strerror}") from error
     try:
         _take(descriptor, places, wait_sec)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk: who holds it is for messages only, and `down` has to work there too
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

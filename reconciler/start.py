@@ -6,10 +6,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 
+def _ignored(what: sys.UnraisableHookArgs) -> None:
+    """What goes wrong while an object is cleared away (a library's that lacked a file descriptor, say) is no news for
+    whoever waits for an answer: a line, and no traceback."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: ignored: {what.exc_type.__name__}: {what.exc_value}\n")
+
+
 def _prepare() -> None:
+    sys.unraisablehook = _ignored
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The lowest number that is free is taken: the streams' own ones, in order.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

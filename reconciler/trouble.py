@@ -12,7 +12,7 @@ import pwd
 from pathlib import Path
 from typing import Final
 
-from reconciler.errors import HostError, RevproxyError
+from reconciler.errors import LIMITS, HostError, RevproxyError
 
 EXPLAINED: Final = (RevproxyError, OSError)
 """What :func:`explained` takes."""
@@ -21,8 +21,7 @@ _REMEDIES: Final = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or raise the quota",
     errno.EROFS: "mount it writable, or name another place",
-    errno.EMFILE: "raise this process's limit of open files (ulimit -n)",
-    errno.ENFILE: "raise the system's limit of open files (sysctl fs.file-max)",
+    **LIMITS,
     errno.ENOTDIR: "a part of the path is a file: name another place",
     errno.EFBIG: "raise this process's limit of file sizes (ulimit -f)",
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from reconciler import __version__
+from reconciler.directory import Directory
 from reconciler.errors import ConfigError, RevproxyError, UsageError
 from reconciler.trouble import EXPLAINED, explained
 
@@ -94,7 +95,7 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> No
 def _directory(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
     return click.option(
         name,
-        type=click.Path(path_type=Path),
+        type=Directory(),
         metavar="DIR",
         help=f"{text}  [${variable}, else {default}]",
         expose_value=False,

@@ -143,7 +143,7 @@ def apply(
     """
     session = context.ensure_object(Session)
     if plan is not None and not plan.is_file():
-        raise RevproxyError(f"{plan}: there is no such file")
+        raise RevproxyError(f"{plan}: {'is no regular file' if plan.exists() else 'there is no such file'}")
     client = session.client()
     if plan is None and not yes and sys.stdin.isatty() and sys.stdout.isatty():
         with bar(session, "comparing") as client.progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ MAX_FILE_BYTES: Final = 8 << 20
 """The largest file that is read: 8 MiB, room for some 100,000 source routes."""
 _REMEMBERED_LOADS: Final = 4
 _LARGE_BYTES: Final = 1 << 20
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PARSING: Final = 0.6  # the part that parsing a file has of what is done with it
 _SETTLED_NS: Final = 50_000_000
 """The kernel's clock for files goes in steps of up to 10 ms: a file this old that changes gets another time."""
@@ -116,7 +118,7 @@ def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
     found: dict[Path, Path] = {}  # by what it really is
     for path in paths:
         for file in _discover(path, problems) if path.is_dir() else [path]:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(Path(os.path.realpath(file)), file)  # unlike resolve() it takes links in a circle
     return _config(_read(found.values(), problems), problems, cache)
 
 
@@ -140,11 +142,16 @@ def _source_file(path: str, content: bytes) -> SourceFile:
 
 
 def _display(path: Path) -> str:
-    """A path as text that can be printed whatever bytes its name is made of."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed, in one line, whatever bytes its name is made of."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
-def _whole(path: Path, message: str) -> Problem:
+def _in_file(path: Path, message: str) -> Problem:
+    """About a file that was not read: at its beginning, so that all errors of files are of one shape."""
+    return Problem(_display(path), 1, 1, "", message)
+
+
+def _nowhere(path: Path, message: str) -> Problem:
     return Problem(_display(path), 0, 0, "", message)
 
 
@@ -152,10 +159,10 @@ def _discover(directory: Path, problems: list[Problem], *, own: bool = False) ->
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208  # names, in their own order
         if own and anybody_may_write(directory.stat()):
-            problems.append(_whole(directory, _open_to_all(directory)))
+            problems.append(_nowhere(directory, _open_to_all(directory)))
     except OSError as error:
         what = "there is no such directory" if isinstance(error, FileNotFoundError) else _words(error)
-        problems.append(_whole(directory, what))
+        problems.append(_nowhere(directory, what))
         return []
     return [directory / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
 
@@ -183,10 +190,14 @@ def _read(
         try:
             files.append(cache.read(path, own=own))
         except OSError as error:
-            dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
-            problems.append(_whole(path, "a symbolic link to nothing" if dangling else _words(error)))
+            if not isinstance(error, FileNotFoundError):
+                problems.append(_in_file(path, _words(error)))
+            elif path.is_symlink():
+                problems.append(_in_file(path, "a symbolic link to nothing"))
+            else:
+                problems.append(_nowhere(path, _words(error)))
         except ValueError as error:
-            problems.append(_whole(path, str(error)))
+            problems.append(_in_file(path, str(error)))
     return files
 
 

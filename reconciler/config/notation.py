@@ -218,8 +218,11 @@ def json_events(text: str) -> Iterator[Event]:
     except json.JSONDecodeError as error:
         _check_for_conflict(text)
         raise SyntaxProblem(_position(text, error.pos), f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, nesting
-        raise SyntaxProblem(0, f"not JSON: {error}") from None
+    except RecursionError:
+        pass  # it is JSON for more levels than a document may have: who builds one stops there
+    except ValueError:  # Python's limit for numbers
+        long = re.search(r"[0-9]{4301,}", text)
+        raise SyntaxProblem(_position(text, long.start()) if long else 0, "a number of thousands of digits") from None
     # From here on the text is known to be JSON, so that tokens can be told apart by their looks.
     line = start = 0
     for token in _JSON_TOKEN.finditer(text):

@@ -12,6 +12,7 @@ import click
 
 from reconciler import __version__
 from reconciler.daemon.process import RESYNC_SEC, Daemon
+from reconciler.directory import Directory
 from reconciler.errors import RevproxyError
 from reconciler.places import READ_GROUP, READ_SOCKET, Places
 from reconciler.runtime import logs, memory, oneline
@@ -29,9 +30,7 @@ def _check_target(_context: click.Context, _parameter: click.Parameter, values: 
 
 
 def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
-    return click.option(
-        name, type=click.Path(path_type=Path), metavar="DIR", help=f"{text}  [${variable}, else {default}]"
-    )
+    return click.option(name, type=Directory(), metavar="DIR", help=f"{text}  [${variable}, else {default}]")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

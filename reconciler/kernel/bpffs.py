@@ -162,8 +162,27 @@ def _check_names(directory: Path, point: Path) -> None:
 
 
 def _mount(point: Path) -> None:
+    """Over a directory of others' files it would hide them, and not from us alone."""
+    if point != COMMON and _holds_something(point):
+        raise KernelError(
+            "mount a bpffs on",
+            str(point),
+            detail="the directory is not empty: name one that is, or one below /sys/fs/bpf (--bpffs-dir)",
+        )
     _run("mkdir", "-p", str(point))
     _run("mount", "-t", "bpf", "-o", "mode=0700", "bpf" if point == COMMON else SOURCE, str(point))
+
+
+def _holds_something(point: Path) -> bool:
+    """As the witness sees it; False too if there is no such directory."""
+    process = witness()
+    there = point if process == "self" else Path(f"/proc/{process}/root") / point.relative_to("/")
+    try:
+        return any(there.iterdir())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise KernelError("mount a bpffs on", str(point), error.errno or 0, str(explained(error))) from error
 
 
 def _run(*command: str) -> None:

@@ -28,7 +28,7 @@ def hold(view: View, manifest: Manifest, config_dir: Path) -> None:
     applied = {file.path: file.digest for file in manifest.files}
     emptied = [
         Problem(
-            file.path, 0, 0, "", f"has no content any more, and had when it was applied: {_MEANT} away what it held"
+            file.path, 1, 1, "", f"has no content any more, and had when it was applied: {_MEANT} away what it held"
         )
         for file in view.config.files
         if not file.content and applied.get(Path(file.path).name, file.digest) != file.digest

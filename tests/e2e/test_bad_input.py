@@ -83,16 +83,16 @@ CASES: dict[str, tuple[Maker, tuple[str, ...]]] = {
     "no text": (lambda path: path.write_bytes(b"\x7fELF\x00\xff\xfe" * 99), (r":1:\d+: ",)),
     "no UTF-8": (lambda path: path.write_bytes(b"a: b\nc: \xff\n"), (r":2:\d+: .*UTF-8",)),
     "two documents": (proxy() + "---\n" + proxy("third"), (r":6:1: .*document",)),
-    "directory": (lambda path: path.mkdir(), (r": .*directory",)),
-    "10 MB": (proxy(more=f"    # {'x' * 10_000_000}\n"), (r": .*too large",)),
+    "directory": (lambda path: path.mkdir(), (r":1:1: .*directory",)),
+    "10 MB": (proxy(more=f"    # {'x' * 10_000_000}\n"), (r":1:1: .*too large",)),
     "alias bomb": (bomb(), (r":\d+:\d+: .*alias",)),
     "deep": ("[" * 100_000, (r":1:\d+: .*deep",)),
-    "symbolic link to nothing": (lambda path: path.symlink_to("nowhere"), (r": .*link",)),
-    "symbolic link to itself": (lambda path: path.symlink_to("worse.yaml"), (r": .*symbolic link",)),
-    "pipe": (os.mkfifo, (r": .*regular file",)),
-    "device": (lambda path: path.symlink_to("/dev/zero"), (r": .*regular file",)),
+    "symbolic link to nothing": (lambda path: path.symlink_to("nowhere"), (r":1:1: .*link",)),
+    "symbolic link to itself": (lambda path: path.symlink_to("worse.yaml"), (r":1:1: .*symbolic link",)),
+    "pipe": (os.mkfifo, (r":1:1: .*regular file",)),
+    "device": (lambda path: path.symlink_to("/dev/zero"), (r":1:1: .*regular file",)),
     # reading it gives EIO, also to root, whom no mode keeps out
-    "unreadable": (lambda path: path.symlink_to("/proc/self/mem"), (r": .*can't be read|: .*regular|: .*too large",)),
+    "unreadable": (lambda path: path.symlink_to("/proc/self/mem"), (r":1:1: (.*can't be read|.*regular|.*too large)",)),
 }
 SOME = ("wrong types", "name of another file's proxy", "directory", "10 MB", "alias bomb")
 """Some of each kind, for where each takes a program's start."""

@@ -80,6 +80,17 @@ def test_elsewhere_a_bpffs_is_mounted_and_taken_down(tmp_path: Path) -> None:
         subprocess.run(["umount", str(own)], check=False, capture_output=True)
 
 
+def test_nothing_is_mounted_over_files(tmp_path: Path) -> None:
+    for own in (tmp_path, Path("/")):
+        (tmp_path / "file").touch()
+        with pytest.raises(KernelError, match=f"mount a bpffs on {own}: the directory is not empty"):
+            bpffs.provide(own)
+        assert bpffs.mount_of(own).type != "bpf"
+    (tmp_path / "file").unlink()
+    with pytest.raises(KernelError, match="mount a bpffs on /etc/passwd: ENOTDIR"):
+        bpffs.provide(Path("/etc/passwd"))
+
+
 def test_somebody_elses_mount_stays(tmp_path: Path) -> None:
     own = tmp_path / "pins"
     own.mkdir()

@@ -102,6 +102,7 @@ def test_what_can_not_be_is_a_revproxy_error(directory: Path, call: Callable[[Cl
         lambda it: it.drain("10.0.0.1:x"),
         lambda it: it.undrain(""),
         lambda it: it.draining("10.0.0.1:70000"),
+        lambda _: Client(bpffs_dir=""),
     ],
 )
 def test_what_can_not_be_meant_is_a_usage_error_before_anybody_is_asked(

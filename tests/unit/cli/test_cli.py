@@ -213,6 +213,14 @@ def test_places_are_passed_on_from_either_side(monkeypatch: pytest.MonkeyPatch) 
     assert seen == {"run_dir": Path("/r"), "config_dir": Path("/c"), "bpffs_dir": Path("/b")}
 
 
+@pytest.mark.parametrize("option", ["--config-dir", "--run-dir", "--state-dir", "--bpffs-dir"])
+def test_no_place_is_the_current_directory_for_lack_of_a_name(client: FakeClient, option: str) -> None:
+    for arguments in ([option, "", "down"], ["down", option, ""]):
+        done = run(*arguments)
+        assert (done.exit_code, client.asked) == (2, [])
+        assert f"Invalid value for '{option}': it is empty" in done.stderr
+
+
 def test_diff_shows_both_sides_of_an_object(client: FakeClient) -> None:
     client.answer = answers.Difference((CHANGE,), 3)
     assert run("diff").stdout.splitlines() == [
@@ -308,6 +316,13 @@ def test_a_plan_is_saved_where_it_is_told(client: FakeClient, tmp_path: Path) ->
     assert client.asked == [("save_plan", {"path": out})]
     assert str(out) in result.stderr
     assert "balance: maglev -> source" in result.stdout
+
+
+def test_a_plan_that_is_no_file_is_told(client: FakeClient, tmp_path: Path) -> None:
+    for path, word in ((tmp_path, "is no regular file"), (tmp_path / "none", "there is no such file")):
+        done = run("apply", str(path))
+        assert (done.exit_code, done.stderr) == (1, f"revproxyctl: {path}: {word}\n")
+    assert client.asked == []
 
 
 def test_connections_are_filtered_and_counted(client: FakeClient) -> None:

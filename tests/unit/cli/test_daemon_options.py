@@ -37,6 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Places, dict[str, Any
         (["-i", "eth0"], "-p, -t missing"),
         (["-i", "eth0", "-p", "80"], "-t missing"),
         (["-p", "80", "-t", "10.0.0.1"], "-i missing"),
+        (["--bpffs-dir", ""], "it is empty"),
         (["--protocol", "udp"], "missing"),
         (["-i", "eth0", "-p", "0", "-t", "10.0.0.1"], "-p"),
         (["-i", "eth0", "-p", "65536", "-t", "10.0.0.1"], "-p"),

@@ -50,6 +50,13 @@ def test_ctrl_c_while_it_starts(program: str, module: str) -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+def test_what_fails_while_an_object_is_cleared_away_is_no_traceback() -> None:
+    code = "class Odd:\n    def __del__(self): raise OSError(24, 'too many')\nOdd()\n"
+    start = "import sys\nfrom reconciler import start\nstart._prepare()\nsys.argv[0] = '/bin/revproxyctl'\n"
+    done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=True)
+    assert done.stderr == "revproxyctl: ignored: OSError: [Errno 24] too many\n"
+
+
 @pytest.mark.parametrize("quiet", [True, False])
 def test_ctrl_c_in_a_command(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
     def client(_: Session) -> None:

@@ -80,14 +80,14 @@ def test_what_is_no_file_is_refused_all_at_once(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "h.yaml"))
         found = refused(tmp_path)
     assert [line.removeprefix(f"{tmp_path}/") for line in found if "g.yaml" not in line] == [
-        "a.yaml: is a directory, not a file",
-        "b.yaml: is not a regular file",
-        "c.yaml: a symbolic link to nothing",
-        "d.yaml: can't be read: Too many levels of symbolic links",
-        "e.yaml: can't be read: Input/output error",
-        f"f.yaml: too large: 10000000 bytes, the limit is {MAX_FILE_BYTES}",
-        "h.yaml: is not a regular file",
-        "i.yaml: is not a regular file",
+        "a.yaml:1:1: is a directory, not a file",
+        "b.yaml:1:1: is not a regular file",
+        "c.yaml:1:1: a symbolic link to nothing",
+        "d.yaml:1:1: can't be read: Too many levels of symbolic links",
+        "e.yaml:1:1: can't be read: Input/output error",
+        f"f.yaml:1:1: too large: 10000000 bytes, the limit is {MAX_FILE_BYTES}",
+        "h.yaml:1:1: is not a regular file",
+        "i.yaml:1:1: is not a regular file",
     ]
     assert any(line.startswith(f"{tmp_path}/g.yaml:1:") for line in found)
 
@@ -98,13 +98,25 @@ def test_the_largest_file(tmp_path: Path) -> None:
     with (tmp_path / "a.yaml").open("ab") as file:
         file.write(b"\n")
     assert refused(tmp_path) == [
-        f"{tmp_path}/a.yaml: too large: {MAX_FILE_BYTES + 1} bytes, the limit is {MAX_FILE_BYTES}"
+        f"{tmp_path}/a.yaml:1:1: too large: {MAX_FILE_BYTES + 1} bytes, the limit is {MAX_FILE_BYTES}"
     ]
 
 
 def test_a_name_that_is_not_utf8_can_be_printed(tmp_path: Path) -> None:
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml"))).write_text("a: [")
     assert refused(tmp_path)[0].encode().startswith(f"{tmp_path}/\\xff.yaml:1:".encode())
+
+
+def test_a_name_with_line_breaks_stays_in_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a\nb\x1b[31m\u2028.yaml").write_text("apiVersion: revproxy/v1\nx: 1\n")
+    assert [line.partition(": ")[0] for line in refused(tmp_path)] == [f"{tmp_path}/a\\nb\\x1b[31m\\u2028.yaml:2:1"]
+
+
+def test_a_link_to_itself_that_is_named_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").symlink_to("d.yaml")
+    for named in (tmp_path, tmp_path / "d.yaml"):
+        with pytest.raises(ConfigError, match=r"d\.yaml:1:1: can't be read: Too many levels of symbolic links"):
+            parse_paths([named])
 
 
 def test_paths_are_files_and_directories_each_once(tmp_path: Path) -> None:
@@ -239,8 +251,8 @@ def test_what_anybody_may_write_is_refused(tmp_path: Path) -> None:
     directory.chmod(0o1777)
     assert [line.partition(": can be written by anybody")[0] for line in refused(directory)] == [
         str(directory),
-        str(directory / "b.yaml"),
-        str(directory / "c.yaml"),
+        f"{directory}/b.yaml:1:1",
+        f"{directory}/c.yaml:1:1",
     ]
     assert f"`chmod o-w {directory}`" in refused(directory)[0]
     assert len(parse_paths([directory]).proxies) == 3, "files that are only looked at may be anybody's"

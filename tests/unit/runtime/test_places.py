@@ -50,6 +50,16 @@ def test_the_lock_goes_with_its_process_however_that_ends(tmp_path: Path) -> Non
         pass
 
 
+def test_a_full_disk_does_not_keep_the_lock_from_anybody(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib, resource\nfrom reconciler.places import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "with instance_lock(Places(run_dir=pathlib.Path(sys.argv[1]))):\n    print('held', flush=True)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "held\n"
+
+
 def test_a_run_directory_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
     with pytest.raises(RevproxyError, match="too long"), instance_lock(Places(run_dir=tmp_path / ("x" * 100))):
         pass
