@@ -8,6 +8,7 @@ mounts a new /sys, under which /sys/fs/bpf is empty: then the pins are reached t
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ SOURCE: Final = "revproxy"
 """What a bpffs that is ours names as its source in the mount table."""
 
 _KERNELS_OWN: Final = ("maps.debug", "progs.debug")  # in the root of every bpffs
+_THROUGH_A_WITNESS: Final = re.compile(r"/proc/[^/]+/root(/.*)")
 _OCTAL: Final = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}
 
 
@@ -98,6 +100,13 @@ def locate(directory: Path) -> Path | None:
     if process == "self" or mount.type != "bpf":
         return None
     return _usable(Path(f"/proc/{process}/root") / directory.relative_to("/"), directory, mount)
+
+
+def as_named(reached: Path) -> Path:
+    """The directory that :func:`locate` was asked for, of the path that it gave: the same for everybody, from whichever
+    mount namespace and through whichever witness they reach it."""
+    found = _THROUGH_A_WITNESS.match(str(reached))
+    return Path(found[1]) if found else reached
 
 
 def _usable(found: Path, directory: Path, mount: Mount) -> Path:

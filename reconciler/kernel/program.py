@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout, maps
+from reconciler.kernel import bpf, bpffs, layout, maps
 from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
 from reconciler.kernel.foreign import Kept
@@ -122,7 +122,7 @@ class Programs:
         former = {program.info.id for path in sets if path != chosen for program in self._load(path)}
         programs = self._load_pins(chosen) if chosen in sets and chosen is not None else {}
         return OwnPrograms(
-            str(self.maps.root.parent),
+            str(bpffs.as_named(self.maps.root.parent)),
             programs.get("xdp_ingress"),
             programs.get("tc_ingress"),
             programs.get("tc_egress"),

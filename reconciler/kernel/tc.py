@@ -16,6 +16,7 @@ import socket
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
@@ -30,6 +31,7 @@ from pyroute2.netlink.rtnl import (
 )
 
 from reconciler.errors import ForeignProgramError
+from reconciler.kernel.bpffs import as_named
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import (
     TCX_EGRESS,
@@ -89,15 +91,22 @@ class Filter:
 
     @property
     def instance(self) -> str:
-        """Which revproxy's it is, by its name; empty: none's."""
-        found = self.name.startswith(_NAME_PREFIX)
-        return self.name.removeprefix(_NAME_PREFIX).removesuffix(_NAME_MADE_CLSACT) if found else ""
+        """Which revproxy's it is, by its name; empty: none's. (0.1.0 wrote by which way it reached its pins.)"""
+        if not self.name.startswith(_NAME_PREFIX):
+            return ""
+        found = self.name.removeprefix(_NAME_PREFIX).removesuffix(_NAME_MADE_CLSACT)
+        return str(as_named(Path(found))) if found else ""
+
+    @property
+    def made_clsact(self) -> bool:
+        """If it is ours, clsact is too."""
+        return self.name.startswith(_NAME_PREFIX) and self.name.endswith(_NAME_MADE_CLSACT)
 
     def owned_by(self, own: OwnPrograms) -> bool:
         """Whether it is this instance's."""
         if not self.in_our_place:
             return False
-        by_name = self.name in (_filter_name(own, False), _filter_name(own, True))
+        by_name = self.instance != "" and self.instance == _short(own.instance)
         return by_name or (self.program is not None and self.program.id in own.ids)
 
     def __str__(self) -> str:
@@ -213,7 +222,7 @@ def attach(found: TcStatus, direction: Direction, program: LoadedProgram, own: O
         _check_room(found, direction, own)
     elif present.direct_action and present.program and present.program.id == program.info.id:
         return
-    made_clsact = any(each.name == _filter_name(own, True) for each in found.filters if each.owned_by(own))
+    made_clsact = any(each.made_clsact for each in found.filters if each.owned_by(own))
     operation = f"attach tc {direction.name.lower()}"
     if not found.qdisc:
         gateway.call(operation, found.name, lambda: _add_clsact_with_filter(found, direction, program, own))
@@ -229,7 +238,7 @@ def detach(found: TcStatus, own: OwnPrograms, gateway: Gateway) -> None:
     if not ours:
         return
     others = [each for each in found.filters if each not in ours and each.kind != "tcx"]
-    made_clsact = any(each.name == _filter_name(own, True) for each in ours)
+    made_clsact = any(each.made_clsact for each in ours)
     if made_clsact and not others and not found.shared:
         request = _clsact_request(RTM_DELQDISC, found.ifindex)
         gateway.call("detach tc with clsact", found.name, lambda: _send(request))
@@ -255,8 +264,11 @@ def _check_room(found: TcStatus, direction: Direction, own: OwnPrograms) -> None
 
 
 def _filter_name(own: OwnPrograms, made_clsact: bool) -> str:
-    instance = own.instance.encode()[-_NAME_BYTES:].decode(errors="ignore")
-    return _NAME_PREFIX + instance + (_NAME_MADE_CLSACT if made_clsact else "")
+    return _NAME_PREFIX + _short(own.instance) + (_NAME_MADE_CLSACT if made_clsact else "")
+
+
+def _short(instance: str) -> str:
+    return instance.encode()[-_NAME_BYTES:].decode(errors="ignore")
 
 
 def _clsact_request(kind: int, ifindex: int, flags: int = 0) -> Request:

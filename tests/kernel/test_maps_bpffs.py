@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from reconciler import resources
 from reconciler.errors import KernelError
 from reconciler.kernel import bpffs
+from reconciler.kernel.maps import Maps
+from reconciler.kernel.program import Programs
 from tests.kernel.kernelmaps import bpffs_directory
 
 
@@ -25,6 +28,12 @@ def test_directory_on_a_bpffs_is_used_as_it_is(directory: Path) -> None:
 
 
 NEW_SYS = 'umount -l /sys && mount -t sysfs sysfs /sys && exec "$0" -c "$1"'
+
+
+def test_an_instance_has_one_name_however_its_pins_are_reached() -> None:
+    for reached in ("/sys/fs/bpf/one", "/proc/4711/root/sys/fs/bpf/one", "/proc/self/root/sys/fs/bpf/one"):
+        programs = Programs(Maps(Path(reached)), resources.bpf_dir())
+        assert programs.own().instance == "/sys/fs/bpf/one"
 
 
 def behind_a_new_sys(code: str) -> str:

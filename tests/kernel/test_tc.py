@@ -243,6 +243,16 @@ def test_ours_is_known_by_name_when_its_programs_are_not() -> None:
     assert query().qdisc == ""
 
 
+def test_ours_is_known_by_whichever_way_its_pins_are_reached() -> None:
+    """``ip netns exec`` shows them below another process's root."""
+    add_veth()
+    attach(own_programs("/proc/4711/root/sys/fs/bpf/one"))
+    for own in (OwnPrograms("/sys/fs/bpf/two"), OwnPrograms("")):
+        assert query().own(Direction.EGRESS, own) is None
+    tc.detach(query(), OwnPrograms("/sys/fs/bpf/one"), GATEWAY)
+    assert query().qdisc == ""
+
+
 def test_exchange_removes_nothing() -> None:
     add_veth()
     old = own_programs()
