@@ -13,7 +13,7 @@ from reconciler.answers.instance import Instance, TakenDown
 from reconciler.answers.plan import Applied, Change, Difference, PlanAnswer, PlanFile, SavedPlan, Touched
 from reconciler.answers.probing import Explanation, Tested, TestResult
 from reconciler.answers.revisions import Confirmed, HistoryEntry, Suspension
-from reconciler.answers.statistics import ProxyStats, Stats, TargetStats
+from reconciler.answers.statistics import ProxyStats, Stats, TargetStats, Traffic
 from reconciler.answers.status import (
     Attempt,
     Condition,
@@ -73,6 +73,7 @@ __all__ = [
     "TestResult",
     "Tested",
     "Touched",
+    "Traffic",
     "Unconfirmed",
     "from_json",
     "to_json",

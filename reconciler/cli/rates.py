@@ -8,8 +8,6 @@ from reconciler import answers
 
 COUNTERS = ("opened", "packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
 
-Counted = answers.Stats | answers.ProxyStats | answers.TargetStats
-
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -25,7 +23,7 @@ def rates(before: answers.Stats, after: answers.Stats, seconds: float) -> Rates:
     """From one reading to another ``seconds`` later. What was not there before counts from zero; what counts anew (a
     target that was gone in between) does not go backwards."""
 
-    def moved(one: Counted | None, other: Counted) -> dict[str, float]:
+    def moved(one: answers.Traffic | None, other: answers.Traffic) -> dict[str, float]:
         return {
             name: max(0, getattr(other, name) - (getattr(one, name) if one else 0)) / max(seconds, 1e-3)
             for name in COUNTERS

@@ -12,8 +12,6 @@ from reconciler.cli import output
 from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.rates import Rates, rates
 
-Counted = answers.Stats | answers.ProxyStats | answers.TargetStats
-
 INTERRUPTED = 130
 _COLUMNS = ("PROXY", "TARGET", "CONNECTIONS", "OPENED", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT")
 _RATES = ("PROXY", "TARGET", "CONNECTIONS", "OPENED/s", "PACKETS IN/s", "BYTES IN/s", "PACKETS OUT/s", "BYTES OUT/s")
@@ -83,7 +81,7 @@ def _print(session: Session, found: answers.Stats) -> None:
                 click.echo(f"{label} {reason}: {number}")
 
 
-def _counters(each: Counted) -> tuple[str, ...]:
+def _counters(each: answers.Traffic) -> tuple[str, ...]:
     return (
         str(each.connections),
         str(each.opened),

@@ -11,7 +11,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -293,8 +293,14 @@ def none_at_all(maps: Maps) -> bool:
 class Ended:
     """Connections that were deleted: how many, and as ``layout.connection_event`` those whose end is to be told."""
 
-    count: int
-    told: Array
+    count: int = 0
+    told: Array = field(default_factory=lambda: np.zeros(0, layout.connection_event))
+
+
+def together(parts: Iterable[Ended]) -> Ended:
+    """All of them as one."""
+    found = [Ended(), *parts]
+    return Ended(sum(each.count for each in found), np.concatenate([each.told for each in found]))
 
 
 def told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int) -> Array:

@@ -1,12 +1,12 @@
-"""The programs' counters, summed over CPUs, as the contract's ``stats``."""
+"""The programs' counters, summed over CPUs, as ``stats`` answers them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
+from reconciler.answers import ProxyStats, Stats, TargetStats, Traffic
 from reconciler.kernel import codec, layout
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.connections import Counts, count
@@ -17,87 +17,40 @@ _DROP: Final = "drop_"
 _FIELDS: Final = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Of one target, of a proxy or of all. ``connections``: live now; ``opened``: since the target was made.
-    Bytes count from the IP header on."""
-
-    connections: int = 0
-    opened: int = 0
-    packets_forward: int = 0
-    bytes_forward: int = 0
-    packets_reverse: int = 0
-    bytes_reverse: int = 0
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyStats:
-    """``targets``: by address as text. What targets that are gone had counted is in ``traffic`` alone."""
-
-    traffic: Traffic = Traffic()
-    targets: dict[str, Traffic] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """``drops``: dropped packets by reason; ``outcomes``: what became of packets that were not dropped."""
-
-    traffic: Traffic
-    drops: dict[str, int]
-    outcomes: dict[str, int]
-    proxies: dict[str, ProxyStats]
-
-    def to_json(self) -> dict[str, Any]:
-        """The form scripts rely on."""
-        return {
-            **self.traffic.to_json(),
-            "drops": self.drops,
-            "outcomes": self.outcomes,
-            "proxies": {
-                name: {
-                    **proxy.traffic.to_json(),
-                    "targets": {address: traffic.to_json() for address, traffic in proxy.targets.items()},
-                }
-                for name, proxy in self.proxies.items()
-            },
-        }
-
-
 def read_stats(maps: Maps, *, now_ns: int | None = None, counts: Counts | None = None) -> Stats:
     """Everything counted so far. Counters of one moment, but not of one packet: they move while they are read."""
     outcomes = {name: int(value) for name, value in zip(layout.OUTCOMES, maps["outcome"].sums(), strict=False)}
     live = (counts or count(maps, now_ns=now_ns)).targets
     names = proxy_names(maps)
-    proxies: dict[str, ProxyStats] = {name: ProxyStats() for _, name in sorted(names.items())}
+    sums = {name: Traffic() for _, name in sorted(names.items())}
+    by_target: dict[str, dict[str, Traffic]] = {name: {} for name in sums}
     retired = _retired(maps)
     for number, traffic in retired.items():
         if number in names:
-            proxies[names[number]] = ProxyStats(traffic)
+            sums[names[number]] = traffic
     targets = maps["target"].items()[1]
     used = np.flatnonzero(targets["family"])
     for number, counters in zip(used.tolist(), target_counters(maps, used), strict=True):
         endpoint = codec.unpack_endpoint(targets[number])
         if endpoint is None:
             continue
-        owner = int(targets[number]["proxy"])
-        name = proxy_name(names, owner)
+        name = proxy_name(names, int(targets[number]["proxy"]))
         traffic = Traffic(live.get(number, 0), int(counters["connections"]), *(int(counters[each]) for each in _FIELDS))
-        proxy = proxies.get(name, ProxyStats())
-        known = proxy.targets.get(str(endpoint), Traffic())
-        proxies[name] = ProxyStats(proxy.traffic + traffic, {**proxy.targets, str(endpoint): known + traffic})
+        sums[name] = sums.get(name, Traffic()) + traffic
+        known = by_target.setdefault(name, {})
+        known[str(endpoint)] = known.get(str(endpoint), Traffic()) + traffic
     gone = (traffic for number, traffic in retired.items() if number not in names)
-    total = sum((*(proxy.traffic for proxy in proxies.values()), *gone), Traffic())
     return Stats(
-        traffic=total,
+        *sum((*sums.values(), *gone), Traffic()).figures,
         drops={name.removeprefix(_DROP): value for name, value in outcomes.items() if name.startswith(_DROP)},
         outcomes={name: value for name, value in outcomes.items() if not name.startswith(_DROP)},
-        proxies=proxies,
+        proxies={
+            name: ProxyStats(
+                *total.figures,
+                {address: TargetStats(*each.figures) for address, each in by_target[name].items()},
+            )
+            for name, total in sums.items()
+        },
     )
 
 

@@ -9,10 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from reconciler.kernel import layout
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
-from reconciler.kernel.connections import Ended, chosen_early, delete, matching, told
+from reconciler.kernel.connections import Ended, chosen_early, delete, matching, together, told
 from reconciler.kernel.conntable import (
     VERSIONS,
     Indexes,
@@ -24,7 +23,7 @@ from reconciler.kernel.conntable import (
     with_partners,
 )
 from reconciler.kernel.maps import Maps
-from reconciler.kernel.scan import Position, pieces
+from reconciler.kernel.scan import Position, step
 from reconciler.state.selection import Query
 
 AT_ONCE: Final = 1 << 16
@@ -54,18 +53,14 @@ class Flusher:
         if not self._left:
             return None
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        turn, seen, parts, count = self._left[0], 0, [np.zeros(0, layout.connection_event)], 0
-        names = proxy_names(maps)
-        for keys, values in pieces(maps[f"connection{turn.version}"], turn.position):
-            table, indexes = self._meant(maps, turn, keys, values, names)
-            if len(indexes):
-                parts.append(_end(maps, table, indexes, now_ns))
-            count += len(indexes)
-            seen += len(keys)
-            if seen >= at_once and turn.position.at is not None:
-                return Ended(count, np.concatenate(parts))
-        self._left.popleft()
-        return Ended(count, np.concatenate(parts))
+        turn, names = self._left[0], proxy_names(maps)
+        ended = together(
+            _end(maps, *self._meant(maps, turn, keys, values, names), now_ns)
+            for keys, values in step(maps[f"connection{turn.version}"], turn.position, at_once)
+        )
+        if turn.position.at is None:
+            self._left.popleft()
+        return ended
 
     def _meant(
         self, maps: Maps, turn: _Pass, keys: Array, values: Array, names: dict[int, str]
@@ -89,24 +84,26 @@ class Flusher:
 
 def flush(maps: Maps, query: Query, *, now_ns: int | None = None) -> Ended:
     """All of it in one go."""
-    flusher, count, parts = Flusher(query), 0, [np.zeros(0, layout.connection_event)]
+    flusher, parts = Flusher(query), list[Ended]()
     while (ended := flusher.step(maps, now_ns=now_ns)) is not None:
-        count += ended.count
-        parts.append(ended.told)
-    return Ended(count, np.concatenate(parts))
+        parts.append(ended)
+    return together(parts)
 
 
-def _end(maps: Maps, table: Table, indexes: Indexes, now_ns: int) -> Array:
-    """Delete these entries and the other directions'; the events of those whose end is to be told."""
+def _end(maps: Maps, table: Table, indexes: Indexes, now_ns: int) -> Ended:
+    """Delete these entries and the other directions'."""
+    if not len(indexes):
+        return Ended()
     keys, values = table.keys[indexes], table.values[indexes]
     if not (values["c"]["flags"] & C["CONNECTION_TOLD"]).any():
         delete(maps, Table.alone(table.version, keys, values), np.arange(len(keys)))
         maps[f"connection{table.version}"].delete_many(reverse_keys(keys, values))
-        return np.zeros(0, layout.connection_event)
+        return Ended(len(indexes))
     both, count = with_partners(maps, table.version, keys, values)
     delete(maps, both, np.arange(len(both.keys)))
     here = np.arange(count)
     kinds = endings(both.values["c"][here])
     # One that had ended before was not ended by this.
     ended = np.isin(kinds, (C["EVENT_FIN"], C["EVENT_RST"]))
-    return told(both, here, records(both, here), np.where(ended, kinds, C["EVENT_FLUSHED"]), now_ns)
+    kinds = np.where(ended, kinds, C["EVENT_FLUSHED"])
+    return Ended(len(indexes), told(both, here, records(both, here), kinds, now_ns))

@@ -13,7 +13,7 @@ from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import C
 from reconciler.kernel.conntable import VERSIONS, hashes, proxy_names, reverse_keys
 from reconciler.kernel.maps import Map, Maps
-from reconciler.kernel.scan import Position, pieces
+from reconciler.kernel.scan import Position, step
 from reconciler.state.objects import Endpoint, Protocol
 
 AT_ONCE: Final = 1 << 16
@@ -41,12 +41,12 @@ class Resetter:
         if not ids:
             self._left.clear()
             return False
-        (version, position), seen = self._left[0], 0
-        for keys, values in pieces(maps[f"connection{version}"], position):
-            self._mark(maps[f"connection{version}"], ids, keys, values)
-            seen += len(keys)
-            if seen >= at_once and position.at is not None:
-                return True
+        version, position = self._left[0]
+        table = maps[f"connection{version}"]
+        for keys, values in step(table, position, at_once):
+            self._mark(table, ids, keys, values)
+        if position.at is not None:
+            return True
         self._left.popleft()
         self._count()
         return bool(self._left)

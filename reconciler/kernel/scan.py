@@ -64,6 +64,16 @@ def pieces(table: Map, position: Position | None = None) -> Iterator[tuple[Array
             return
 
 
+def step(table: Map, position: Position, at_once: int) -> Iterator[tuple[Array, Array]]:
+    """The next of :func:`pieces`, until so many entries have been read or the table's end is reached."""
+    seen = 0
+    for keys, values in pieces(table, position):
+        yield keys, values
+        seen += len(keys)
+        if seen >= at_once:
+            return
+
+
 class Column:
     """An array that things are added to. Memory that nothing was added to is not used."""
 

@@ -8,9 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from reconciler.kernel import layout
 from reconciler.kernel.codec import C
-from reconciler.kernel.connections import Ended, delete, told
+from reconciler.kernel.connections import Ended, delete, together, told
 from reconciler.kernel.conntable import (
     VERSIONS,
     Indexes,
@@ -25,7 +24,7 @@ from reconciler.kernel.conntable import (
     with_partners,
 )
 from reconciler.kernel.maps import Maps
-from reconciler.kernel.scan import Position, pieces
+from reconciler.kernel.scan import Position, step
 
 AT_ONCE: Final = 1 << 18
 """So many entries of each family are looked at in one go: a fifth of a second."""
@@ -45,24 +44,19 @@ class Sweeper:
         makes new ones, by the same choice. The programs treat an expired entry as absent anyway.
         """
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        settings, parts, swept = active_settings(maps), [np.zeros(0, layout.connection_event)], 0
-        for version in VERSIONS:
-            seen = 0
-            for keys, values in pieces(maps[f"connection{version}"], self.positions[version]):
-                ended = _sweep(maps, Table.alone(version, keys, values), settings, now_ns)
-                parts.append(ended.told)
-                swept += ended.count
-                seen += len(keys)
-                if seen >= at_once:
-                    break
-        return Ended(swept, np.concatenate(parts))
+        settings = active_settings(maps)
+        return together(
+            _sweep(maps, Table.alone(version, keys, values), settings, now_ns)
+            for version in VERSIONS
+            for keys, values in step(maps[f"connection{version}"], self.positions[version], at_once)
+        )
 
 
 def _sweep(maps: Maps, table: Table, settings: Any, now_ns: int) -> Ended:
     """Delete those of these entries' connections that have expired in both directions."""
     idle = np.flatnonzero(expired_entries(table, settings, now_ns))
     if not len(idle):
-        return Ended(0, np.zeros(0, layout.connection_event))
+        return Ended()
     both, count = with_partners(maps, table.version, table.keys[idle], table.values[idle])
     gone = expired_entries(both, settings, now_ns)
     here = np.flatnonzero(gone[:count])

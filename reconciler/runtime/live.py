@@ -466,7 +466,7 @@ class Live:
         """Counters; all zero where nothing is loaded."""
         if not self._reopened():
             return answers.Stats()
-        return answers.from_json(answers.Stats, counters.read_stats(self.maps).to_json())
+        return counters.read_stats(self.maps)
 
     def sweep(self) -> int:
         """Delete expired connections, of large tables those in one part; how many."""

@@ -17,11 +17,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from reconciler import __version__
-from reconciler.answers import Attempt, Sync
+from reconciler.answers import Attempt, Stats, Sync, Traffic
 from reconciler.kernel import connections, counters, groups
 from reconciler.kernel.connections import Counts
 from reconciler.kernel.conntable import VERSIONS
-from reconciler.kernel.counters import Stats, Traffic
 from reconciler.kernel.maps import Maps, opened
 from reconciler.runtime.events import Events
 from reconciler.runtime.health.condition import Condition, Health

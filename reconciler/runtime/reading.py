@@ -44,6 +44,4 @@ class Reading:
     def stats(self) -> answers.Stats:
         """As :meth:`~reconciler.engine.Engine.stats`."""
         with opened(self._bpffs_dir()) as maps:
-            if maps is None:
-                return answers.Stats()
-            return answers.from_json(answers.Stats, counters.read_stats(maps).to_json())
+            return answers.Stats() if maps is None else counters.read_stats(maps)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reconciler.answers import to_json
 from reconciler.kernel import connections, layout
 from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_settings, pack_target
@@ -215,7 +216,7 @@ def test_stats_are_sums_over_cpus(maps: Maps) -> None:
     outcome[0, 0] = 7
     maps["outcome"].put(layout.OUTCOMES.index("drop_denied"), outcome)
     put(maps, ids=(1, 10))
-    found = read_stats(maps, now_ns=NOW).to_json()
+    found = to_json(read_stats(maps, now_ns=NOW))
     assert found["drops"]["denied"] == 7
     assert set(found["drops"]) == {name[5:] for name in layout.OUTCOMES if name.startswith("drop_")}
     web = found["proxies"]["web"]
