@@ -8,8 +8,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,28 +16,12 @@ import pytest
 from reconciler.api import server as api
 from reconciler.api.client import DaemonClient
 from reconciler.api.routes import MAX_BODY_BYTES
-from reconciler.api.server import Server
 from reconciler.errors import DaemonError
 from reconciler.runtime import webguard
-from tests.unit.api.test_api import INSTANCE, STATUS, FakeCommands
+from tests.unit.api.fakecommands import STATUS, FakeCommands
 
 GET = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/drain HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n"
-
-
-@pytest.fixture
-def commands() -> FakeCommands:
-    return FakeCommands()
-
-
-@pytest.fixture
-def path(tmp_path: Path, commands: FakeCommands) -> Iterator[Path]:
-    path = tmp_path / "revproxyd.sock"
-    with ThreadPoolExecutor(1) as pool:
-        server = Server(path, commands, pool.submit, INSTANCE)
-        server.start()
-        yield path
-        server.stop()
 
 
 def open_to(path: Path) -> socket.socket:

@@ -9,9 +9,8 @@ import pytest
 from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.client import Client
-from tests.unit.api.test_api import DRAINING, FakeCommands, commands, events, path, post, raw
-
-__all__ = ["commands", "events", "path"]  # fixtures
+from tests.unit.api.fakecommands import DRAINING, FakeCommands
+from tests.unit.api.rawhttp import post, raw
 
 
 def state(name: str, connections: int) -> answers.Draining:

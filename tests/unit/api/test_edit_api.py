@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +11,11 @@ import pytest
 from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.api.routes import MAX_EDIT_SEC
-from reconciler.api.server import Server
 from reconciler.client import Client
 from reconciler.errors import DaemonError, KernelError, LockedError, UsageError
 from reconciler.runtime.hold import Hold
 from reconciler.runtime.loop import Loop
-from tests.unit.api.test_api import INSTANCE, FakeCommands
+from tests.unit.api.fakecommands import FakeCommands
 
 DETAIL = answers.InterfaceDetail(
     "eth0", 2, wanted="off", conflicts=(answers.Conflict("tc ingress", "x", answers.Program(7, "a", "b"), "hides"),)
@@ -48,14 +45,8 @@ def commands() -> Commands:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, commands: Commands) -> Iterator[DaemonClient]:
-    path = tmp_path / "revproxyd.sock"
-    with ThreadPoolExecutor(1) as pool:
-        submit: Callable[[Callable[[], Any]], Future[Any]] = pool.submit
-        server = Server(path, commands, submit, INSTANCE)
-        server.start()
-        yield DaemonClient(path)
-        server.stop()
+def daemon(path: Path) -> DaemonClient:
+    return DaemonClient(path)
 
 
 def test_the_daemon_is_held_while_the_block_runs(daemon: DaemonClient, commands: Commands) -> None:

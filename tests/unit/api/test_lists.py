@@ -19,7 +19,7 @@ from reconciler.api import reader
 from reconciler.api.client import DaemonClient
 from reconciler.api.server import Server
 from reconciler.errors import DaemonError, KernelError
-from tests.unit.api.test_api import INSTANCE, FakeCommands
+from tests.unit.api.fakecommands import INSTANCE, FakeCommands
 
 
 class Lists(FakeCommands):
@@ -48,16 +48,6 @@ class Lists(FakeCommands):
 @pytest.fixture
 def commands() -> Lists:
     return Lists()
-
-
-@pytest.fixture
-def path(tmp_path: Path, commands: Lists) -> Iterator[Path]:
-    path = tmp_path / "revproxyd.sock"
-    with ThreadPoolExecutor(1) as pool:
-        server = Server(path, commands, pool.submit, INSTANCE)
-        server.start()
-        yield path
-        server.stop()
 
 
 def begin(path: Path) -> socket.socket:

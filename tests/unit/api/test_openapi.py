@@ -28,9 +28,8 @@ from reconciler.api.client import DaemonClient
 from reconciler.api.routes import DOCUMENT, ROUTES, Route, Value
 from reconciler.resources import directory
 from reconciler.runtime.events import Events
-from tests.unit.api.test_api import FakeCommands, commands, events, get, path
-
-__all__ = ["commands", "events", "path"]  # fixtures
+from tests.unit.api.fakecommands import FakeCommands
+from tests.unit.api.rawhttp import get
 
 CHECKS = [
     not_a_server_error,

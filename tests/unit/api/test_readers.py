@@ -18,15 +18,11 @@ from reconciler.api.routes import ROUTES
 from reconciler.api.server import Server
 from reconciler.errors import DaemonError, RevproxyError
 from reconciler.places import READ_SOCKET
-from tests.unit.api.test_api import DIFFERENCE, INSTANCE, STATUS, FakeCommands, get, post
+from tests.unit.api.fakecommands import DIFFERENCE, INSTANCE, STATUS, FakeCommands
+from tests.unit.api.rawhttp import get, post
 
 SOMEBODY, THEIR_GROUP, READERS = 64999, 64998, 64997
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-
-
-@pytest.fixture
-def commands() -> FakeCommands:
-    return FakeCommands()
 
 
 @pytest.fixture

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from reconciler.engine import Engine
 from reconciler.places import Places
-from reconciler.runtime import control
-from tests.unit.runtime.test_engine import TEXT, FakeLive
+from tests.unit.runtime.fakelive import TEXT, FakeLive
 
 MANUAL = "settings: {sync: manual}\n"
 FILES = frozenset({"files"})
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds since the machine was started."""
-    now = [1000.0]
-    monkeypatch.setattr(control, "boot_clock", lambda: now[0])
-    monkeypatch.setattr("reconciler.runtime.revisions.boot_clock", lambda: now[0])
-    return now
 
 
 def again(places: Places, live: FakeLive) -> Engine:

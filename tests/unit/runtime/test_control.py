@@ -14,9 +14,7 @@ from reconciler.errors import RevproxyError
 from reconciler.places import Places
 from reconciler.runtime import control
 from reconciler.runtime.control import Control, ControlFile, Hold
-from tests.unit.runtime.test_engine import FakeLive, engine, live, places, write
-
-__all__ = ["engine", "live", "places"]  # fixtures
+from tests.unit.runtime.fakelive import FakeLive, write
 
 STEPS = ("open", "write", "fsync", "replace")
 

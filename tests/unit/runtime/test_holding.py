@@ -6,11 +6,8 @@ from reconciler.answers import Sync
 from reconciler.engine import Engine
 from reconciler.places import Places
 from reconciler.runtime.loop import Loop
+from tests.unit.runtime.fakelive import FakeLive, break_, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, manual, port
-from tests.unit.runtime.test_engine import FakeLive, break_, engine, live, places, write
-
-__all__ = ["engine", "live", "places"]  # fixtures
-
 
 # -- waiting to be told ----------------------------------------------------------------------------------------------
 

@@ -13,10 +13,8 @@ from reconciler.runtime.loop import Loop
 from reconciler.runtime.resync import WHOLE_SEC, Resync
 from reconciler.state.facts import RuntimeFacts
 from reconciler.state.objects import Observed
+from tests.unit.runtime.fakelive import FakeLive, break_, mend, write
 from tests.unit.runtime.revising import FILES, lose_listeners
-from tests.unit.runtime.test_engine import FakeLive, break_, engine, live, mend, places, write
-
-__all__ = ["engine", "live", "places"]  # fixtures
 
 RESYNC = frozenset({"resync"})
 

@@ -22,11 +22,8 @@ from reconciler.runtime import control
 from reconciler.runtime.loop import Loop
 from reconciler.runtime.revisions import LONGEST_SEC
 from reconciler.state.plan import Plan
-from tests.unit.runtime.revising import FILES, again, clock, lose_listeners, port
-from tests.unit.runtime.test_engine import FakeLive, break_, engine, live, mend, places, write
-
-__all__ = ["clock", "engine", "live", "places"]  # fixtures
-
+from tests.unit.runtime.fakelive import FakeLive, break_, mend, write
+from tests.unit.runtime.revising import FILES, again, lose_listeners, port
 
 # -- going back ------------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,8 @@ from reconciler.errors import (
 from reconciler.places import Places
 from reconciler.runtime import savedplan
 from reconciler.runtime.loop import Loop
+from tests.unit.runtime.fakelive import FakeLive, write
 from tests.unit.runtime.revising import FILES, lose_listeners, port
-from tests.unit.runtime.test_engine import FakeLive, engine, live, places, write
-
-__all__ = ["engine", "live", "places"]  # fixtures
 
 
 def test_a_plan_survives_its_file_and_is_applied(engine: Engine, places: Places, live: FakeLive) -> None:

@@ -12,10 +12,8 @@ from reconciler.errors import UnsignedError
 from reconciler.places import Places
 from reconciler.runtime.loop import Loop
 from tests.signing import Key, Tree, need, ssh_key
-from tests.unit.runtime.test_engine import FakeLive, live, places, write
-from tests.unit.runtime.test_revisions import clock, port
-
-__all__ = ["clock", "live", "places"]  # fixtures
+from tests.unit.runtime.fakelive import FakeLive, write
+from tests.unit.runtime.test_revisions import port
 
 FILES = frozenset({"files"})
 

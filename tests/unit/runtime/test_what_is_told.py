@@ -19,11 +19,8 @@ from reconciler.places import Places
 from reconciler.runtime.loop import Loop
 from reconciler.runtime.view import HeldError
 from reconciler.state.plan import Plan
+from tests.unit.runtime.fakelive import TEXT, FakeLive, break_, mend, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, port
-from tests.unit.runtime.test_engine import TEXT, FakeLive, break_, engine, live, mend, places, write
-
-__all__ = ["engine", "live", "places"]  # fixtures
-
 
 # -- what is told ----------------------------------------------------------------------------------------------------
 
