@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reconciler.config.oneline import parse_target
 from reconciler.errors import EditError
-from reconciler.runtime.oneline import parse_target
 
 Target = str | Mapping[str, Any]
 """``IP:PORT``, ``[IPv6]:PORT``, ``IP``; or a target as in the files: ``{"ip": ..., "port": ..., "weight": ...}``."""

@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_network
 from typing import TypedDict
 
 from reconciler.answers.events import KINDS
+from reconciler.config.oneline import parse_target
 from reconciler.errors import UsageError
-from reconciler.runtime.oneline import parse_target
 from reconciler.state.objects import Endpoint, IPNetwork
 from reconciler.state.selection import SORTS, STATES, Query
 from reconciler.state.share import Drain

@@ -14,9 +14,9 @@ from reconciler.answers import Sync
 from reconciler.errors import Problem, RevproxyError
 
 if TYPE_CHECKING:
+    from reconciler.daemon.exporter import Exporter
+    from reconciler.daemon.loop import Loop
     from reconciler.engine import Engine
-    from reconciler.runtime.exporter import Exporter
-    from reconciler.runtime.loop import Loop
 
 P = ParamSpec("P")
 R = TypeVar("R")

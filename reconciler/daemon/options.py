@@ -11,11 +11,13 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from reconciler import __version__
+from reconciler.config import oneline
+from reconciler.daemon import memory
 from reconciler.daemon.process import RESYNC_SEC, Daemon
 from reconciler.directory import Directory
 from reconciler.errors import RevproxyError
 from reconciler.places import READ_GROUP, READ_SOCKET, Places
-from reconciler.runtime import logs, memory, oneline
+from reconciler.runtime import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reconciler import __version__
 from reconciler.config.model import Metrics as MetricsSettings
+from reconciler.daemon import memory
 from reconciler.daemon.commands import DaemonCommands
 from reconciler.errors import RevproxyError
 from reconciler.places import Places, instance_lock
-from reconciler.runtime import memory
 
 if TYPE_CHECKING:
+    from reconciler.daemon.accesslog import AccessLog
+    from reconciler.daemon.loop import Loop
+    from reconciler.daemon.recorder import Recorder
+    from reconciler.daemon.worker import Worker
     from reconciler.engine import Engine
-    from reconciler.runtime.accesslog import AccessLog
-    from reconciler.runtime.loop import Loop
-    from reconciler.runtime.recorder import Recorder
-    from reconciler.runtime.worker import Worker
 
 RESYNC_SEC: Final = 30.0
 """How often it is looked, without any reason, whether anything has changed."""
@@ -92,16 +92,16 @@ class Daemon:
         """Start everything; ``parts`` ends it in reverse order."""
         from reconciler.answers import Instance
         from reconciler.api.server import Server
+        from reconciler.daemon.exporter import Exporter
+        from reconciler.daemon.loop import Loop
+        from reconciler.daemon.metrics import Metrics
+        from reconciler.daemon.recorder import Recorder
+        from reconciler.daemon.resync import Resync
+        from reconciler.daemon.systemd import Notifier
+        from reconciler.daemon.watcher import Watcher
+        from reconciler.daemon.worker import Timer, Worker
         from reconciler.engine import Engine
         from reconciler.kernel.glance import Glance
-        from reconciler.runtime.exporter import Exporter
-        from reconciler.runtime.loop import Loop
-        from reconciler.runtime.metrics import Metrics
-        from reconciler.runtime.recorder import Recorder
-        from reconciler.runtime.resync import Resync
-        from reconciler.runtime.systemd import Notifier
-        from reconciler.runtime.watcher import Watcher
-        from reconciler.runtime.worker import Timer, Worker
 
         self._notifier = Notifier.from_environment()
         engine = Engine(self._places, sleep=self._sleep)
@@ -163,7 +163,7 @@ class Daemon:
         """The access log, if there is to be one. It ends after what feeds it."""
         if self._access_log_target is None:
             return
-        from reconciler.runtime.accesslog import AccessLog
+        from reconciler.daemon.accesslog import AccessLog
 
         self._access_log = AccessLog(self._access_log_target, engine.events)
         self._access_log.start()
@@ -215,8 +215,8 @@ class Daemon:
         return look
 
     def _follow_network(self, parts: contextlib.ExitStack, engine: Engine) -> None:
-        """Have what changes in the network namespace looked at; see :mod:`reconciler.runtime.network`."""
-        from reconciler.runtime.network import Follower
+        """Have what changes in the network namespace looked at; see :mod:`reconciler.daemon.network`."""
+        from reconciler.daemon.network import Follower
 
         follower = Follower(self._worker, engine.forget_ways)
         follower.start()

@@ -113,7 +113,7 @@ def question(source: str, to: str, protocol: str, interface: str | None) -> Ques
 
 
 def _endpoint(text: str) -> Endpoint:
-    from reconciler.runtime.oneline import parse_target
+    from reconciler.config.oneline import parse_target
 
     parsed = parse_target(text)
     return Endpoint(ip_address(parsed["ip"]), parsed.get("port", 0))

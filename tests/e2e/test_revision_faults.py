@@ -13,11 +13,11 @@ from functools import partial
 
 import pytest
 
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import RevproxyError, TransactionError, UnfinishedError
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.runtime import probing
-from reconciler.runtime.loop import Loop
 from tests.e2e.proxyhost import ProxyHost
 from tests.e2e.test_faults import BASE, EDIT, chosen, difference, in_child
 from tests.kernel.kernelmaps import configuration, small_arrays

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reconciler.daemon.accesslog import AccessLog
+from reconciler.daemon.connlog import CLOSED, OPENED, ConnectionBatch
+from reconciler.daemon.recorder import Recorder
 from reconciler.kernel import bpf, eventring, layout
 from reconciler.kernel.conntable import endpoint
 from reconciler.kernel.eventring import EventRing
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
-from reconciler.runtime.accesslog import AccessLog
-from reconciler.runtime.connlog import CLOSED, OPENED, ConnectionBatch
 from reconciler.runtime.events import Events
-from reconciler.runtime.recorder import Recorder
 from tests.bench.wrapper import _VALUE, Wrapper
 from tests.kernel.dataplane import DataPlane, dest
 from tests.kernel.packets import Flow, frame

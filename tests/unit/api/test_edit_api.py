@@ -12,9 +12,9 @@ from reconciler import answers
 from reconciler.api.client import DaemonClient
 from reconciler.api.routes import MAX_EDIT_SEC
 from reconciler.client import Client
+from reconciler.daemon.hold import Hold
+from reconciler.daemon.loop import Loop
 from reconciler.errors import DaemonError, KernelError, LockedError, UsageError
-from reconciler.runtime.hold import Hold
-from reconciler.runtime.loop import Loop
 from tests.unit.api.fakecommands import FakeCommands
 
 DETAIL = answers.InterfaceDetail(

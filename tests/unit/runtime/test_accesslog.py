@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from netlab import wait_for
+from reconciler.daemon import accesslog
+from reconciler.daemon.accesslog import AccessLog
 from reconciler.errors import RevproxyError
-from reconciler.runtime import accesslog
-from reconciler.runtime.accesslog import AccessLog
 from reconciler.runtime.events import Events
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from reconciler.config.edit import AddProxy, FileEdit, RemoveProxy, SetWeight
+from reconciler.daemon.hold import Hold
 from reconciler.errors import ConfigError, EditError, KernelError, LockedError
 from reconciler.runtime import editfiles
 from reconciler.runtime.editfiles import carry_out, write
-from reconciler.runtime.hold import Hold
 
 WEB = b"""\
 apiVersion: revproxy/v1

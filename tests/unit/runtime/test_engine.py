@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from reconciler.answers import Sync
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import ConfigError, KernelError, RevproxyError, StaleError, TransactionError
 from reconciler.places import Places
-from reconciler.runtime.loop import Loop
 from reconciler.runtime.view import HeldError
 from reconciler.state.objects import Allocation, KernelState, Observed
 from tests.unit.runtime.fakelive import TEXT, FakeLive, break_, mend, write

@@ -10,8 +10,8 @@ import pytest
 import reconciler
 from reconciler import answers
 from reconciler.api.streams import LOST
+from reconciler.daemon import connlog
 from reconciler.errors import UsageError
-from reconciler.runtime import connlog
 from reconciler.selection import event_kinds
 
 PACKAGE = Path(reconciler.__file__).parent

@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 
 from reconciler.api.streams import as_answer
+from reconciler.daemon.connlog import CLOSED, OPENED, ConnectionBatch
 from reconciler.kernel import layout
-from reconciler.runtime.connlog import CLOSED, OPENED, ConnectionBatch
 from reconciler.runtime.events import Events, Slice
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from reconciler.answers import Sync
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.places import Places
-from reconciler.runtime.loop import Loop
 from tests.unit.runtime.fakelive import FakeLive, break_, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, manual, port
 

@@ -9,7 +9,7 @@ import pytest
 
 LARGE = """
 import ctypes, re
-from reconciler.runtime import memory
+from reconciler.daemon import memory
 assert memory.settle()
 del (lambda: bytearray(20 << 20))()[:]
 found = bytearray(1 << 20)
@@ -19,7 +19,7 @@ assert not int(heap[1], 16) <= at < int(heap[2], 16)
 """
 
 GIVEN_BACK = """
-from reconciler.runtime import memory
+from reconciler.daemon import memory
 memory.settle()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

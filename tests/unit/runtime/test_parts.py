@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import structlog
 
+from reconciler.config import oneline
 from reconciler.config.files import parse_sources
-from reconciler.runtime import git, logs, oneline
-from reconciler.runtime.systemd import Notifier
+from reconciler.daemon.systemd import Notifier
+from reconciler.runtime import git, logs
 
 # -- systemd -------------------------------------------------------------------------------------------------
 

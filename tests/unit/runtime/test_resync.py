@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from reconciler.daemon.loop import Loop
+from reconciler.daemon.resync import WHOLE_SEC, Resync
 from reconciler.engine import Engine
 from reconciler.places import Places
-from reconciler.runtime.loop import Loop
-from reconciler.runtime.resync import WHOLE_SEC, Resync
 from reconciler.state.facts import RuntimeFacts
 from reconciler.state.objects import Observed
 from tests.unit.runtime.fakelive import FakeLive, break_, mend, write

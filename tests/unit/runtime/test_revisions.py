@@ -8,6 +8,7 @@ import pytest
 
 from reconciler import answers
 from reconciler.answers import Sync
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import (
     KernelError,
@@ -19,7 +20,6 @@ from reconciler.errors import (
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime import control
-from reconciler.runtime.loop import Loop
 from reconciler.runtime.revisions import LONGEST_SEC
 from reconciler.state.plan import Plan
 from tests.unit.runtime.fakelive import FakeLive, break_, mend, write

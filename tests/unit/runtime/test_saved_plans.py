@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reconciler import answers
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import (
     RevproxyError,
@@ -16,7 +17,6 @@ from reconciler.errors import (
 )
 from reconciler.places import Places
 from reconciler.runtime import savedplan
-from reconciler.runtime.loop import Loop
 from tests.unit.runtime.fakelive import FakeLive, write
 from tests.unit.runtime.revising import FILES, lose_listeners, port
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import UnsignedError
 from reconciler.places import Places
-from reconciler.runtime.loop import Loop
 from tests.signing import Key, Tree, need, ssh_key
 from tests.unit.runtime.fakelive import FakeLive, write
 from tests.unit.runtime.test_revisions import port

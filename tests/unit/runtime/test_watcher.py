@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.runtime.watcher import Watcher, pause_after, watch_points
+from reconciler.daemon.watcher import Watcher, pause_after, watch_points
 
 QUIET_SEC = 0.03
 

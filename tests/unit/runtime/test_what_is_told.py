@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from reconciler.answers import Sync
+from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import (
     KernelError,
@@ -16,7 +17,6 @@ from reconciler.errors import (
 )
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
-from reconciler.runtime.loop import Loop
 from reconciler.runtime.view import HeldError
 from reconciler.state.plan import Plan
 from tests.unit.runtime.fakelive import TEXT, FakeLive, break_, mend, write

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from reconciler.daemon import worker as worker_module
+from reconciler.daemon.worker import Timer, Worker
 from reconciler.errors import DaemonError, RevproxyError
-from reconciler.runtime import worker as worker_module
-from reconciler.runtime.worker import Timer, Worker
 
 
 class Looks:

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from reconciler.daemon.connlog import ConnectionBatch, marks
 from reconciler.errors import KernelError
 from reconciler.kernel import eventring, layout
 from reconciler.kernel.arrays import Array
@@ -22,7 +23,6 @@ from reconciler.kernel.codec import C
 from reconciler.kernel.eventring import EventRing
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
-from reconciler.runtime.connlog import ConnectionBatch, marks
 from reconciler.runtime.events import Events
 from reconciler.runtime.logger import Logger
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from reconciler.daemon.hold import Hold
+from reconciler.daemon.resync import Resync
 from reconciler.errors import ConfigError, RevproxyError
-from reconciler.runtime.hold import Hold
 from reconciler.runtime.logger import Logger
-from reconciler.runtime.resync import Resync
 from reconciler.runtime.view import Origin
 from reconciler.trouble import EXPLAINED, explained
 

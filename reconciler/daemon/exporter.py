@@ -11,9 +11,9 @@ from typing import Final
 from aiohttp import web
 
 from reconciler.config.model import Metrics as Settings
+from reconciler.daemon.metrics import Metrics
 from reconciler.errors import RevproxyError
 from reconciler.runtime.logger import Logger
-from reconciler.runtime.metrics import Metrics
 from reconciler.runtime.webguard import Factory
 from reconciler.runtime.webserver import WebServer
 

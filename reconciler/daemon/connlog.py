@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from reconciler.daemon import conntext
+from reconciler.daemon.conntext import CLOSED, COUNTERS, ENDS, OPENED, REASONS, endpoints
 from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import proxy_name
-from reconciler.runtime import conntext
-from reconciler.runtime.conntext import CLOSED, COUNTERS, ENDS, OPENED, REASONS, endpoints
 
 _SAME_CLOCK_NS: Final = 1_000_000
 

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from reconciler.daemon.worker import Worker
 from reconciler.kernel.monitor import Monitor, Subject
 from reconciler.runtime.logger import Logger
-from reconciler.runtime.worker import Worker
 
 _PAUSE_SEC: Final = 0.2
 """Events after the first are gathered for that long: a host that starts containers is looked at five times a second,
