@@ -1,1 +1,1 @@
-"""What moves while the daemon runs, and what the engine needs besides pure state and the kernel."""
+"""What the engine is made of, besides pure state and the kernel."""

@@ -13,7 +13,7 @@ from reconciler.errors import UnsignedError
 from reconciler.places import Places
 from tests.signing import Key, Tree, need, ssh_key
 from tests.unit.runtime.fakelive import FakeLive, write
-from tests.unit.runtime.test_revisions import port
+from tests.unit.runtime.revising import port
 
 FILES = frozenset({"files"})
 
