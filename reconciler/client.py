@@ -119,7 +119,7 @@ class Client(Edits):
         def by_hand(engine: Engine) -> answers.Applied:
             done = engine.apply(**options)
             if done.unconfirmed:
-                from reconciler.runtime import waiter
+                from reconciler import waiter
 
                 waiter.start(self._places)
             return done

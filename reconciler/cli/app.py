@@ -1,4 +1,4 @@
-"""The frame of ``revproxyctl``: options that every command takes, before and after its name, and how errors end."""
+"""The frame of ``revproxyctl``: how its commands are run, and how errors end."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ import secrets
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
 
 import click
 
 from reconciler import __version__
-from reconciler.directory import Directory
+from reconciler.cli import output
+from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import ConfigError, RevproxyError, UsageError
 from reconciler.trouble import EXPLAINED, explained
-
-if TYPE_CHECKING:
-    from reconciler.client import Client
-    from reconciler.engine import Engine
 
 READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
 STANDARD_OUTPUT: Final = "standard output"
@@ -32,110 +27,6 @@ does that the signal ended."""
 INTERRUPTED_STATUS: Final = 128 + signal.SIGINT
 """As a process ends that Ctrl-C ended."""
 USAGE_STATUS: Final = 2
-
-F = TypeVar("F", bound=Callable[..., Any])
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-@dataclass(slots=True)
-class Session:
-    """What the common options said. ``trouble`` is the exit status of an error in the command at hand."""
-
-    places: dict[str, Path] = field(default_factory=dict)
-    require_signed: tuple[Path, ...] = ()
-    output: str = "table"
-    quiet: bool = False
-    verbose: bool = False
-    no_color: bool = False
-    trouble: int = 1
-
-    def client(self) -> Client:
-        """The instance at the places that were named."""
-        from reconciler.client import Client
-
-        level = "info" if self.verbose else "warning"
-
-        class LoggingClient(Client):
-            """Without a daemon, what the engine logs goes to our stderr."""
-
-            def _direct(self) -> Engine:
-                from reconciler.runtime.logger import when_used
-
-                def set_up() -> None:
-                    from reconciler.runtime import logs
-
-                    logs.set_up("console", level)
-
-                when_used(set_up)
-                return super()._direct()
-
-        return LoggingClient(**self.places, require_signed=self.require_signed)
-
-    @property
-    def color(self) -> bool:
-        """Colour on stdout: on a terminal only, and not if the user or NO_COLOR (no-color.org) says no."""
-        return not self.no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
-
-    def note(self, text: str) -> None:
-        """Say something that is no data; nothing with -q."""
-        if not self.quiet:
-            click.echo(text, err=True)
-
-
-def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    session = context.ensure_object(Session)
-    if value is None or value is False or value == ():
-        return
-    if parameter.name and parameter.name.endswith("_dir"):
-        session.places[parameter.name] = value
-    else:
-        setattr(session, str(parameter.name), value)
-
-
-def _directory(name: str, variable: str, default: str, text: str) -> Callable[[F], F]:
-    return click.option(
-        name,
-        type=Directory(),
-        metavar="DIR",
-        help=f"{text}  [${variable}, else {default}]",
-        expose_value=False,
-        callback=_store,
-    )
-
-
-_COMMON = (
-    _directory("--config-dir", "REVPROXY_CONFIG_DIR", "/etc/revproxy/config.d", "The desired state: YAML and JSON."),
-    _directory("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid."),
-    _directory("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history."),
-    _directory("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs."),
-    click.option(
-        "--require-signed",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        metavar="KEYRING",
-        help="Files count only as those of a git commit signed by a key of KEYRING.  [$REVPROXY_REQUIRE_SIGNED]",
-        expose_value=False,
-        callback=_store,
-    ),
-    click.option(
-        "-o",
-        "--output",
-        type=click.Choice(["table", "json", "yaml"]),
-        help="How to print data.  [default: table]",
-        expose_value=False,
-        callback=_store,
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="Data and errors only.", expose_value=False, callback=_store),
-    click.option("-v", "--verbose", is_flag=True, help="Say more.", expose_value=False, callback=_store),
-    click.option("--no-color", is_flag=True, help="No colour.", expose_value=False, callback=_store),
-)
-
-
-def common_options(command: F) -> F:
-    """Give a command the options that all have."""
-    for option in reversed(_COMMON):
-        command = option(command)
-    return command
 
 
 @contextlib.contextmanager
@@ -209,8 +100,6 @@ def _what_fails_is_told() -> Iterator[None]:
 
 def report(session: Session, error: RevproxyError) -> None:
     """Print an error: for people to stderr, and with ``--output json`` or ``yaml`` as data too."""
-    from reconciler.cli import output
-
     problems = error.problems if isinstance(error, ConfigError) else ()
     if session.output != "table" and not str(error).startswith(STANDARD_OUTPUT):
         with _what_fails_is_told():

@@ -11,8 +11,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import duration, output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.progress import bar
+from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import Problem, RevproxyError
 
 _MOST_STEPS = 100

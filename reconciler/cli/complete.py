@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from reconciler import answers
-from reconciler.cli.app import Session
+from reconciler.cli.session import Session
 from reconciler.errors import RevproxyError
 
 

@@ -10,8 +10,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.complete import proxy_names, target_addresses
+from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.state.selection import SORTS, STATES
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import click
 from reconciler import answers
 from reconciler.answers import Level
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 

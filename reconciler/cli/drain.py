@@ -10,7 +10,7 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 _proxy = click.option("--proxy", metavar="NAME", help="Only in this proxy.  [default: in every one]")
 

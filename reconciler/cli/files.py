@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.progress import bar
+from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import ConfigError, Problem
 
 

@@ -8,8 +8,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.complete import proxy_names
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 INTERRUPTED = 130
 _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_down": "red", "events_lost": "red"}

@@ -6,7 +6,7 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 
 @click.command(context_settings=CONTEXT)

@@ -9,7 +9,7 @@ import click
 from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 _SYNC_COLOURS = {Sync.SYNCED: "green", Sync.OUT_OF_SYNC: "yellow", Sync.DEGRADED: "red"}
 

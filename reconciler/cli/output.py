@@ -16,7 +16,7 @@ import click
 from reconciler.answers import Change, to_json
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Session
+    from reconciler.cli.session import Session
 
 _AT_ONCE = 1000  # elements of a long list
 _WIDE = 4096  # columns where nobody's window is: a pipe must not get wrapped lines

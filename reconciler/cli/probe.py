@@ -7,7 +7,7 @@ import click
 from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 _VERDICT_COLOURS = {"redirect": "green", "tx": "green", "drop": "red"}
 

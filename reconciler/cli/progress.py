@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from reconciler.cli.app import Session
+    from reconciler.cli.session import Session
 
 Told = Callable[[int, int], None]
 """Called with how much is done, and of how much."""

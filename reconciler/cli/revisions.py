@@ -8,8 +8,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.change import print_applied
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 _ROOMY: Final = 120  # columns of a terminal
 

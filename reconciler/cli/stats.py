@@ -9,8 +9,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.rates import Rates, rates
+from reconciler.cli.session import CONTEXT, Session, common_options
 
 INTERRUPTED = 130
 _COLUMNS = ("PROXY", "TARGET", "CONNECTIONS", "OPENED", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT")

@@ -17,8 +17,8 @@ import click
 
 from reconciler import answers
 from reconciler.cli import output
-from reconciler.cli.app import CONTEXT, Session, common_options
 from reconciler.cli.rates import Rates, rates
+from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import RevproxyError
 
 if TYPE_CHECKING:

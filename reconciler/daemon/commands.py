@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from reconciler import answers
@@ -50,7 +51,7 @@ class DaemonCommands:
         self.apply, self.rollback = _then(wake, engine.apply), _then(wake, revisions.rollback)
         self.confirm = _then(wake, revisions.confirm)
         self.suspend, self.resume = _then(wake, revisions.suspend), _then(wake, revisions.resume)
-        self._reading = reading = Reading(lambda: engine.live.maps.root.parent)
+        reading = Reading(self._bpffs_dir)
         self.connections, self.connection_count = reading.connections, reading.connection_count
         self.flush, self.stats = engine.flushing, reading.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
@@ -79,7 +80,12 @@ class DaemonCommands:
 
     def list_command(self, how: Mapping[str, Any]) -> list[str] | None:
         """What lists connections where there are very many; None: :meth:`connections` does."""
-        return self._reading.command(how) if self._engine.live.many_connections else None
+        from reconciler.runtime import list_child
+
+        return list_child.command(self._bpffs_dir(), how) if self._engine.live.many_connections else None
+
+    def _bpffs_dir(self) -> Path:
+        return self._engine.live.maps.root.parent
 
     def begin_edit(self, seconds: int) -> answers.EditHold:
         """Don't follow the files until :meth:`end_edit`, or for so long."""

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from reconciler.answers import Finding, Level
-from reconciler.doctor.sight import JUST_IN_TIME, Sight, SystemSight
+from reconciler.doctor.sight import Sight, SystemSight
+from reconciler.state.facts import JUST_IN_TIME
 
 OLDEST: Final = (5, 11)
 TESTED: Final = "6.18"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reconciler import answers
@@ -12,20 +12,8 @@ if TYPE_CHECKING:
     from reconciler.errors import Problem
     from reconciler.places import Places
     from reconciler.state.desired import Desired
-    from reconciler.state.facts import HostFacts
+    from reconciler.state.facts import HostFacts, Trial
     from reconciler.state.objects import IPAddress
-
-
-JUST_IN_TIME: Final = "compiled just in time"
-"""In the name of the trials that say whether programs are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Something of the kernel's that was tried. ``refusal``: its words; empty: it works."""
-
-    name: str
-    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

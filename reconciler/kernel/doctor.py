@@ -14,13 +14,13 @@ from typing import Final
 from pyroute2.netlink.rtnl import RTM_GETNEIGH, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from reconciler.doctor.sight import JUST_IN_TIME, Trial
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.genetlink import xdp_features
 from reconciler.kernel.helpers import HELPERS, TC, XDP, refused_helper
 from reconciler.kernel.netlink import Request, asking
+from reconciler.state.facts import JUST_IN_TIME, Trial
 from reconciler.state.objects import IPAddress
 
 _TAIL_CALL_MAP: Final = 3  # BPF_MAP_TYPE_PROG_ARRAY

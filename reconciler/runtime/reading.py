@@ -3,14 +3,13 @@ to read, in which commits go on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from reconciler import answers, selection
 from reconciler.kernel import connections, connlines, counters
 from reconciler.kernel.maps import opened
-from reconciler.runtime import list_child
 from reconciler.selection import Filters, Listing
 
 
@@ -28,12 +27,6 @@ class Reading:
             if maps is None:
                 return iter(())
             return connlines.lines(connections.listing(maps, query, sort=sort, limit=limit))
-
-    def command(self, how: Mapping[str, Any]) -> list[str]:
-        """The command line of a process that writes :meth:`connections`, or with ``count`` their number, to stdout: see
-        :mod:`reconciler.runtime.list_child`. Raises :class:`UsageError`."""
-        selection.listing({name: value for name, value in how.items() if name != "count"})  # type: ignore[arg-type]
-        return list_child.command(self._bpffs_dir(), how)
 
     def connection_count(self, **filters: Unpack[Filters]) -> int:
         """As :meth:`~reconciler.engine.Engine.connection_count`."""

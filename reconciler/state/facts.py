@@ -1,5 +1,5 @@
-"""What the host is like: interfaces, ways to the targets, sysctls. Gathered by ``kernel/host.py``, used by
-``desired.py``. Plain frozen values; nothing here asks the kernel.
+"""What the host is like: interfaces, ways to the targets, sysctls, as ``kernel/host.py`` gathers it for ``desired.py``;
+what of the kernel was tried, as ``kernel/doctor.py`` does. Plain frozen values; nothing here asks the kernel.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
+from typing import Final
 
 from reconciler.state.carried import Carried
 from reconciler.state.objects import Endpoint, IPAddress, TakenOver
@@ -144,3 +145,15 @@ class RuntimeFacts:
     connections: Mapping[tuple[str, str], int] = field(default_factory=dict)
     health: Mapping[tuple[str, Endpoint], int] = field(default_factory=dict)
     drains: frozenset[Drain] = frozenset()
+
+
+JUST_IN_TIME: Final = "compiled just in time"
+"""In the name of the trials that say whether programs are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Something of the kernel's that was tried. ``refusal``: its words; empty: it works."""
+
+    name: str
+    refusal: str = ""

@@ -411,7 +411,7 @@ def no_processes_left() -> Iterator[None]:
                 words = path.read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"reconciler.runtime.waiter" in words and str(os.getpid()).encode() in b" ".join(words):
+            if b"reconciler.waiter" in words and str(os.getpid()).encode() in b" ".join(words):
                 found.append(path.parent.name)
         return found
 

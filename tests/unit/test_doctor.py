@@ -16,15 +16,15 @@ import pytest
 from reconciler import answers
 from reconciler.answers import Finding, Level
 from reconciler.cli import app
-from reconciler.cli.app import Session
+from reconciler.cli.session import Session
 from reconciler.config.files import parse_sources
 from reconciler.doctor import diagnose
 from reconciler.doctor.remedies import change_setting, make_full_nat
-from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight, Trial
+from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
 from reconciler.errors import Problem
 from reconciler.places import Places
 from reconciler.state.desired import desired
-from reconciler.state.facts import HostFacts, Interface, Route, RouteKind
+from reconciler.state.facts import HostFacts, Interface, Route, RouteKind, Trial
 from tests.clirunner import CliRunner
 
 FILE = """\

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import app, output
-from reconciler.cli.app import Session
+from reconciler.cli.session import Session
 from reconciler.errors import (
     ConfigError,
     DaemonError,

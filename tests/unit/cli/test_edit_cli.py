@@ -14,7 +14,7 @@ from click.testing import Result
 import reconciler
 from reconciler import answers
 from reconciler.cli import app
-from reconciler.cli.app import Session
+from reconciler.cli.session import Session
 from reconciler.config.edit import SetSetting
 from reconciler.errors import EditError
 from tests.clirunner import CliRunner

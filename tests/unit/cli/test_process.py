@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli import app
-from reconciler.cli.app import Session
+from reconciler.cli.session import Session
 from reconciler.trouble import explained
 from tests.clirunner import CliRunner
 

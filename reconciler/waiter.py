@@ -24,11 +24,11 @@ _PAUSE_SEC: Final = 3.0
 
 def start(places: Places) -> None:
     """Start one that outlives this process, in the network namespace of the calling thread."""
-    package = str(Path(__file__).parents[2])
+    package = str(Path(__file__).parents[1])
     path = os.pathsep.join(each for each in (package, os.environ.get("PYTHONPATH")) if each)
     directories = (places.config_dir, places.run_dir, places.state_dir, places.bpffs_dir)
     subprocess.Popen(
-        [sys.executable, "-m", "reconciler.runtime.waiter", *map(str, directories)],
+        [sys.executable, "-m", "reconciler.waiter", *map(str, directories)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
