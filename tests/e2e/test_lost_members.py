@@ -14,8 +14,8 @@ from reconciler.kernel import layout
 from reconciler.kernel.gateway import FaultGateway
 from reconciler.runtime import probing
 from reconciler.state.objects import Endpoint
+from tests.e2e.attempts import SWITCH, parse
 from tests.e2e.proxyhost import Decision, Packet, ProxyHost, address
-from tests.e2e.test_faults import SWITCH, parse
 from tests.kernel.kernelmaps import small_arrays
 
 T = TypeVar("T")

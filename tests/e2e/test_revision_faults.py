@@ -1,7 +1,7 @@
 """Every kernel operation of a rollback, of an automatic rollback and of an apply that is to be confirmed made to fail,
 and the process killed after it: the kernel is wholly the one or the other, and what is said of it is so.
 
-Which operations have their turn is chosen as in ``test_faults.py``, but fewer unless CI takes each. Killing within what
+Which operations have their turn is chosen as in ``attempts.py``, but fewer unless CI takes each. Killing within what
 `confirm`, `suspend` and `resume` do, which is to write one file, is for ``tests/unit/runtime/test_control.py``.
 """
 
@@ -18,8 +18,9 @@ from reconciler.engine import Engine
 from reconciler.errors import RevproxyError, TransactionError, UnfinishedError
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.runtime import probing
+from tests.e2e.attempts import chosen, in_child
 from tests.e2e.proxyhost import ProxyHost
-from tests.e2e.test_faults import BASE, EDIT, chosen, difference, in_child
+from tests.e2e.roundtrips import BASE, EDIT, difference
 from tests.kernel.kernelmaps import configuration, small_arrays
 from tests.thorough import EACH_KIND
 from tests.unit.runtime.revising import clock

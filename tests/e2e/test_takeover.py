@@ -13,10 +13,10 @@ from reconciler.config.files import parse_sources
 from reconciler.errors import TransactionError
 from reconciler.kernel import bpf
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway, Gateway
+from tests.e2e.attempts import in_child
 from tests.e2e.instance import Instance, web
 from tests.e2e.proxyhost import ProxyHost
 from tests.e2e.test_coexistence import XDP_PASS, interface, pinned
-from tests.e2e.test_faults import in_child
 from tests.e2e.watching import Requests
 from tests.thorough import part
 

@@ -13,8 +13,9 @@ from reconciler.errors import RevproxyError, UnfinishedError
 from reconciler.kernel import layout, probe, program
 from reconciler.kernel.gateway import FaultGateway
 from reconciler.runtime import probing
+from tests.e2e.attempts import Attempt, chosen, parse, without_opening
 from tests.e2e.proxyhost import Decision, Packet, ProxyHost
-from tests.e2e.test_faults import BASE, Attempt, Commits, chosen, parse, without_opening
+from tests.e2e.roundtrips import BASE, Commits
 from tests.kernel.kernelmaps import small_arrays
 from tests.thorough import part
 

@@ -18,7 +18,7 @@ from reconciler.cli.session import Session
 from reconciler.config.edit import SetSetting
 from reconciler.errors import EditError
 from tests.clirunner import CliRunner
-from tests.unit.cli.test_cli import CHANGE, FakeClient
+from tests.unit.cli.fakeclient import CHANGE, FakeClient
 
 FILE = """\
 apiVersion: revproxy/v1

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.config import document, parse_sources
+from reconciler.config import parse_sources
 from reconciler.config.explain import UNSUPPORTED_KEYS
 from reconciler.errors import ConfigError
 
 # Line 1 to 12; a case replaces some of its text.
-BASE = """\
-apiVersion: revproxy/v1
-settings: {fast_path: true}
-proxies:
-  - name: web
-    listen:
-      interfaces: [eth0]
-      addresses: [192.0.2.1]
-      port: 80
-    default_target: {ip: 10.0.0.1, port: 8080}
-    source_routes:
-      - source: 192.168.0.0/16
-        target: {ip: 10.0.0.10, port: 8080}
-"""
+from tests.unit.config.refused import BASE, LISTEN_PORT, errors
+
 TARGET = "{ip: 10.0.0.1, port: 8080}\n"
 CHECKED_TARGET = "{ip: 10.0.0.1, health_check: {type: tcp, path: /x}}\n"
-LISTEN_PORT = "port: 80\n"
 
 # name -> ((old, new), ...), expected lines without "web.yaml:"
 CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
@@ -386,14 +373,6 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
 }
 
 
-def errors(**files: str | bytes) -> list[str]:
-    """The errors of files; NAME stands for NAME.yaml."""
-    sources = {f"{name}.yaml": text.encode() if isinstance(text, str) else text for name, text in files.items()}
-    with pytest.raises(ConfigError) as caught:
-        parse_sources(sources)
-    return [str(problem) for problem in caught.value.problems]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_error_with_place(case: str) -> None:
     changes, expected = CASES[case]
@@ -418,114 +397,6 @@ def test_base_is_right() -> None:
     assert parse_sources({"web.yaml": BASE.encode()}).warnings == ()
 
 
-def test_not_utf8() -> None:
-    assert errors(web="apiVersion: é\n".encode() + b"name: \xff\n") == ["web.yaml:2:7: not UTF-8: byte 0xff"]
-
-
-def test_alias_bomb() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 9) + "]" for n in range(1, 12)]
-    assert errors(bomb="\n".join(lines)) == ["bomb.yaml:6:10: aliases stand for more than 100000 values"]
-
-
-def test_alias_chain_is_as_deep_as_what_it_stands_for() -> None:
-    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100)]
-    assert errors(chain="\n".join(lines)) == ["chain.yaml:32:12: nested deeper than 32 levels"]
-
-
-def test_more_values_than_a_file_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "MAX_VALUES", 5)
-    assert errors(list="[1, 2, 3, 4,\n5]") == ["list.yaml:2:2: more than 5 values in one file"]
-    monkeypatch.setattr(document, "MAX_VALUES", 7)
-    assert errors(list="[1, 2, 3, 4,\n5]")[0].startswith("list.yaml:1:1: the file must be a mapping")
-
-
-def test_json() -> None:
-    for text, expected in {
-        '{"apiVersion": "revproxy/v1",\n "proxies": [1,]}': "2:16: not JSON: ",
-        '{"apiVersion": "revproxy/v1"': "1:29: not JSON: ",
-        '{"apiVersion": "revproxy/v1",\n "proxies": NaN}': "2:13: not JSON: NaN",
-        "[" * 100_000: "1:33: nested deeper than 32 levels",
-        '{"a":\n 1' + "0" * 5000 + "}": "2:2: a number of thousands of digits",
-        '{"apiVersion":"revproxy/v1",\n\t"prxies":[]}': "2:2: unknown key 'prxies' (did you mean 'proxies'?)",
-        '{"apiVersion":"revproxy/v1",\n\n  "proxies": [{}, "a\\n\\"b"]}': "3:15: the key 'default_target' is missing",
-        '{"apiVersion":"revproxy/v1",\n "\\ud800": 1}': "2:2: unknown key '\\ud800' (known: apiVersion, ",
-    }.items():
-        with pytest.raises(ConfigError) as caught:
-            parse_sources({"a.json": text.encode()})
-        assert str(caught.value.problems[0]).startswith(f"a.json:{expected}")
-        str(caught.value).encode()
-
-
-def test_all_errors_of_all_files_at_once() -> None:
-    first = BASE.replace(LISTEN_PORT, "prot: 80\n").replace("10.0.0.10", "10.0.0.300").replace(": true", ": 1")
-    second = BASE.replace("/16", "/8")  # its proxy is wrong, and its name and settings stand in the other file
-    assert errors(a=first, b=second, c="a: [") == [
-        "a.yaml:2:23: 'fast_path' must be true or false, not 1",
-        "a.yaml:8:7: unknown key 'prot' (did you mean 'port'?)",
-        "a.yaml:12:22: 'ip' must be an IPv4 or IPv6 address, not '10.0.0.300'",
-        "b.yaml:2:1: 'settings' stands in a second file: first at a.yaml:2:1",
-        "b.yaml:4:11: there is a proxy 'web' already, at a.yaml:4:11",
-        "b.yaml:11:17: the address has bits set beyond the length /8: the network is 192.0.0.0/8",
-        *errors(c="a: ["),
-    ]
-
-
-def test_no_more_errors_of_a_file_than_a_person_reads() -> None:
-    routes = "".join(f"      - {{source: 10.{n >> 8}.{n & 255}.0/24}}\n" for n in range(1500))
-    found = errors(web=BASE + routes)
-    assert len(found) == 1001
-    assert found[0] == "web.yaml:1:1: more than 1000 errors: the rest is not shown"
-
-
-def listening(name: str, listen: str, target: str = "{ip: 10.0.0.1}") -> str:
-    return f"apiVersion: revproxy/v1\nproxies:\n  - name: {name}\n    listen: {listen}\n    default_target: {target}\n"
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "on"),
-    [
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1, eth0], port: [81, 80]}", "its own IPv4 addresses"),
-        (
-            "{interfaces: [eth0], port: 80, addresses: [192.0.2.2, 192.0.2.1]}",
-            "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}",
-            "192.0.2.1",
-        ),
-    ],
-)
-def test_two_proxies_on_one_listener(first: str, second: str, on: str) -> None:
-    assert errors(a=listening("a", first), b=listening("b", second)) == [
-        f"b.yaml:4:13: the proxy 'a' listens on tcp port 80 of eth0, {on}, already, at a.yaml:4:13"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "target"),
-    [
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1], port: 80}", "10.0.0.1"),
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 81}", "10.0.0.1"),
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, protocol: udp}", "10.0.0.1"),
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80}", "'fd00::1'"),
-        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}", "10.0.0.1"),
-    ],
-)
-def test_two_proxies_apart(first: str, second: str, target: str) -> None:
-    sources = {"a.yaml": listening("a", first), "b.yaml": listening("b", second, f"{{ip: {target}}}")}
-    assert len(parse_sources({name: text.encode() for name, text in sources.items()}).proxies) == 2
-
-
-def test_target_that_is_another_proxys_listener_is_a_warning() -> None:
-    a = listening("a", "{interfaces: [eth0], port: 80}", "{ip: 192.0.2.9}")
-    b = listening("b", "{interfaces: [eth0], port: 80, addresses: [192.0.2.9]}")
-    warnings = parse_sources({"a.yaml": a.encode(), "b.yaml": b.encode()}).warnings
-    assert [str(warning) for warning in warnings] == [
-        "a.yaml:5:21: the target 192.0.2.9 is where the proxy 'b' listens, at b.yaml:4:13: "
-        "what is forwarded there does not go through that proxy"
-    ]
-    udp = listening("b", "{interfaces: [eth0], port: 80, protocol: udp, addresses: [192.0.2.9]}")
-    assert parse_sources({"a.yaml": a.encode(), "b.yaml": udp.encode()}).warnings == ()
-
-
 def test_problems_say_where_in_the_document() -> None:
     text = BASE.replace("10.0.0.10", "nowhere").replace(LISTEN_PORT, "prot: 80\n")
     with pytest.raises(ConfigError) as caught:
@@ -534,3 +405,10 @@ def test_problems_say_where_in_the_document() -> None:
         "proxies[0].listen.prot",
         "proxies[0].source_routes[0].target.ip",
     ]
+
+
+def test_no_more_errors_of_a_file_than_a_person_reads() -> None:
+    routes = "".join(f"      - {{source: 10.{n >> 8}.{n & 255}.0/24}}\n" for n in range(1500))
+    found = errors(web=BASE + routes)
+    assert len(found) == 1001
+    assert found[0] == "web.yaml:1:1: more than 1000 errors: the rest is not shown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -114,3 +115,16 @@ def plan(wanted: Desired, observed: Observed, **more: Any) -> Plan:
     more.setdefault("limits", Limits({}))
     more.setdefault("runtime", RuntimeFacts())
     return make_plan(wanted, observed, **more)
+
+
+WEB = proxy(to=targets("10.0.0.1:8080", "10.0.0.2:8080", line=9))
+
+
+def of(found: Plan, *kinds: type) -> list[object]:
+    """A plan's operations of these kinds."""
+    return [operation for operation in found.operations if isinstance(operation, kinds)]
+
+
+def with_state(observed: Observed, **fields: object) -> Observed:
+    """The same with other fields of its state."""
+    return replace(observed, state=replace(observed.state, **fields))  # type: ignore[arg-type]  # fields of the state

@@ -1,0 +1,72 @@
+"""What several files, or several proxies, say together: every error at once, and listeners that are taken already."""
+
+from __future__ import annotations
+
+import pytest
+
+from reconciler.config import parse_sources
+
+# Line 1 to 12; a case replaces some of its text.
+from tests.unit.config.refused import BASE, LISTEN_PORT, errors
+
+
+def test_all_errors_of_all_files_at_once() -> None:
+    first = BASE.replace(LISTEN_PORT, "prot: 80\n").replace("10.0.0.10", "10.0.0.300").replace(": true", ": 1")
+    second = BASE.replace("/16", "/8")  # its proxy is wrong, and its name and settings stand in the other file
+    assert errors(a=first, b=second, c="a: [") == [
+        "a.yaml:2:23: 'fast_path' must be true or false, not 1",
+        "a.yaml:8:7: unknown key 'prot' (did you mean 'port'?)",
+        "a.yaml:12:22: 'ip' must be an IPv4 or IPv6 address, not '10.0.0.300'",
+        "b.yaml:2:1: 'settings' stands in a second file: first at a.yaml:2:1",
+        "b.yaml:4:11: there is a proxy 'web' already, at a.yaml:4:11",
+        "b.yaml:11:17: the address has bits set beyond the length /8: the network is 192.0.0.0/8",
+        *errors(c="a: ["),
+    ]
+
+
+def listening(name: str, listen: str, target: str = "{ip: 10.0.0.1}") -> str:
+    return f"apiVersion: revproxy/v1\nproxies:\n  - name: {name}\n    listen: {listen}\n    default_target: {target}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "on"),
+    [
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1, eth0], port: [81, 80]}", "its own IPv4 addresses"),
+        (
+            "{interfaces: [eth0], port: 80, addresses: [192.0.2.2, 192.0.2.1]}",
+            "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}",
+            "192.0.2.1",
+        ),
+    ],
+)
+def test_two_proxies_on_one_listener(first: str, second: str, on: str) -> None:
+    assert errors(a=listening("a", first), b=listening("b", second)) == [
+        f"b.yaml:4:13: the proxy 'a' listens on tcp port 80 of eth0, {on}, already, at a.yaml:4:13"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "target"),
+    [
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth1], port: 80}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 81}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, protocol: udp}", "10.0.0.1"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80}", "'fd00::1'"),
+        ("{interfaces: [eth0], port: 80}", "{interfaces: [eth0], port: 80, addresses: [192.0.2.1]}", "10.0.0.1"),
+    ],
+)
+def test_two_proxies_apart(first: str, second: str, target: str) -> None:
+    sources = {"a.yaml": listening("a", first), "b.yaml": listening("b", second, f"{{ip: {target}}}")}
+    assert len(parse_sources({name: text.encode() for name, text in sources.items()}).proxies) == 2
+
+
+def test_target_that_is_another_proxys_listener_is_a_warning() -> None:
+    a = listening("a", "{interfaces: [eth0], port: 80}", "{ip: 192.0.2.9}")
+    b = listening("b", "{interfaces: [eth0], port: 80, addresses: [192.0.2.9]}")
+    warnings = parse_sources({"a.yaml": a.encode(), "b.yaml": b.encode()}).warnings
+    assert [str(warning) for warning in warnings] == [
+        "a.yaml:5:21: the target 192.0.2.9 is where the proxy 'b' listens, at b.yaml:4:13: "
+        "what is forwarded there does not go through that proxy"
+    ]
+    udp = listening("b", "{interfaces: [eth0], port: 80, protocol: udp, addresses: [192.0.2.9]}")
+    assert parse_sources({"a.yaml": a.encode(), "b.yaml": udp.encode()}).warnings == ()
