@@ -18,12 +18,12 @@ from reconciler.engine import Engine
 from reconciler.errors import RevproxyError, TransactionError, UnfinishedError
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.runtime import probing
+from tests.bootclock import clock
 from tests.e2e.attempts import chosen, in_child
 from tests.e2e.proxyhost import ProxyHost
 from tests.e2e.roundtrips import BASE, EDIT, difference
 from tests.kernel.kernelmaps import configuration, small_arrays
 from tests.thorough import EACH_KIND
-from tests.unit.runtime.revising import clock
 
 __all__ = ["clock"]  # a fixture; children get a copy
 

@@ -8,8 +8,10 @@ import pytest
 
 from reconciler.engine import Engine
 from reconciler.places import Places
-from reconciler.runtime import control
+from tests.bootclock import clock
 from tests.unit.runtime.fakelive import FakeLive
+
+__all__ = ["clock"]  # a fixture
 
 
 @pytest.fixture
@@ -26,12 +28,3 @@ def places(tmp_path: Path) -> Places:
 @pytest.fixture
 def engine(places: Places, live: FakeLive) -> Engine:
     return Engine(places, live=live)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds since the machine was started."""
-    now = [1000.0]
-    monkeypatch.setattr(control, "boot_clock", lambda: now[0])
-    monkeypatch.setattr("reconciler.runtime.revisions.boot_clock", lambda: now[0])
-    return now
