@@ -1,8 +1,9 @@
 """Where pins live: finding the bpffs, mounting one where there is none, and giving it back.
 
 Pins must outlive the process, so a bpffs is mounted in the mount namespace of the *witness*: process 1 or, where it
-lets nobody look (a container whose process 1 has more capabilities), the eldest ancestor that does. ``ip netns exec``
-mounts a new /sys, under which /sys/fs/bpf is empty: then the pins are reached through the witness's /proc/PID/root.
+lets nobody look (a container whose process 1 has more capabilities), the eldest ancestor that does, or else anybody
+with the same root directory who sees a bpffs. ``ip netns exec`` mounts a new /sys, under which /sys/fs/bpf is empty:
+then the pins are reached through the witness's /proc/PID/root.
 """
 
 from __future__ import annotations
@@ -61,15 +62,35 @@ def mount_of(path: Path, process: str = "self") -> Mount:
 
 
 def witness() -> str:
-    """The process whose mount namespace counts, as its number; "self" if none of our ancestors lets us look."""
-    for process in ("1", *reversed(_ancestors())):
+    """The process whose mount namespace counts, as its number; "self" if nobody lets us look."""
+    for process in _elders():
         try:
             Path(f"/proc/{process}/ns/mnt").stat()
             Path(f"/proc/{process}/root/").stat()
         except OSError:
             continue
         return process
-    return "self"
+    return _bystander() or "self"
+
+
+def _elders() -> list[str]:
+    return ["1", *reversed(_ancestors())]
+
+
+def _bystander() -> str | None:
+    """The process with the lowest number that has our root directory and sees a bpffs at the common place: for who has
+    lost the ancestors that let us look (started in the background by a script that has ended)."""
+    root = Path("/proc/self/root/").stat()
+    for process in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):  # noqa: PTH208
+        try:
+            if (
+                os.path.samestat(Path(f"/proc/{process}/root/").stat(), root)
+                and mount_of(COMMON, process).type == "bpf"
+            ):
+                return process
+        except OSError:
+            continue  # it has ended, or is another user's
+    return None
 
 
 def _ancestors() -> list[str]:

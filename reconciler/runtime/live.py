@@ -144,7 +144,9 @@ class Live:
         written since. What only connections may still need counts as needed where there are very many, unless
         ``connections_anew``. Raises :class:`KernelError`."""
         self.close()
-        bpffs.locate(self._bpffs_dir)  # that it may be used
+        there = bpffs.locate(self._bpffs_dir)  # if it may be used
+        if there is not None and there != self.maps.root.parent:
+            self._use(there)  # the process is gone through whose eyes it was seen
         listed = links.list_links()
         own = self._own(listed)
         self._seen = own, listed

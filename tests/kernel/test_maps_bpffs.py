@@ -59,6 +59,37 @@ def test_behind_a_new_sys_the_pins_are_found_through_the_witness(directory: Path
     assert behind_a_new_sys(code) == f"/proc/{bpffs.witness()}/root{directory} mark"
 
 
+def test_behind_a_new_sys_without_ancestors_somebody_else_shows_the_pins(directory: Path) -> None:
+    (directory / "mark").mkdir()
+    code = (
+        "import pathlib; from reconciler.kernel import bpffs; bpffs._elders = lambda: []; "
+        f"found = bpffs.provide(pathlib.Path({str(directory)!r})); "
+        "print(found, *(each.name for each in found.iterdir()))"
+    )
+    found, mark = behind_a_new_sys(code).split()
+    assert (str(bpffs.as_named(Path(found))), mark) == (str(directory), "mark")
+
+
+def test_behind_a_new_sys_the_pins_are_found_again_when_their_witness_has_ended(directory: Path) -> None:
+    elder = subprocess.Popen(["sleep", "60"])
+    code = (
+        f"import os, pathlib, time; elder = {elder.pid}; "
+        "from reconciler.kernel import bpffs; bpffs._elders = lambda: [str(elder)]; "
+        "from reconciler.runtime.live import Live; "
+        f"live = Live(pathlib.Path({str(directory)!r})); live.observe(); before = live.maps.root.parent; "
+        "os.kill(elder, 9)\n"
+        "while os.path.exists(f'/proc/{elder}/root/'): time.sleep(0.01)\n"
+        "live.observe(); print(before, live.maps.root.parent)"
+    )
+    try:
+        before, after = behind_a_new_sys(code).split()
+    finally:
+        elder.kill()
+        elder.wait()
+    assert before == f"/proc/{elder.pid}/root{directory}" != after
+    assert bpffs.as_named(Path(after)) == directory
+
+
 def test_behind_a_new_sys_a_mount_outlives_the_process(tmp_path: Path) -> None:
     own = tmp_path / "pins"
     code = f"import pathlib; from reconciler.kernel import bpffs; print(bpffs.provide(pathlib.Path({str(own)!r})))"
