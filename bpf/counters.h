@@ -19,13 +19,10 @@ static __always_inline void count_opened(u32 target)
 		stats->connections++;
 }
 
-/* Connection entries are shared between CPUs, target_stats is per CPU. */
-static __always_inline void count_packet(struct connection *c, u32 packets, u32 bytes)
+static __always_inline void count_for_target(const struct connection *c, u32 packets, u32 bytes)
 {
 	struct target_stats *stats = lookup_index(MAP(TARGET_STATS), c->target);
 
-	__sync_fetch_and_add(&c->packets, packets);
-	__sync_fetch_and_add(&c->bytes, bytes);
 	if (!stats)
 		return;
 	if (c->flags & CONNECTION_REPLY) {
@@ -35,6 +32,14 @@ static __always_inline void count_packet(struct connection *c, u32 packets, u32 
 		stats->packets_forward += packets;
 		stats->bytes_forward += bytes;
 	}
+}
+
+/* Connection entries are shared between CPUs, target_stats is per CPU. */
+static __always_inline void count_packet(struct connection *c, u32 packets, u32 bytes)
+{
+	__sync_fetch_and_add(&c->packets, packets);
+	__sync_fetch_and_add(&c->bytes, bytes);
+	count_for_target(c, packets, bytes);
 }
 
 #endif

@@ -53,7 +53,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 
 	F(reverse_key)(fresh, p->key.protocol, key);
 	other = lookup(MAPF(CONNECTION), key);
-	scratch->answered = other != 0;
+	scratch->answered = 0;
 	if (!other)
 		return true;
 	/* The same connection once more, or one that is closing? */
@@ -62,6 +62,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 		differs |= (other->saddr_be[i] ^ p->key.daddr_be[i]) | (other->daddr_be[i] ^ p->key.saddr_be[i]);
 	both = other->c.own & other->c.peer;
 	either = other->c.own | other->c.peer;
+	scratch->answered = differs != 0;
 	over = is_negative((s64)differs - 1) | (either & HEARD_RST) | (both & HEARD_FIN);
 	/* Or heard in neither direction for its limit? */
 	limit = lesser(other->c.idle_sec, settings->unanswered_sec);
@@ -88,6 +89,9 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	if (kind == DEST_DENY)
 		return verdict_drop(hook, OUTCOME_DROP_DENIED);
 	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
+	/* With the client's own port a choice is seldom taken, and entering the answers tells. */
+	scratch->look |= fullnat;
+	scratch->answered = 0;
 	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
 	for (u32 i = 0; i < CHOICES; i++) {
 		u32 source = 0, place, turn = scratch->round * CHOICES + i;
@@ -119,6 +123,8 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 						    port_draw(scratch->port_hash, turn, ports));
 		}
 		fresh->c.target = scratch->target;
+		if (!scratch->look)
+			return GO_ON;
 		if (F(is_free)(p, fresh, settings, scratch))
 			return GO_ON;
 	}
@@ -128,9 +134,10 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	return verdict_drop(hook, scratch->refused);
 }
 
-/* Remembers the connection in both directions, in place of before if that is given. */
-static __always_inline bool F(remember)(const struct F(packet) *p, struct F(connection) *fresh,
-					struct F(connection) *reply, struct F(connection) *before, struct scratch *scratch)
+/* Remembers the connection in both directions, in place of before if that is given. GO_ON, ONCE_MORE if its answers have
+ * an entry already, or a verdict. */
+static __always_inline int F(remember)(int hook, const struct F(packet) *p, struct F(connection) *fresh,
+				       struct F(connection) *reply, struct F(connection) *before, struct scratch *scratch)
 {
 	struct F(connection_key) *reply_key = (void *)&scratch->key;
 	struct F(connection) *old;
@@ -141,8 +148,6 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 		F(tell_last)(before, reply_key, p->key.protocol, F(ending)(&before->c), scratch->now);
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		fresh->hint = before->c.flags & CONNECTION_REPLY ? 0 : before->hint;
-	} else {
-		fresh->hint = F(note_hint)(&p->key, scratch);
 	}
 	/* A connection that is over and whose answers would look the same goes as a whole: a client's entry left of it
 	 * would be paired with our reply's. */
@@ -168,20 +173,29 @@ static __always_inline bool F(remember)(const struct F(packet) *p, struct F(conn
 	reply->c.flags = CONNECTION_REPLY | fresh->c.flags;
 	reply->c.peer = fresh->c.own;
 	/* The reply's entry first: who finds the client's finds both. */
-	if (F(insert)(reply_key, reply, BPF_ANY))
-		return false;
+	error = F(insert)(reply_key, reply, scratch->look ? BPF_ANY : BPF_NOEXIST);
+	if (error == -EEXIST) {
+		scratch->look = 1;
+		return ONCE_MORE;
+	}
+	if (error)
+		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
+	if (!before)
+		fresh->hint = F(note_hint)(&p->key, scratch);
 	/* Another CPU may just have done the same: its choice then holds for both. */
 	error = F(insert)(&p->key, fresh, before ? BPF_ANY : BPF_NOEXIST);
 	if (error && error != -EEXIST) {
 		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
-		return false;
+		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	}
+	scratch->begun = !error;
 	if (error)
-		return true;
+		return GO_ON;
 	count_opened(fresh->c.target);
+	fresh->c.packets = fresh->c.bytes = 0; /* as it is told; the entry has them */
 	if ((fresh->c.flags & CONNECTION_TOLD) && !F(tell)(fresh, reply, p->key.protocol, EVENT_OPENED, scratch->now))
 		count_outcome(OUTCOME_EVENT_LOST);
-	return true;
+	return GO_ON;
 }
 
 /* A source that no packet from outside has (RFC 1122 section 3.2.1.3), or that no router passes on (RFC 4291 section
@@ -236,10 +250,24 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		out = way_of(fresh->c.way);
 		if (!out || !F(xdp_finishes)(p, out))
 			return XDP_PASS;
+		/* This packet. */
+		fresh->c.packets = p->segments;
+		fresh->c.bytes = p->bytes;
 	}
-	if (!F(remember)(p, fresh, reply, before, scratch))
-		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	return GO_ON;
+	return F(remember)(hook, p, fresh, reply, before, scratch);
+}
+
+/* XDP: the first packet of a connection, which its entry, made from fresh, counts already. */
+static __always_inline int F(forward_begun)(struct xdp_md *ctx, const struct F(packet) *p,
+					    const struct F(connection) *fresh)
+{
+	const struct way *out = way_of(fresh->c.way);
+
+	if (!out || F(rewrite)(ctx, HOOK_XDP, p, fresh, out, REWRITE_HOP))
+		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
+	count_for_target(&fresh->c, p->segments, p->bytes);
+	count_outcome(OUTCOME_REDIRECT_XDP);
+	return out->ifindex == p->ifindex ? XDP_TX : bpf_redirect(out->ifindex, 0);
 }
 
 /* Called by ingress ahead of open, when the table was full. */
@@ -276,13 +304,13 @@ static __always_inline int F(open)(void *ctx, int hook)
 		return verdict;
 	if (hook != HOOK_XDP) {
 		/* The verifier would follow all of forwarding once for each choice. */
-		scratch->begun = 1;
 		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	}
+	if (scratch->begun)
+		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh);
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	p.heard = 0; /* the entries say so already */
 	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }

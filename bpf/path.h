@@ -210,6 +210,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	scratch->active = active;
 	scratch->proxy = proxy;
 	scratch->replace = replace;
+	scratch->look = replace;
 	scratch->round = 0;
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
 	hints = lookup_index(MAPF(HINT), 0);

@@ -297,8 +297,10 @@ struct scratch {
 	u64 fib[8]; /* struct bpf_fib_lookup */
 	u32 hand4; /* this CPU's: which hint to take next */
 	u32 hand6;
-	u32 answered; /* the answers' key of the target just looked at has an entry */
+	u32 answered; /* the answers' key of the choice just looked at has an entry, of another connection */
 	u32 begun; /* the entries were made for this packet */
+	u32 look; /* whether a choice's answers have an entry is looked at before it is taken */
+	u32 zero;
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */

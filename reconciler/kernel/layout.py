@@ -147,6 +147,8 @@ scratch = np.dtype(
         ("hand6", u32),
         ("answered", u32),
         ("begun", u32),
+        ("look", u32),
+        ("zero", u32),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])

@@ -225,6 +225,8 @@ class Model:
         if proxy not in self.slot.proxies:
             return PASS, arrival.frame
         fresh = self._choose(arrival, key, proxy)
+        if fresh is None:
+            return PASS, arrival.frame
         if isinstance(fresh, str):
             self.outcomes[fresh] += 1
             return DROP, arrival.frame
@@ -254,14 +256,15 @@ class Model:
         self.connections[key] = fresh
         self.stats.setdefault(fresh.target, Counter())["connections"] += 1
 
-    def _choose(self, arrival: Arrival, key: Key, number: int) -> Entry | str:
-        """The entry for a new connection, or why there is none."""
+    def _choose(self, arrival: Arrival, key: Key, number: int) -> Entry | str | None:
+        """The entry for a new connection, or why there is none. None: XDP leaves it to TC without having looked."""
         proxy, slot = self.slot.proxies[number], self.slot
         kind, _, name = self._destination(number, key[0]).partition(":")
         if kind == "deny":
             return "drop_denied"
         refused = "drop_no_target"
         fullnat = proxy.mode == "fullnat"
+        looks = arrival.hook != XDP or fullnat or key in self.connections
         for attempt, target_id in enumerate(self._candidates(key, proxy.balance, kind, name, fullnat)):
             target = self.setting.targets.get(target_id)
             if target is None or target.drained or len(ip_address(target.ip).packed) != len(key[0]):
@@ -275,6 +278,9 @@ class Model:
                 source = ip_address(target.source).packed
                 sport = port_draw(key, attempt, slot.ports, arrival.now)
             entry = self._entry(arrival, key, number, target_id, target, source, sport)
+            if not looks and not self._can_finish(arrival, entry):
+                return None
+            looks = True
             if self._is_free(entry.turned(key[4]), key, arrival.now):
                 return entry
         return refused
