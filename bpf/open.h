@@ -9,14 +9,18 @@
 #define GO_ON (-100)
 #define ONCE_MORE (-101)
 
+/* Of scratch: whether the answers to the choice just looked at have an entry. */
+#define ANSWERED_NOT 0   /* the answers' key has no entry */
+#define ANSWERED 1       /* it has one, of this connection */
+#define ANSWERED_OTHER 2 /* of another one, which is over */
+
 /* How many members of a group (dnat) or source ports (fullnat) are tried for a connection whose reply would be
  * another's: so many in each round, which is a program called anew, for the verifier's sake. */
 #define CHOICES 4
 #define MEMBER_ROUNDS 2
 #define PORT_ROUNDS 8
 
-/* Ports are drawn for a time of 2^29 ns, so that CPUs with packets of one connection draw the same, and a client that
- * was refused draws others when it tries again. */
+/* Ports are drawn for a time of 2^29 ns, so that a client that was refused draws others when it tries again. */
 #define DRAW_SHIFT 29
 
 /* The lesser one, without a branch. */
@@ -25,10 +29,13 @@ static __always_inline s64 lesser(s64 x, s64 y)
 	return y + ((x - y) & ((x - y) >> 63));
 }
 
-/* The n-th port to try, counted from the first of the range: each in turn of a range that can be searched through. */
-static __always_inline u32 port_draw(u32 hash, u32 n, u32 ports)
+/* The n-th port to try, counted from the first of the range: in turn those of a range that can be searched through, and
+ * of others the first few; then any. */
+static __always_inline u32 port_draw(u32 begin, u32 hash, u32 n, u32 ports)
 {
-	return (ports <= PORT_ROUNDS * CHOICES ? hash + n : hash3(hash, n, 0, HASH_SEED)) % ports;
+	bool in_turn = n < CHOICES || ports <= PORT_ROUNDS * CHOICES;
+
+	return (in_turn ? begin + n : hash3(hash, n, 0, HASH_SEED)) % ports;
 }
 
 /* 1 if negative, else 0, without a branch. */
@@ -37,6 +44,24 @@ static __always_inline u64 is_negative(s64 x)
 	return (u64)x >> 63;
 }
 #endif
+
+/* The port to begin with at a target. With TCP each in its turn, so that one is used again as late as can be: a target may
+ * remember for a minute or more who had it before, and then not take a new connection from there (TIME-WAIT, RFC 9293
+ * section 3.6.1). With UDP any, which nobody can guess (RFC 6056). Two CPUs may get the same: one of them will find it
+ * taken. */
+static __always_inline u32 F(port_begin)(const struct F(packet) *p, const struct F(connection) *fresh,
+					 struct scratch *scratch)
+{
+	u32 place = hash3(F(fold_address)(fresh->daddr_be), bpf_ntohs(fresh->dport_be), F(fold_address)(fresh->saddr_be), HASH_SEED);
+	u32 *turn = lookup_index(MAP(PORT_TURN), place % PORT_TURNS);
+	u32 begin;
+
+	if (!turn || p->key.protocol != IPPROTO_TCP)
+		return scratch->port_hash;
+	begin = *(volatile u32 *)turn;
+	__sync_fetch_and_add(turn, 1);
+	return place + begin;
+}
 
 /* Whether the answers to what leaves as fresh can be told from those of another live connection. This is looked at once
  * for every choice, and the verifier follows each branch: hence is_closing, is_established and is_alive once more, in
@@ -53,7 +78,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 
 	F(reverse_key)(fresh, p->key.protocol, key);
 	other = lookup(MAPF(CONNECTION), key);
-	scratch->answered = 0;
+	scratch->answered = ANSWERED_NOT;
 	if (!other)
 		return true;
 	/* The same connection once more, or one that is closing? */
@@ -62,7 +87,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 		differs |= (other->saddr_be[i] ^ p->key.daddr_be[i]) | (other->daddr_be[i] ^ p->key.saddr_be[i]);
 	both = other->c.own & other->c.peer;
 	either = other->c.own | other->c.peer;
-	scratch->answered = differs != 0;
+	scratch->answered = ANSWERED + (differs != 0);
 	over = is_negative((s64)differs - 1) | (either & HEARD_RST) | (both & HEARD_FIN);
 	/* Or heard in neither direction for its limit? */
 	limit = lesser(other->c.idle_sec, settings->unanswered_sec);
@@ -91,7 +116,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	scratch->hash = F(connection_hash)(&p->key, proxy->balance);
 	/* With the client's own port a choice is seldom taken, and entering the answers tells. */
 	scratch->look |= fullnat;
-	scratch->answered = 0;
+	scratch->answered = ANSWERED_NOT;
 	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
 	for (u32 i = 0; i < CHOICES; i++) {
 		u32 source = 0, place, turn = scratch->round * CHOICES + i;
@@ -119,8 +144,10 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 				scratch->round = PORT_ROUNDS;
 				break;
 			}
-			fresh->sport_be = bpf_htons(settings->port_first +
-						    port_draw(scratch->port_hash, turn, ports));
+			if (!turn)
+				scratch->port_begin = F(port_begin)(p, fresh, scratch);
+			fresh->sport_be = bpf_htons(settings->port_first + port_draw(scratch->port_begin,
+										     scratch->port_hash, turn, ports));
 		}
 		fresh->c.target = scratch->target;
 		if (!scratch->look)
@@ -132,6 +159,16 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	if (scratch->round < (fullnat ? PORT_ROUNDS : MEMBER_ROUNDS))
 		return ONCE_MORE;
 	return verdict_drop(hook, scratch->refused);
+}
+
+/* Whether this is the key of the answers to what leaves by e. */
+static __always_inline bool F(is_answered_by)(const struct F(connection) *e, const struct F(connection_key) *key)
+{
+	u32 differs = (e->sport_be ^ key->dport_be) | (e->dport_be ^ key->sport_be);
+
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		differs |= (e->saddr_be[i] ^ key->daddr_be[i]) | (e->daddr_be[i] ^ key->saddr_be[i]);
+	return !differs;
 }
 
 /* Remembers the connection in both directions, in place of before if that is given. GO_ON, ONCE_MORE if its answers have
@@ -152,7 +189,7 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	/* A connection that is over and whose answers would look the same goes as a whole: a client's entry left of it
 	 * would be paired with our reply's. */
 	F(reverse_key)(fresh, p->key.protocol, reply_key);
-	old = scratch->answered ? lookup(MAPF(CONNECTION), reply_key) : 0;
+	old = scratch->answered == ANSWERED_OTHER ? lookup(MAPF(CONNECTION), reply_key) : 0;
 	if (old) {
 		F(reverse_key)(old, p->key.protocol, reply_key);
 		F(tell_other)(old, reply_key, p->key.protocol, F(ending)(&old->c), scratch->now);
@@ -173,13 +210,16 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	reply->c.flags = CONNECTION_REPLY | fresh->c.flags;
 	reply->c.peer = fresh->c.own;
 	/* The reply's entry first: who finds the client's finds both. */
-	error = F(insert)(reply_key, reply, scratch->look ? BPF_ANY : BPF_NOEXIST);
-	if (error == -EEXIST) {
+	error = F(insert)(reply_key, reply, scratch->answered == ANSWERED_NOT ? BPF_NOEXIST : BPF_ANY);
+	if (error == -EEXIST && !before) {
+		/* Not looked at, or another CPU was faster. */
+		scratch->round += scratch->look;
 		scratch->look = 1;
-		return ONCE_MORE;
+		if (scratch->round < MEMBER_ROUNDS)
+			return ONCE_MORE;
 	}
 	if (error)
-		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
+		return verdict_drop(hook, error == -EEXIST ? scratch->refused : OUTCOME_DROP_TABLE_FULL);
 	if (!before)
 		fresh->hint = F(note_hint)(&p->key, scratch);
 	/* Another CPU may just have done the same: its choice then holds for both. */
@@ -189,8 +229,12 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	}
 	scratch->begun = !error;
-	if (error)
+	if (error) {
+		old = lookup(MAPF(CONNECTION), &p->key);
+		if (old && !F(is_answered_by)(old, reply_key))
+			bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		return GO_ON;
+	}
 	count_opened(fresh->c.target);
 	fresh->c.packets = fresh->c.bytes = 0; /* as it is told; the entry has them */
 	if ((fresh->c.flags & CONNECTION_TOLD) && !F(tell)(fresh, reply, p->key.protocol, EVENT_OPENED, scratch->now))

@@ -270,6 +270,9 @@ struct connection_event {
 	u8 zero[7];
 };
 
+/* port_turn[n]: how many TCP connections full NAT has begun from an address of ours to a target; n is a hash of the two. */
+#define PORT_TURNS 65536
+
 /* hint[1..n]: keys of clients' entries, by which a program finds entries that are over when the table is full and
  * nobody sweeps it. hint[0] is struct hint_head instead. A key may be overwritten by another: it is a hint. */
 #define HINT_PLACES 4
@@ -297,10 +300,10 @@ struct scratch {
 	u64 fib[8]; /* struct bpf_fib_lookup */
 	u32 hand4; /* this CPU's: which hint to take next */
 	u32 hand6;
-	u32 answered; /* the answers' key of the choice just looked at has an entry, of another connection */
+	u32 answered; /* ANSWERED_*: of the choice just looked at */
 	u32 begun; /* the entries were made for this packet */
 	u32 look; /* whether a choice's answers have an entry is looked at before it is taken */
-	u32 zero;
+	u32 port_begin; /* full NAT: the first port to try, counted from the first of the range */
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */

@@ -148,7 +148,7 @@ scratch = np.dtype(
         ("answered", u32),
         ("begun", u32),
         ("look", u32),
-        ("zero", u32),
+        ("port_begin", u32),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])
@@ -269,6 +269,7 @@ MAX_TARGETS: Final = 65536
 MAX_GROUPS: Final = 16384
 MAX_DEVICES: Final = 4096
 HARDWARE_PLACES: Final = 4096
+PORT_TURNS: Final = 65536
 WAYS: Final = 32768  # a connection's entry has 16 bits for one
 
 MAPS: Final[dict[str, MapSpec]] = {
@@ -303,6 +304,7 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("retired_stats", 27, MapType.ARRAY, u32, target_stats, MAX_PROXIES),
         MapSpec("hardware", 30, MapType.ARRAY, u32, u64, HARDWARE_PLACES),
         MapSpec("way", 31, MapType.ARRAY, u32, way, WAYS),
+        MapSpec("port_turn", 32, MapType.ARRAY, u32, u32, PORT_TURNS),
     )
 }
 

@@ -165,6 +165,22 @@ def test_ports_that_run_out_are_refused_and_counted(lone: Lab, instance: Instanc
     assert 30000 <= seen_peer(ask_udp(lone.client, (lone.proxy4, 7)))[1] <= 30100
 
 
+def test_ports_come_back_once_targets_have_forgotten_them(lone: Lab, instance: Instance) -> None:
+    """A server that ended a connection keeps its port for a minute (TIME-WAIT): a new one from there has to wait."""
+    instance.apply(config(lone, "{source_ports: {first: 20000, last: 20099}}", backends=1))
+    backend = lone.backends[0].namespace
+    ended = 60
+    for _ in range(ended):
+        with connect(lone.client, (lone.proxy4, 80)) as asking:
+            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while asking.recv(4096):
+                pass
+    kept = backend.run("ss", "-Htn", "state", "time-wait").stdout.splitlines()
+    assert len(kept) == ended, "the server is the one that ends them"
+    refused = backend.run("nstat", "-asz", "TcpExtPAWSTimewait").stdout.split()[-2]
+    assert int(refused) == 0
+
+
 def test_errors_of_the_proxys_own_stack_reach_the_client(lone: Lab, instance: Instance) -> None:
     """A link of another MTU in between is found out by the client, and so is where its packets expire."""
     lone.proxy.ip("link set eth1 mtu 1400")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from tests.kernel import packetreading as reading
 from tests.kernel.packetreading import ETHERNET, TCP, UDP, Key, Packet
@@ -26,7 +26,7 @@ HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN = 1, 2, 4, 8, 16
 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
-PORTS_TRIED, DRAW_NS = 32, 1 << 29
+PORTS_TRIED, IN_TURN, DRAW_NS, PORT_TURNS = 32, 4, 1 << 29, 65536
 
 
 @dataclass(slots=True)
@@ -82,10 +82,12 @@ class Arrival:
 
 
 class Model:
-    """Starts without connections. ``active`` is the slot that packets see."""
+    """Starts without connections, and with the ports of full NAT whose turn is the first one. ``active`` is the slot that
+    packets see."""
 
     def __init__(self, setting: Setting, surroundings: Surroundings) -> None:
         self.setting, self.surroundings = setting, surroundings
+        self.turns: Counter[int] = Counter()
         self.active = 0
         self.connections: dict[Key, Entry] = {}
         self.fragments: dict[tuple[bytes, bytes, bytes, int], tuple[int, int, int]] = {}
@@ -263,7 +265,7 @@ class Model:
         if kind == "deny":
             return "drop_denied"
         refused = "drop_no_target"
-        fullnat = proxy.mode == "fullnat"
+        fullnat, begin = proxy.mode == "fullnat", None
         looks = arrival.hook != XDP or fullnat or key in self.connections
         for attempt, target_id in enumerate(self._candidates(key, proxy.balance, kind, name, fullnat)):
             target = self.setting.targets.get(target_id)
@@ -276,7 +278,9 @@ class Model:
                 if not target.source:
                     break
                 source = ip_address(target.source).packed
-                sport = port_draw(key, attempt, slot.ports, arrival.now)
+                if not attempt and key[4] == TCP:
+                    begin = self._port_turn(ip_address(target.ip), target.port or key[3], ip_address(source))
+                sport = port_draw(key, attempt, slot.ports, arrival.now, begin)
             entry = self._entry(arrival, key, number, target_id, target, source, sport)
             if not looks and not self._can_finish(arrival, entry):
                 return None
@@ -284,6 +288,13 @@ class Model:
             if self._is_free(entry.turned(key[4]), key, arrival.now):
                 return entry
         return refused
+
+    def _port_turn(self, target: IPv4Address | IPv6Address, port: int, source: IPv4Address | IPv6Address) -> int:
+        """The port to begin with at a target: each in its turn."""
+        place = hash3(fold(target), port, fold(source), SEED)
+        turn = self.turns[place % PORT_TURNS]
+        self.turns[place % PORT_TURNS] += 1
+        return place + turn & 0xFFFFFFFF
 
     def _entry(
         self, arrival: Arrival, key: Key, number: int, target_id: int, target: Target, source: bytes, sport: int
@@ -433,12 +444,14 @@ def connection_hash(key: Key, by_source: bool) -> int:
     return hash3(client, fold(ip_address(key[1])), key[2] << 16 | key[3], SEED + key[4])
 
 
-def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int) -> int:
-    """A source port of full NAT: of a small range one after the other, of a large one any. Others at other times."""
+def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int, begin: int | None) -> int:
+    """A source port of full NAT: first those whose turn it is (``begin``; None: any), all of a small range, then any.
+    Others at other times."""
     first, count = ports[0], ports[1] + 1 - ports[0]
     start = hash3(connection_hash(key, False), now // DRAW_NS & 0xFFFFFFFF, 0, SEED)
-    drawn = start + attempt & 0xFFFFFFFF if count <= PORTS_TRIED else hash3(start, attempt, 0, SEED)
-    return first + drawn % count
+    if attempt < IN_TURN or count <= PORTS_TRIED:
+        return first + ((start if begin is None else begin) + attempt & 0xFFFFFFFF) % count
+    return first + hash3(start, attempt, 0, SEED) % count
 
 
 def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:

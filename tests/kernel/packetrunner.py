@@ -130,6 +130,7 @@ class Runner:
             raise
         self.surroundings = surroundings()
         self.generation = 0
+        self.turns: Counter[int] = Counter()  # those of the last model
         self.whole_sum = CHECK_WHOLE_SUM if self._can_check_whole_sum() else 0
         self._tables: list[int] = []
         self._contexts: dict[tuple[str, tuple[int, int]], bytes] = {}
@@ -175,7 +176,11 @@ class Runner:
             self.plane.put("hardware", index, bytes(8))
         self._switch(0)
         self.base_outcomes, self.base_stats = self._outcomes(), self._stats(setting)
-        return Model(setting, self.surroundings)
+        for place in self.turns:
+            self.plane.put("port_turn", place, bytes(4))
+        model = Model(setting, self.surroundings)
+        self.turns = model.turns
+        return model
 
     def _empty(self, name: str) -> None:
         for key in self.maps[name].items()[0]:

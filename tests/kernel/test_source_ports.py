@@ -1,5 +1,5 @@
-"""Source ports and addresses of full NAT: ports are found while there are any, other ones at another time, refused when
-there is none; an address changes as a whole."""
+"""Source ports and addresses of full NAT: ports of TCP are taken in turn, found while there are any, other ones at another
+time, refused when there is none; an address changes as a whole."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ SOURCE = {4: "10.0.2.1", 6: "fd00:2::1"}
 def plane() -> Iterator[DataPlane]:
     plane = DataPlane(f"rpsp-{os.getpid()}")
     for version in (4, 6):
-        plane.listener("cli", LISTEN[version], 80, 6, 1)
+        for protocol in (6, 17):
+            plane.listener("cli", LISTEN[version], 80, protocol, 1)
         plane.target(version, TARGET[version], 8080, source=SOURCE[version])
     plane.proxy(1, mode=layout.CONSTANTS["MODE_FULLNAT"], dest4=dest("TARGET", 4), dest6=dest("TARGET", 6))
     for ifname in ("cli", "srv"):
@@ -50,16 +51,18 @@ def first() -> int:
     return next(_bases)
 
 
-def open_some(plane: DataPlane, hook: str, version: int, number: int) -> tuple[list[int], int]:
+def open_some(
+    plane: DataPlane, hook: str, version: int, number: int, protocol: int = 6
+) -> tuple[list[int], int]:
     """The ports that so many new clients got, and how many were refused."""
     got, refused = [], 0
     for client in range(number):
-        flow = Flow(CLIENT[version].format(1 + client % 200), LISTEN[version], 1024 + client, 80, 6)
+        flow = Flow(CLIENT[version].format(1 + client % 200), LISTEN[version], 1024 + client, 80, protocol)
         verdict, after = (plane.xdp if hook == "xdp" else plane.tc)(frame(flow))
         if verdict == (XDP_DROP if hook == "xdp" else TC_SHOT):
             refused += 1
         else:
-            got.append(sent(after, 6).sport)
+            got.append(sent(after, protocol).sport)
     return got, refused
 
 
@@ -73,6 +76,31 @@ def test_a_range_is_used_up_before_anybody_is_refused(plane: DataPlane, first: i
     assert sorted(got) == list(range(first, first + 32))
     assert refused == 8
     assert plane.outcomes()["drop_no_port"] == before + 8
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+def test_tcp_takes_ports_in_turn(plane: DataPlane, first: int, hook: str, version: int) -> None:
+    """One that was given back is not taken again before all others: the target may still be in TIME-WAIT there."""
+    _empty(plane)
+    plane.settings(ports=(first, first + 99))
+    got = []
+    for _ in range(2):
+        ports, refused = open_some(plane, hook, version, 100)
+        assert not refused
+        got += ports
+        _empty(plane)
+    assert {(after - before) % 100 for before, after in pairwise(got)} == {1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_udp_takes_ports_that_nobody_can_guess(plane: DataPlane, first: int, version: int) -> None:
+    _empty(plane)
+    plane.settings(ports=(first, first + 999))
+    got, refused = open_some(plane, "xdp", version, 100, protocol=17)
+    assert not refused
+    steps = [(after - before) % 1000 for before, after in pairwise(got)]
+    assert len(set(steps)) > 80
 
 
 @pytest.mark.parametrize("version", [4, 6])
