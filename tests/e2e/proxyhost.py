@@ -199,7 +199,8 @@ class ProxyHost:
         root = self.places.bpffs_dir
         maps = Maps(root, Gateway())
         try:
-            contents = dump(maps, leave_out=("hardware", "way", "port_turn"))  # written by the programs, whatever frame comes by
+            # Written by the programs, whatever frame comes by.
+            contents = dump(maps, leave_out=("hardware", "way", "port_turn"))
         finally:
             maps.close()
         pins = {str(path.relative_to(root)): self._object(path) for path in sorted(root.rglob("*"))}

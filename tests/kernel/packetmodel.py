@@ -82,8 +82,7 @@ class Arrival:
 
 
 class Model:
-    """Starts without connections, and with the ports of full NAT whose turn is the first one. ``active`` is the slot that
-    packets see."""
+    """Starts without connections, and no port of full NAT had its turn. ``active`` is the slot that packets see."""
 
     def __init__(self, setting: Setting, surroundings: Surroundings) -> None:
         self.setting, self.surroundings = setting, surroundings

@@ -1,5 +1,5 @@
-"""Source ports and addresses of full NAT: ports of TCP are taken in turn, found while there are any, other ones at another
-time, refused when there is none; an address changes as a whole."""
+"""Source ports and addresses of full NAT: ports of TCP are taken in turn, found while there are any, other ones at
+another time, refused when there is none; an address changes as a whole."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def first() -> int:
     return next(_bases)
 
 
-def open_some(
-    plane: DataPlane, hook: str, version: int, number: int, protocol: int = 6
-) -> tuple[list[int], int]:
+def open_some(plane: DataPlane, hook: str, version: int, number: int, protocol: int = 6) -> tuple[list[int], int]:
     """The ports that so many new clients got, and how many were refused."""
     got, refused = [], 0
     for client in range(number):

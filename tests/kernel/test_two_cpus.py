@@ -39,8 +39,8 @@ def plane() -> Iterator[DataPlane]:
 
 
 def begin(plane: DataPlane) -> None:
-    """Two CPUs send a SYN from one client after the other, each from the next one that neither has sent from; and now and
-    then both from the same, since they don't wait for each other when they count."""
+    """Two CPUs send a SYN from one client after the other, each from the next one that neither has sent from; and now
+    and then both from the same, since they don't wait for each other when they count."""
     processors = sorted(os.sched_getaffinity(0))[:2]
     packet = frame(Flow("20.0.0.0", LISTEN, 4000, 80), "S", bytes(10))
     context = np.array([0, 64, 0, plane.ifindex("cli"), 0, 0], "<u4").tobytes()
@@ -62,8 +62,8 @@ def begin(plane: DataPlane) -> None:
 
 
 def assert_whole(plane: DataPlane) -> None:
-    """Each connection has an entry for both directions that name each other, there is nothing besides, and each is counted
-    once."""
+    """Each connection has an entry for both directions that name each other, there is nothing besides, and each is
+    counted once."""
     table = Map(layout.MAPS["connection4"], os.dup(plane.fds["connection4"]), Gateway())
     try:
         keys, values = table.items()
@@ -87,8 +87,8 @@ def _packed(ends: np.ndarray, *, answered: bool = False) -> np.ndarray:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two CPUs")
 @pytest.mark.parametrize("mode", ["DNAT", "FULLNAT"])
 def test_connections_begun_at_once(plane: DataPlane, mode: str) -> None:
-    """Of one that both begin one choice holds, though each draws its own, and the other leaves nothing; two that draw the
-    same port don't both get it."""
+    """Of one that both begin one choice holds, though each draws its own, and the other leaves nothing; two that draw
+    the same port don't both get it."""
     random = layout.CONSTANTS["BALANCE_RANDOM"]
     plane.proxy(1, mode=layout.CONSTANTS[f"MODE_{mode}"], balance=random, dest4=dest("GROUP", 1))
     begin(plane)
