@@ -307,7 +307,7 @@ class Client(Edits):
         from reconciler.runtime import editfiles
 
         directory = self._config_dir()
-        with daemon.held(_EDIT_SEC):
+        with daemon.held(_EDIT_SEC, wait_sec=_LOCK_WAIT_SEC):
             done = editfiles.carry_out(directory, wanted, lambda: daemon.apply(allow_empty=allow_empty))
         return edits.answer(wanted, done)
 

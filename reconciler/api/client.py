@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from reconciler import answers
 from reconciler.answers import from_json, to_json
-from reconciler.errors import TOLD, ConfigError, DaemonError, Problem, RevproxyError
+from reconciler.errors import TOLD, ConfigError, DaemonError, LockedError, Problem, RevproxyError
 from reconciler.places import READ_SOCKET
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _TIMEOUT_SEC = 120.0
 _AGAIN_SEC = 0.02
+_HOLD_PAUSE_SEC = 0.1
 _CUT = "the list is cut off: is revproxyd ending? ask again"
 _UNKNOWN = "whether it did what was asked is not known: see `revproxyctl status`"
 
@@ -233,15 +234,24 @@ class DaemonClient:
         return tuple(from_json(answers.InterfaceDetail, each) for each in self._request("GET", "/v1/interfaces"))
 
     @contextmanager
-    def held(self, seconds: int) -> Iterator[None]:
-        """The daemon does not follow the files while the block runs, for so long at most. It applies when asked to."""
-        data = self._request("POST", "/v1/edit/begin", {"seconds": seconds})
-        token = from_json(answers.EditHold, data).token
+    def held(self, seconds: int, *, wait_sec: float = 0.0) -> Iterator[None]:
+        """The daemon does not follow the files while the block runs, for so long at most. It applies when asked to.
+        Another command that edits is waited for; raises :class:`LockedError` if it is still at it then."""
+        token = self._hold(seconds, time.monotonic() + wait_sec)
         try:
             yield
         finally:
             with suppress(RevproxyError):  # it has ended, or will follow the files again when the time is over
                 self._request("POST", "/v1/edit/end", {"token": token})
+
+    def _hold(self, seconds: int, until: float) -> str:
+        while True:
+            try:
+                return from_json(answers.EditHold, self._request("POST", "/v1/edit/begin", {"seconds": seconds})).token
+            except LockedError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_HOLD_PAUSE_SEC)
 
     def test(self) -> answers.Tested:
         """The files' tests, run on what packets see now."""

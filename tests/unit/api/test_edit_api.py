@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,15 @@ def test_the_daemon_is_held_while_the_block_runs(daemon: DaemonClient, commands:
             pass
         assert commands.hold.remaining_sec > 0
     assert commands.hold.remaining_sec == 0
+
+
+def test_an_edit_waits_for_another(daemon: DaemonClient, commands: Commands) -> None:
+    done = threading.Event()
+    first = commands.hold.take(30)
+    threading.Timer(0.3, lambda: (done.set(), commands.hold.release(first))).start()
+    with daemon.held(30, wait_sec=20):
+        assert done.is_set()
+        assert commands.hold.remaining_sec > 0
 
 
 def test_an_error_in_the_block_lets_go(daemon: DaemonClient, commands: Commands) -> None:
