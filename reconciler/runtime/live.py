@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -279,6 +279,8 @@ class Live:
             result = execute(plan, Context(self.maps, self, self.programs, verify, self._packer))
         except BaseException:
             self.probe.close()
+            with suppress(KernelError, OSError):  # what made it fail counts; and this takes an empty directory away
+                bpffs.release(self._bpffs_dir, self._gateway)
             raise
         try:
             self.probe.keep()

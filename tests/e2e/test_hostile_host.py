@@ -84,6 +84,7 @@ def test_what_this_process_may_not_do(lab: Lab, instance: Instance) -> None:
     ):
         assert word in refused(instance, "apply", "--yes", under=under)
         lab.assert_clean(instance.bpffs_dir)
+        assert not instance.bpffs_dir.exists()
     # The kernels this runs on count BPF's memory elsewhere, and packets don't need what is written down of them.
     little = lab.proxy.command(
         "prlimit", "--memlock=1024:1024", "--fsize=0:0", PROGRAMS / "revproxyctl", "apply", "--yes"
