@@ -93,6 +93,15 @@ class Reader:
                 raise ConnectionResetError("the process that reads connections has not come to its end")
             return response
 
+    async def said(self, command: Sequence[str]) -> bytes:
+        """What this process writes, which is short. Raises :class:`RevproxyError` with its words if it fails, and
+        :class:`DaemonError` where too many are at work."""
+        async with self._roomy(), self._process(command) as process:
+            data, words = await process.communicate()
+            if process.returncode:
+                raise RevproxyError(words.decode(errors="replace").strip() or "the process that reads has ended")
+            return data
+
     @asynccontextmanager
     async def _roomy(self) -> AsyncIterator[None]:
         """One of few, for as long as this holds."""

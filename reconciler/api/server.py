@@ -20,6 +20,7 @@ from aiohttp import web
 from reconciler import answers
 from reconciler.answers import to_json
 from reconciler.api import failures, openapi, requests
+from reconciler.api.counting import Counted, Counting, Handler
 from reconciler.api.reader import Reader
 from reconciler.api.routes import MAX_PLAN_BYTES, ROUTES, Route
 from reconciler.api.streams import Streams
@@ -37,13 +38,10 @@ _READ_SEC: Final = 30.0
 _ANSWER_SEC: Final = 600.0
 """For so long the worker is waited for: twice as long as a compilation and the look behind it."""
 
-Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
-
-class Commands(Protocol):
+class Commands(Counted, Protocol):
     """What the interface offers; called on the worker, one at a time, but for the last four."""
 
-    def status(self) -> answers.Status: ...
     def diff(self) -> answers.Difference: ...
     def plan(self) -> answers.PlanAnswer: ...
     def saved_plan(self) -> answers.SavedPlan: ...
@@ -61,10 +59,6 @@ class Commands(Protocol):
     def resume(self) -> answers.Suspension: ...
 
     flush: Callable[..., Iterator[int]]  # step by step
-
-    def drain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
-    def undrain(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
-    def draining(self, target: str, *, proxy: str | None = None) -> answers.Draining: ...
 
     def interfaces(self) -> tuple[answers.InterfaceDetail, ...]: ...
     def begin_edit(self, seconds: int) -> answers.EditHold: ...
@@ -121,6 +115,7 @@ class Server:
             "end_edit": self._end_edit,
         }
         self._reader = Reader(commands.bequeathing)
+        self._special = {**self._special, **Counting(commands, self._reader, self._call).handlers}
         self._read_path, self._read_group = path.with_name(READ_SOCKET), read_group
         sites: list[Site] = [(self._application, self._listen)]
         if read_group is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reconciler.daemon.exporter import Exporter
     from reconciler.daemon.loop import Loop
     from reconciler.engine import Engine
+    from reconciler.state.totals import Totals
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,6 +84,14 @@ class DaemonCommands:
         from reconciler.runtime import list_child
 
         return list_child.command(self._bpffs_dir(), how) if self._engine.live.many_connections else None
+
+    def totals_command(self) -> list[str] | None:
+        """What counts connections by target where there are very many; None: who needs the numbers counts."""
+        return self.list_command({"totals": True})
+
+    def counted(self, totals: Totals) -> contextlib.AbstractContextManager[None]:
+        """Within it these are the numbers of connections. On the worker."""
+        return self._engine.live.counted(totals)
 
     def _bpffs_dir(self) -> Path:
         return self._engine.live.maps.root.parent

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from reconciler.kernel import codec
-from reconciler.kernel.connections import count
 from reconciler.kernel.conntable import proxy_names
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Share
@@ -23,10 +23,10 @@ class LiveTarget:
     connections: int
 
 
-def live_targets(maps: Maps) -> list[LiveTarget]:
-    """By proxy id and target id."""
+def live_targets(maps: Maps, counts: Mapping[int, int]) -> list[LiveTarget]:
+    """By proxy id and target id. ``counts``: of live connections, by target id."""
     _, values = maps["target"].items()
-    names, counts = proxy_names(maps), count(maps).targets
+    names = proxy_names(maps)
     found = []
     for number in np.flatnonzero(values["family"]).tolist():
         row, endpoint = values[number], codec.unpack_endpoint(values[number])

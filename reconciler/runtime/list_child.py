@@ -2,7 +2,8 @@
 interpreter meanwhile, nor its memory grows by what a million connections take.
 
 Argument: a JSON object ``{"bpffs_dir": DIR, "how": {filters, sort, limit, count}}``. Writes a JSON array with one
-connection on each line, or ``{"count": N}``. Status 1: what went wrong is on stderr.
+connection on each line, or ``{"count": N}``, or with ``how`` ``{"totals": true}`` those of all targets
+(:class:`~reconciler.state.totals.Totals`). Status 1: what went wrong is on stderr.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main() -> int:
     request = json.loads(sys.argv[1])
     reading, how = Reading(lambda: Path(request["bpffs_dir"])), request["how"]
     try:
-        if how.pop("count", False):
+        if how.pop("totals", False):
+            json.dump(reading.totals().to_json(), sys.stdout)
+        elif how.pop("count", False):
             json.dump({"count": reading.connection_count(**how)}, sys.stdout)
         else:
             write_array(reading.connections(**how), sys.stdout)

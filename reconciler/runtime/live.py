@@ -63,6 +63,7 @@ from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
 from reconciler.state.routes import Routes
 from reconciler.state.selection import Query
+from reconciler.state.totals import Totals
 
 _LO: Final = 1
 """The number of ``lo`` in every network namespace (LOOPBACK_IFINDEX in include/net/net_namespace.h)."""
@@ -103,6 +104,7 @@ class Live:
         self._packer = store.Packer()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
         """By an observation, for the facts that go with it."""
+        self._counted: Totals | None = None
         self.ended: Callable[[Array], None] = lambda _: None
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
         self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
@@ -441,13 +443,28 @@ class Live:
         """Live connections by target id, and how full the tables are."""
         if not self._open():
             return {}, answers.TableUse()
-        counts = connections.count(self.maps)
+        totals = self._totals()
         heads = (self.maps[name].get(0) for name in layout.HINTS.values())
         size = layout.hint_head.itemsize
         full = any(
             head is not None and np.frombuffer(head.tobytes()[:size], layout.hint_head)[0]["full"] > 0 for head in heads
         )
-        return counts.targets, answers.TableUse(counts.entries, self.maps.max_connections, full)
+        return totals.targets, answers.TableUse(totals.entries, self.maps.max_connections, full)
+
+    @contextmanager
+    def counted(self, totals: Totals) -> Iterator[None]:
+        """Within it these count as the live connections that there are: somebody has just counted them."""
+        self._counted = totals
+        try:
+            yield
+        finally:
+            self._counted = None
+
+    def _totals(self) -> Totals:
+        if self._counted is not None:
+            return self._counted
+        counts = connections.count(self.maps)
+        return Totals(counts.targets, counts.entries)
 
     def reset(self, resetter: Resetter) -> bool:
         """Have some more of these connections answered with RST; whether there are more of them."""
@@ -455,7 +472,7 @@ class Live:
 
     def targets(self) -> list[LiveTarget]:
         """Every target there is, retired ones included."""
-        return live_targets(self.maps) if self._reopened() else []
+        return live_targets(self.maps, self._totals().targets) if self._reopened() else []
 
     def connection_count(self, query: Query) -> int:
         """How many :meth:`connections` would give."""

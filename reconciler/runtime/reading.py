@@ -11,6 +11,7 @@ from reconciler import answers, selection
 from reconciler.kernel import connections, connlines, counters
 from reconciler.kernel.maps import opened
 from reconciler.selection import Filters, Listing
+from reconciler.state.totals import Totals
 
 
 class Reading:
@@ -33,6 +34,14 @@ class Reading:
         query = selection.query(filters)
         with opened(self._bpffs_dir()) as maps:
             return 0 if maps is None else connections.count(maps, query).total
+
+    def totals(self) -> Totals:
+        """How many there are, by target."""
+        with opened(self._bpffs_dir()) as maps:
+            if maps is None:
+                return Totals()
+            counts = connections.count(maps)
+            return Totals(counts.targets, counts.entries)
 
     def stats(self) -> answers.Stats:
         """As :meth:`~reconciler.engine.Engine.stats`."""

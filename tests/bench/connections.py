@@ -1,5 +1,5 @@
-"""What ``revproxyctl connections`` takes of processor and memory with a million live connections, as somebody types it,
-daemon and all; and how long a change of the files takes meanwhile."""
+"""What ``revproxyctl connections``, and what else counts them, takes of processor and memory with a million live
+connections, as somebody types it, daemon and all; and how long a change of the files takes meanwhile."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ class Case:
     words: Sequence[str]
     rows: int
     goal_sec: float
+    command: str = "connections"
 
 
 CASES = (
+    Case("status", (), 5, 8, command="status"),
+    Case("drain", ("192.0.2.1:8080", "--proxy", "web"), 2, 6, command="drain"),
+    Case("undrain", ("192.0.2.1:8080",), 2, 5, command="undrain"),
     Case("count", ("--count",), 1, 4),
     Case("the 20 with most bytes", ("--limit", "20", "--sort", "bytes"), 20, 5),
     Case("of one client", ("--client", "10.0.7.7"), 16, 3),
@@ -93,7 +97,7 @@ def run(_cells: Sequence[str] = ()) -> tuple[str, list[dict[str, object]]]:
 def measure(instance: Instance, case: Case, daemon: int) -> Figure:
     """One command, into a file; and then once more, with an edit meanwhile."""
     out = instance.lab.directory / "out"
-    command = instance.lab.proxy.command(PROGRAMS / "revproxyctl", "connections", *case.words)
+    command = instance.lab.proxy.command(PROGRAMS / "revproxyctl", case.command, *case.words)
     with out.open("wb") as stream:
         before, started = cpu_sec(daemon), time.monotonic()
         process = subprocess.Popen(command, env=instance.env, stdout=stream)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from reconciler import __version__, answers
 from reconciler.answers import Sync
 from reconciler.errors import Problem
 from reconciler.runtime.savedplan import FORMAT
+from reconciler.state.totals import Totals
 
 INSTANCE = answers.Instance(4711, "0.1.0", "/etc/revproxy/config.d", "/sys/fs/bpf/revproxy")
 STATUS = answers.Status(
@@ -75,6 +76,7 @@ class FakeCommands:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.gate: threading.Event | None = None
         self.command: list[str] | None = None
+        self.totals: list[str] | None = None
 
     def _answer(self, name: str, value: Any, **arguments: Any) -> Any:
         self.calls.append((name, arguments))
@@ -122,6 +124,15 @@ class FakeCommands:
 
     def list_command(self, _how: Mapping[str, Any]) -> list[str] | None:
         return self.command
+
+    def totals_command(self) -> list[str] | None:
+        return self.totals
+
+    @contextmanager
+    def counted(self, totals: Totals) -> Iterator[None]:
+        self.calls.append(("counted", {"totals": totals}))
+        yield
+        self.calls.append(("counted", {}))
 
     def connection_count(self, **filters: Any) -> int:
         return self._answer("connection_count", 12, **filters)

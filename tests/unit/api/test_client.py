@@ -28,6 +28,9 @@ class FakeCommands:
     def __init__(self, status: answers.Status) -> None:
         self._status = status
 
+    def totals_command(self) -> None:
+        """There are few connections."""
+
     def __getattr__(self, name: str) -> Any:
         def answer(**_: Any) -> Any:
             if name == "status":

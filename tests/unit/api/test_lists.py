@@ -19,6 +19,7 @@ from reconciler.api import reader
 from reconciler.api.client import DaemonClient
 from reconciler.api.server import Server
 from reconciler.errors import DaemonError, KernelError
+from reconciler.state.totals import Totals
 from tests.unit.api.fakecommands import INSTANCE, FakeCommands
 
 
@@ -150,6 +151,41 @@ def test_a_list_that_a_process_writes(path: Path, commands: Lists) -> None:
     assert next(lines) == "1"
     with pytest.raises(DaemonError, match="the list is cut off"):
         next(lines)
+
+
+def test_what_tells_of_very_many_connections_has_them_counted_first(path: Path, commands: Lists) -> None:
+    """By a process, not by the worker; and for a drain when it has begun, so that none that is left is overlooked."""
+    totals, target = Totals({7: 3}, 5), "10.0.0.1:8080"
+    commands.totals = writes(f"print({json.dumps(json.dumps(totals.to_json()))})")
+    daemon = DaemonClient(path)
+    within = ("counted", {"totals": totals})
+    before = ("counted", {"totals": Totals()})
+    for call, name, expected in (
+        (daemon.status, "status", [within]),
+        (lambda: daemon.draining(target), "draining", [within]),
+        (lambda: daemon.undrain(target), "undrain", [within]),
+        (
+            lambda: daemon.drain(target),
+            "draining",
+            [before, ("drain", {"target": target, "proxy": None}), ("counted", {}), within],
+        ),
+    ):
+        commands.calls.clear()
+        call()
+        assert commands.calls[:-2] == expected
+        assert (commands.calls[-2][0], commands.calls[-1]) == (name, ("counted", {}))
+    for wrong, word in (
+        ("sys.exit('no map connection4')", "no map"),
+        ("print('{')", "cut off"),
+        ("print(1)", "no totals"),
+    ):
+        commands.totals = writes(wrong)
+        with pytest.raises(DaemonError, match=word):
+            daemon.status()
+    commands.totals = None
+    commands.calls.clear()
+    daemon.drain(target)
+    assert [name for name, _ in commands.calls] == ["drain"]
 
 
 def test_the_end_ends_processes_that_write(tmp_path: Path, commands: Lists) -> None:
