@@ -67,23 +67,6 @@ class Connection:
     target_id: int
     proxy_id: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The row that scripts rely on."""
-        return {
-            "proxy": self.proxy,
-            "protocol": str(self.protocol),
-            "client": str(self.client),
-            "listen": str(self.listen),
-            "target": str(self.target),
-            "state": self.state,
-            "packets_forward": self.packets_forward,
-            "bytes_forward": self.bytes_forward,
-            "packets_reverse": self.packets_reverse,
-            "bytes_reverse": self.bytes_reverse,
-            "age_sec": round(self.age_sec, 1),
-            "idle_sec": round(self.idle_sec, 1),
-        }
-
 
 # -- listing -------------------------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ _NS: Final = 1e9
 
 
 def lines(found: Found) -> Iterator[list[str]]:
-    """The connections in their order, some of them with each step: what
-    :meth:`~reconciler.kernel.connections.Connection.to_json` says, as text."""
+    """The connections in their order, some of them with each step: each an
+    :class:`~reconciler.answers.Connection` as JSON."""
     for start in range(0, len(found.order), AT_ONCE):
         yield _lines(found.rows[found.order[start : start + AT_ONCE]], found.names, found.now_ns)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from reconciler.answers import to_json
-from reconciler.kernel import connections, layout
+from reconciler.kernel import connections, connlines, layout
 from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_settings, pack_target
 from reconciler.kernel.conntable import states
@@ -47,8 +48,8 @@ def put(maps: Maps, *arguments: Any, version: int = 4, only: slice = slice(None)
 
 def test_both_directions_are_one_row(maps: Maps) -> None:
     put(maps, counts=(3, 300, 2, 2000))
-    (row,) = connections.connections(maps, now_ns=NOW)
-    assert row.to_json() == {
+    ((line,),) = connlines.lines(connections.listing(maps, now_ns=NOW))
+    assert json.loads(line) == {
         "proxy": "web",
         "protocol": "tcp",
         "client": CLIENT,

@@ -118,12 +118,26 @@ def fits(row: connections.Connection, query: Query) -> bool:
 def test_lines_say_what_rows_say(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connlines, "AT_ONCE", 16)
     fill(maps, random.Random(11), 80)
+    times_ns, ends = (NOW - 90 * SECOND, NOW - 40 * SECOND), ("198.51.100.9:9", "192.0.2.1:53", "10.0.0.1:53")
+    maps["connection4"].put_many(*connection_entry(4, *ends, protocol=17, times_ns=times_ns))
     maps["proxy_name"].put(3, np.array([('a"\\ü'.encode(),)], layout.proxy_name))
-    steps = list(connlines.lines(connections.listing(maps, EVERY, now_ns=NOW)))
+    now_ns = NOW - 30 * SECOND + SECOND // 4  # no whole seconds, and another CPU's clock is ahead
+    steps = list(connlines.lines(connections.listing(maps, EVERY, now_ns=now_ns)))
     assert max(map(len, steps)) == 16
-    rows = connections.connections(maps, EVERY, now_ns=NOW)
-    assert [json.loads(line) for step in steps for line in step] == [row.to_json() for row in rows]
+    rows = connections.connections(maps, EVERY, now_ns=now_ns)
+    assert [json.loads(line) for step in steps for line in step] == list(map(as_answer, rows))
     assert {row.client.ip.version for row in rows} == {4, 6}
+    assert {str(row.protocol) for row in rows} == {"tcp", "udp"}
+    assert min(row.idle_sec for row in rows) == 0
+
+
+def as_answer(row: connections.Connection) -> dict[str, object]:
+    counted = ("packets_forward", "bytes_forward", "packets_reverse", "bytes_reverse")
+    return {
+        **{name: str(getattr(row, name)) for name in ("proxy", "protocol", "client", "listen", "target", "state")},
+        **{name: getattr(row, name) for name in counted},
+        **{name: round(getattr(row, name), 1) for name in ("age_sec", "idle_sec")},
+    }
 
 
 @pytest.mark.parametrize("sort", SORTS)
