@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 GOOD = """\
 apiVersion: revproxy/v1
 proxies:
@@ -56,25 +58,23 @@ def test_validate_loads_nothing_of_the_kernel(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_quick_to_load() -> None:
-    program = (
-        "import sys\nsys.argv = ['revproxyctl', '--help']\nfrom reconciler.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'numpy', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'ruamel.yaml', 'bcc', 'watchdog'}\n"
-        "heavy &= set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_engine_loads_no_compiler() -> None:
-    """Nor what only says what went wrong: each is a part of every command's time, and of the daemon's memory."""
-    program = (
-        "import sys\nimport reconciler.engine, reconciler.runtime.live\n"
-        "heavy = {'bcc', 'rich', 'aiohttp', 'structlog', 'jsonschema', 'watchdog'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        (
+            "sys.argv = ['revproxyctl', '--help']\nfrom reconciler.cli import main\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n",
+            {"numpy", "rich", "aiohttp", "structlog", "jsonschema", "ruamel.yaml", "bcc", "watchdog"},
+        ),
+        (  # nor what only says what went wrong: each is a part of every command's time, and of the daemon's memory
+            "import reconciler.engine, reconciler.runtime.live\n",
+            {"bcc", "rich", "aiohttp", "structlog", "jsonschema", "watchdog"},
+        ),
+    ],
+    ids=["help", "engine"],
+)
+def test_what_is_quick_to_load(code: str, heavy: set[str]) -> None:
+    program = f"import sys\n{code}loaded = {heavy} & set(sys.modules)\nassert not loaded, loaded"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -124,8 +124,10 @@ def test_history_fits_a_terminal_of_eighty_columns(client: FakeClient, monkeypat
 
 
 def test_events_say_why_they_end(client: FakeClient) -> None:
-    client.answer = iter([answers.Event(1, "2026-01-02T03:04:05", "config_applied")])
-    result = run("events", "--follow")
-    assert result.exit_code == 0
-    assert result.stdout == "2026-01-02T03:04:05 config_applied\n"
-    assert result.stderr == "revproxyctl: revproxyd has ended, and its events with it\n"
+    ended = "revproxyctl: revproxyd has ended, and its events with it\n"
+    for options, said in ((("--follow",), ended), ((), "")):
+        client.answer = iter([answers.Event(1, "2026-01-02T03:04:05", "config_applied")])
+        result = run("events", *options)
+        assert result.exit_code == 0
+        assert result.stdout == "2026-01-02T03:04:05 config_applied\n"
+        assert result.stderr == said

@@ -195,6 +195,14 @@ def git(tree: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=tree, check=True, capture_output=True)
 
 
+def work_tree(directory: Path) -> tuple[Path, Path]:
+    """The configuration's directory in a fresh one, and where git's lock would stand."""
+    found = directory / "tree" / "config.d"
+    found.mkdir(parents=True)
+    git(found.parent, "init")
+    return found, found.parent / ".git" / "index.lock"
+
+
 def test_a_checkout_is_one_change_after_git_let_go(start: Start, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     directory = tree / "deploy" / "config.d"
@@ -215,12 +223,8 @@ def test_a_checkout_is_one_change_after_git_let_go(start: Start, tmp_path: Path)
 
 
 def test_a_standing_index_lock_is_waited_for(start: Start, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    directory = tree / "config.d"
-    directory.mkdir(parents=True)
-    git(tree, "init")
+    directory, lock = work_tree(tmp_path)
     changes = start(directory)
-    lock = tree / ".git" / "index.lock"
     lock.write_text("")
     (directory / "a.yaml").write_text("half of it")
     changes.stay(0)
@@ -231,13 +235,9 @@ def test_a_standing_index_lock_is_waited_for(start: Start, tmp_path: Path) -> No
 
 
 def test_what_git_puts_back_before_it_lets_go_is_no_change(start: Start, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    directory = tree / "config.d"
-    directory.mkdir(parents=True)
-    git(tree, "init")
+    directory, lock = work_tree(tmp_path)
     (directory / "a.yaml").write_text("one")
     changes = start(directory)
-    lock = tree / ".git" / "index.lock"
     lock.write_text("")
     (directory / "a.yaml").write_text("two")
     changes.stay(0)

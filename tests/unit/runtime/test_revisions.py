@@ -25,6 +25,15 @@ from reconciler.state.plan import Plan
 from tests.unit.runtime.fakelive import FakeLive, break_, mend, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, port
 
+
+def apply_unconfirmed(engine: Engine, places: Places) -> None:
+    """Revision 1, and revision 2, which has thirty seconds to be confirmed."""
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    engine.apply(confirm_within_sec=30)
+
+
 # -- going back ------------------------------------------------------------------------------------------------------
 
 
@@ -130,10 +139,7 @@ def test_without_a_word_it_goes_back_when_the_time_is_up(
 def test_time_that_runs_out_during_a_look_is_not_missed(
     engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     engine.revisions.suspend()
     loop = Loop(engine)
     monkeypatch.setattr(engine, "adopt", lambda: clock.__setitem__(0, clock[0] + 31))
@@ -145,10 +151,7 @@ def test_time_that_runs_out_during_a_look_is_not_missed(
 def test_it_goes_back_also_while_files_are_being_edited(
     engine: Engine, places: Places, live: FakeLive, clock: list[float]
 ) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     loop = Loop(engine)
     loop.hold.take(180)
     assert loop.look(FILES) == 30.0
@@ -158,10 +161,7 @@ def test_it_goes_back_also_while_files_are_being_edited(
 
 
 def test_confirmed_it_stays(engine: Engine, places: Places, live: FakeLive, clock: list[float]) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     assert engine.revisions.confirm() == answers.Confirmed(2)
     clock[0] += 100
     Loop(engine).look(FILES)
@@ -170,10 +170,7 @@ def test_confirmed_it_stays(engine: Engine, places: Places, live: FakeLive, cloc
 
 
 def test_a_word_that_comes_too_late_is_none(engine: Engine, places: Places, live: FakeLive, clock: list[float]) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     clock[0] += 31
     with pytest.raises(NothingToConfirmError):
         engine.revisions.confirm()
@@ -183,10 +180,7 @@ def test_a_word_that_comes_too_late_is_none(engine: Engine, places: Places, live
 def test_applying_again_gives_it_its_time_and_goes_back_as_far(
     engine: Engine, places: Places, live: FakeLive, clock: list[float]
 ) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     clock[0] += 20
     write(places, 3)
     assert engine.apply(confirm_within_sec=60).unconfirmed.left_sec == 60  # type: ignore[union-attr]
@@ -198,10 +192,7 @@ def test_applying_again_gives_it_its_time_and_goes_back_as_far(
 
 
 def test_files_that_change_meanwhile_wait(engine: Engine, places: Places, live: FakeLive) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     write(places, 3)
     loop = Loop(engine)
     loop.look(FILES)
@@ -213,10 +204,7 @@ def test_files_that_change_meanwhile_wait(engine: Engine, places: Places, live: 
 
 
 def test_it_goes_back_while_suspended_too(engine: Engine, places: Places, live: FakeLive, clock: list[float]) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     engine.revisions.suspend()
     clock[0] += 30
     Loop(engine).look(FILES)
@@ -236,10 +224,7 @@ def test_the_first_commit_goes_back_to_nothing(
 def test_after_a_start_of_the_machine_what_was_confirmed_is_put_in_force(
     engine: Engine, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(places, 1)
-    engine.apply()
-    write(places, 2)
-    engine.apply(confirm_within_sec=30)
+    apply_unconfirmed(engine, places)
     monkeypatch.setattr(control, "boot_id", lambda: "another")
     booted = FakeLive()
     Loop(again(places, booted)).look(frozenset({"start"}))
