@@ -125,6 +125,12 @@ def test_a_full_disk_behind_the_output(files: Path, output: str) -> None:
     done = run(">/dev/full", "proxy", "list", "--config-dir", str(files), "--output", output)
     assert done.returncode == 1
     assert done.stderr == "revproxyctl: standard output: No space left on device: make room there\n"
+    (files / "bad.yaml").write_text("nonsense: 1\n")
+    wrong = run(">/dev/full", "proxy", "list", "--config-dir", str(files), "--output", output)
+    assert wrong.returncode == 1
+    assert "bad.yaml:1:1: unknown key 'nonsense'" in wrong.stderr, "what is wrong is told all the same"
+    told = "revproxyctl: standard output: No space left on device\n" in wrong.stderr
+    assert told == (output != "table"), "the error is data too, which nobody gets"
 
 
 def test_a_directory_that_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
