@@ -126,6 +126,11 @@ def _bpffs(sight: Sight) -> Finding:
         return unchecked("bpffs", "bcc is missing", _BCC)
     if sight.system.bpffs_trouble:
         return error("bpffs", sight.system.bpffs_trouble, _AS_ROOT)
+    if sight.system.bpffs_occupied:
+        text = (
+            f"{wanted} is on no bpffs, and {sight.system.bpffs_point} is not empty, so that none can be mounted there"
+        )
+        return error("bpffs", text, "revproxyctl --bpffs-dir /sys/fs/bpf/revproxy doctor")
     if sight.system.bpffs is None:
         text = f"no bpffs at {wanted}: the first apply will mount one"
         point = shlex.quote(sight.system.bpffs_point)

@@ -62,7 +62,7 @@ def _system(places: Places) -> SystemSight:
     missing = _missing_capabilities()
     bcc = _bcc()
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    trials, where, point, trouble = None, None, "/sys/fs/bpf", ""
+    trials, where, point, trouble, occupied = None, None, "/sys/fs/bpf", "", False
     if bcc is not None:
         from reconciler.kernel import bpffs
         from reconciler.kernel.doctor import trials as try_all
@@ -72,6 +72,7 @@ def _system(places: Places) -> SystemSight:
         try:
             found = bpffs.locate(places.bpffs_dir)
             where = None if found is None else str(found)
+            occupied = found is None and bpffs.is_occupied(Path(point))
         except KernelError as error:
             trouble = str(error)
         if not {"CAP_NET_ADMIN", "CAP_BPF"} & set(missing):
@@ -85,6 +86,7 @@ def _system(places: Places) -> SystemSight:
         bpffs=where,
         bpffs_point=point,
         bpffs_trouble=trouble,
+        bpffs_occupied=occupied,
         bcc=bcc,
         headers=Path("/usr/include/linux/bpf.h").exists(),
     )

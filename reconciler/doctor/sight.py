@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SystemSight:
     """The kernel and this process. ``trials`` None: they take privileges that are missing. ``bpffs``: where the pins'
-    directory is on a bpffs, None if it is on none; ``bpffs_point``: where one would be mounted for it;
+    directory is on a bpffs, None if it is on none; ``bpffs_point``: where one would be mounted for it,
+    ``bpffs_occupied``: were there no files;
     ``bpffs_trouble``: why it can't be used. ``memlock_bytes`` None: unlimited."""
 
     release: str
@@ -30,6 +31,7 @@ class SystemSight:
     bpffs: str | None = None
     bpffs_point: str = "/sys/fs/bpf"
     bpffs_trouble: str = ""
+    bpffs_occupied: bool = False
     bcc: str | None = None
     headers: bool = True
 

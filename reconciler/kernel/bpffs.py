@@ -193,7 +193,7 @@ def _check_names(directory: Path, point: Path) -> None:
 
 def _mount(point: Path) -> None:
     """Over a directory of others' files it would hide them, and not from us alone."""
-    if point != COMMON and _holds_something(point):
+    if is_occupied(point):
         raise KernelError(
             "mount a bpffs on",
             str(point),
@@ -203,8 +203,11 @@ def _mount(point: Path) -> None:
     _run("mount", "-t", "bpf", "-o", "mode=0700", "bpf" if point == COMMON else SOURCE, str(point))
 
 
-def _holds_something(point: Path) -> bool:
-    """As the witness sees it; False too if there is no such directory."""
+def is_occupied(point: Path) -> bool:
+    """Whether a directory holds files, as the witness sees it, which a bpffs there would hide. False too if there is
+    none, and for the common place, which is made for that. Raises :class:`KernelError` if it can't be a directory."""
+    if point == COMMON:
+        return False
     process = witness()
     there = point if process == "self" else Path(f"/proc/{process}/root") / point.relative_to("/")
     try:

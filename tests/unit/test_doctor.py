@@ -104,6 +104,8 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
      Level.WARNING, "costs", "sysctl -w net.core.bpf_jit_enable=1"),
     ("lockdown", system(lockdown="confidentiality"), "kernel.lockdown", Level.ERROR, "loaded", "lockdown=integrity"),
     ("no bpffs", system(bpffs=None), "bpffs", Level.WARNING, "mount one", "mount -t bpf"),
+    ("no room for a bpffs", system(bpffs=None, bpffs_point="/x", bpffs_occupied=True), "bpffs", Level.ERROR,
+     "/x is not empty", "revproxyctl --bpffs-dir /sys/fs/bpf/revproxy doctor"),
     ("somebody else's pins", system(bpffs_trouble="use /x: EACCES"), "bpffs", Level.ERROR, "EACCES", "sudo"),
     ("no headers", system(headers=False), "headers", Level.ERROR, "compiles", "apt install linux-libc-dev"),
     ("future commit", sight(git=GitSight(3600)), "git.clock", Level.WARNING, "3600 s in the future", "timedatectl"),
