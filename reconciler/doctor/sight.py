@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SystemSight:
     """The kernel and this process. ``trials`` None: they take privileges that are missing. ``bpffs``: where the pins'
-    directory is on a bpffs, None if it is on none; ``bpffs_point``: where one would be mounted for it,
-    ``bpffs_occupied``: were there no files;
-    ``bpffs_trouble``: why it can't be used. ``memlock_bytes`` None: unlimited."""
+    directory is on a bpffs, None if it is on none; ``bpffs_point``: where one would be mounted for it;
+    ``bpffs_occupied``: there are files, which it would hide; ``bpffs_trouble``: why it can't be used.
+    ``memlock_bytes`` None: unlimited."""
 
     release: str
     missing_capabilities: tuple[str, ...] = ()
