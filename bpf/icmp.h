@@ -152,7 +152,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	if (quoted_other) /* not for who sent the quoted packet */
 		return TC_ACT_UNSPEC;
 	active = ctl->active & 1;
-	now = bpf_ktime_get_coarse_ns();
+	now = clock_ns();
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
 		return TC_ACT_UNSPEC;

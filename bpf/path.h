@@ -184,7 +184,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 		return verdict_pass(hook);
 	/* Read once: this packet's configuration. */
 	active = *(volatile u32 *)&ctl->active & 1;
-	now = bpf_ktime_get_coarse_ns();
+	now = clock_ns();
 
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (e) {
@@ -262,7 +262,7 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 	if (!e || !F(is_for_egress)(e))
 		return TC_ACT_UNSPEC;
 	ctl = control();
-	now = bpf_ktime_get_coarse_ns();
+	now = clock_ns();
 	if (!ctl || !F(is_alive)(e, p.key.protocol, now, ctl->active & 1))
 		return TC_ACT_UNSPEC;
 	if (F(rewrite)(ctx, HOOK_TC_EGRESS, &p, e, 0, 0))
@@ -296,7 +296,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 	p.heard = HEARD_ANY | HEARD_PLAIN;
 	p.l4_offset = 0;
 	active = ctl->active & 1;
-	now = bpf_ktime_get_coarse_ns();
+	now = clock_ns();
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
 		return TC_ACT_UNSPEC;

@@ -66,7 +66,7 @@ static __always_inline int F(reset)(struct __sk_buff *ctx)
 	if (!e)
 		return TC_ACT_UNSPEC;
 	/* From now on it counts as closing: a SYN begins anew. */
-	F(hear)(e, IPPROTO_TCP, HEARD_RST, bpf_ktime_get_coarse_ns());
+	F(hear)(e, IPPROTO_TCP, HEARD_RST, clock_ns());
 	count_outcome(OUTCOME_RESET);
 	if (p.heard & HEARD_RST)
 		return TC_ACT_SHOT;

@@ -18,6 +18,7 @@
 #include "maps.h"
 #include "layout_assertions.h" /* made by user space from its own declarations */
 #include "counters.h"
+#include "clock.h"
 #include "checksum.h"
 #include "context.h"
 #include "hardware.h"

@@ -286,6 +286,8 @@ struct hint_head {
  * room for. Either family fits. */
 struct scratch {
 	u64 now;
+	u64 tick;    /* when clock_ns was read, in jiffies */
+	u64 clock_ns; /* see clock.h */
 	u32 active;  /* the slot this packet reads */
 	u32 proxy;   /* its listener's */
 	u32 replace; /* there is an entry, which is over */

@@ -131,6 +131,8 @@ hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
 scratch = np.dtype(
     [
         ("now", u64),
+        ("tick", u64),
+        ("clock_ns", u64),
         ("active", u32),
         ("proxy", u32),
         ("replace", u32),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from reconciler.kernel import layout
@@ -27,6 +29,8 @@ from tests.kernel.flowing import (
 from tests.kernel.packets import Flow, frame, to_client, to_server
 
 pytestmark = pytest.mark.root
+
+CLOCK_MONOTONIC_COARSE = 6
 
 
 @families
@@ -82,6 +86,20 @@ def test_traffic_one_way_keeps_both_directions(plane: DataPlane, version: int, h
     age(plane, reply, 5000)
     data = frame(reply, towards="srv")
     assert send(plane, hook, data, "srv") == (REDIRECT[hook], to_client(data, flow.reply()))
+
+
+@families
+@hooks
+def test_entries_know_when_they_were_used_to_the_tick(plane: DataPlane, version: int, hook: str) -> None:
+    flow = new_flow(version, 17)
+    tick_ns = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
+    for _ in range(5):
+        before = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+        send(plane, hook, frame(flow))
+        after = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+        _, entry = connection(plane, flow)
+        assert before - tick_ns <= int(entry["c"]["last_ns"][0]) <= after
+        time.sleep(3 * tick_ns / 1e9)
 
 
 @families
