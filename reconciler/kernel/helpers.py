@@ -17,6 +17,7 @@ HELPERS: Final = (
     ("bpf_redirect", 23, (XDP, TC)),
     ("bpf_fib_lookup", 69, (XDP, TC)),
     ("bpf_ktime_get_coarse_ns", 160, (XDP, TC)),
+    ("bpf_jiffies64", 118, (XDP, TC)),
     ("bpf_get_prandom_u32", 7, (XDP, TC)),
     ("bpf_get_smp_processor_id", 8, (XDP, TC)),
     ("bpf_l4_csum_replace", 11, (TC,)),
