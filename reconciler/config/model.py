@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from reconciler.config.healthcheck import HealthCheck
 from reconciler.config.place import NOWHERE, Place
@@ -48,6 +49,12 @@ class Listen:
     address_places: tuple[Place, ...] = field(default=(), compare=False)
 
 
+# One object for each, since a thousand proxies have one.
+_FAMILIES: Final = {
+    (has4, has6): frozenset([4] * has4 + [6] * has6) for has4 in (False, True) for has6 in (False, True)
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Proxy:
     """One proxy. ``connection_timeout_sec`` None: the setting holds. ``checks``: how each target that is checked is,
@@ -63,6 +70,7 @@ class Proxy:
     place: Place = field(default=NOWHERE, compare=False)
     checks: tuple[tuple[Endpoint, HealthCheck], ...] = ()
     _endpoints: Mapping[Endpoint, int] | None = field(default=None, init=False, compare=False, repr=False)
+    _families: frozenset[int] | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def endpoints(self) -> Mapping[Endpoint, int]:
@@ -82,7 +90,11 @@ class Proxy:
     @property
     def families(self) -> frozenset[int]:
         """The address families, 4 and 6, that any target of the proxy belongs to."""
-        return frozenset(endpoint.ip.version for endpoint in self.endpoints)
+        if self._families is None:
+            found = {endpoint.ip.version for endpoint in self.endpoints}
+            object.__setattr__(self, "_families", _FAMILIES[4 in found, 6 in found])
+        assert self._families is not None
+        return self._families
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +176,16 @@ class Config:
     files: tuple[SourceFile, ...] = ()
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
     tests: tuple[PacketTest, ...] = ()
+    _target_ips: frozenset[IPAddress] | None = field(default=None, init=False, compare=False, repr=False)
+
+    @property
+    def target_ips(self) -> frozenset[IPAddress]:
+        """The address of every target. Collected once: a thousand proxies have a few."""
+        if self._target_ips is None:
+            endpoints = {endpoint for proxy in self.proxies for endpoint in proxy.endpoints}
+            object.__setattr__(self, "_target_ips", frozenset(endpoint.ip for endpoint in endpoints))
+        assert self._target_ips is not None
+        return self._target_ips
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 def address(array: Array) -> int:
     """Where the array's memory starts."""
-    return int(array.__array_interface__["data"][0])
+    return array.ctypes.data  # the array interface would describe the fields as well, in five times the time
 
 
 def untouched(count: int, dtype: np.dtype[Any]) -> Array:

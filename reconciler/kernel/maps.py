@@ -166,15 +166,17 @@ class Map:
 
     def keys(self) -> Array:
         """All keys, without reading the values."""
-        found: list[bytes] = []
-        key, following = np.zeros(1, self.spec.key), np.zeros(1, self.spec.key)
-        current: int | None = None
         most = self.max_entries  # a hash that others write to may go round in circles
-        while len(found) <= most and bpf.map_next_key(self.fd, current, address(following)):
-            key[0] = following[0]
-            current = address(key)
-            found.append(key.tobytes())
-        return np.frombuffer(b"".join(found), self.spec.key)
+        found = bytearray()
+        turns = [ct.create_string_buffer(self.key_size) for _ in range(2)]
+        places = [ct.addressof(each) for each in turns]
+        current: int | None = None
+        for count in range(most + 1):
+            if not bpf.map_next_key(self.fd, current, places[count % 2]):
+                break
+            current = places[count % 2]
+            found += turns[count % 2]
+        return np.frombuffer(bytes(found), self.spec.key)
 
     @property
     def is_empty(self) -> bool:

@@ -11,7 +11,9 @@ A hundred thousand routes are read and resolved in 0.4 s, an empty set of maps i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any, Final
@@ -77,28 +79,28 @@ def observe(
             return Observed(KernelState(program=program, attachments=dict(attachments or {})), Allocation())
         maps.open()
     taken = snapshot.take(maps, routes_as_known=routes_as_known, keep_idle=keep_idle)
-    resolver = _Resolver(taken)
+    words = _in_words(taken, memory or RouteMemory())
     remembered = _remembered(taken)
     live = read_sysctls(remembered) if read_sysctls else {}
     state = KernelState(
         program=program,
         settings=codec.unpack_settings(taken.settings[0]["slot"][taken.active]),
-        proxies=resolver.proxies(),
-        listeners=resolver.listeners(),
-        routes=resolver.routes(memory or RouteMemory()),
+        proxies=words.proxies,
+        listeners=words.listeners,
+        routes=words.routes,
         attachments=dict(attachments or {}),
         sysctls=dict(live),
         devices=_flagged(taken, "DEVICE_XDP_REDIRECT"),
         guarded=_flagged(taken, "DEVICE_DROP_LOOPBACK"),
-        sources=resolver.sources(used_only=True),
-        shares=resolver.shares(used_only=True),
-        wrong_tables=resolver.wrong_tables(),
+        sources=words.sources,
+        shares=words.shares,
+        wrong_tables=words.wrong_tables,
     )
     whole = store.whole_digests(maps, taken.blobs)
     revision = store.decode_revision(taken.revision[0]["slot"][taken.active])
     return Observed(
         state=state,
-        allocation=resolver.allocation(),
+        allocation=words.allocation,
         active=taken.active,
         revision=revision,
         unfinished=any(True for _ in repairs(taken)),
@@ -127,18 +129,77 @@ def _remembered(taken: Snapshot) -> dict[str, tuple[str, str]]:
     }
 
 
+@dataclass(slots=True)
+class _InWords:
+    """What was observed, as far as it takes long to put into words. ``digest``: of what it was made from."""
+
+    digest: bytes
+    proxies: dict[str, ProxyState]
+    listeners: dict[ListenerKey, str]
+    routes: Routes
+    sources: dict[tuple[str, Endpoint], IPAddress]
+    shares: dict[tuple[str, Endpoint], Share]
+    wrong_tables: frozenset[tuple[str, Destination]]
+    allocation: Allocation
+
+
 class RouteMemory:
-    """The routes that were observed last. Those that have not changed since are not put into words again."""
+    """What was observed last. As long as the maps hold the same it is not put into words again, and of routes only
+    those that have changed since."""
 
     def __init__(self) -> None:
         self.routes: Routes | None = None
         self.words: dict[tuple[int, int], tuple[str, Destination]] = {}  # (proxy, destination word) -> what it means
+        self.last: _InWords | None = None
 
-    def adopt(self, routes: Routes) -> None:
-        """These are equal to those that were observed: have the next ones be of the same objects, so that comparing
-        the two costs little."""
-        if self.routes is not None:
-            self.routes = routes
+    def adopt(self, state: KernelState) -> None:
+        """Its routes are equal to those that were observed, and the rest may be: have the next ones be of the same
+        objects, so that comparing the two costs little."""
+        if self.routes is not None and isinstance(state.routes, Routes):
+            self.routes = state.routes
+            if self.last is not None:
+                self.last.routes = state.routes
+                if self.last.proxies == state.proxies:
+                    self.last.proxies = state.proxies
+                if self.last.listeners == state.listeners:
+                    self.last.listeners = state.listeners
+
+
+def _in_words(taken: Snapshot, memory: RouteMemory) -> _InWords:
+    """Those of ``memory`` if they were made from the same."""
+    digest = _digest(taken)
+    if memory.last is None or memory.last.digest != digest or memory.routes is not memory.last.routes:
+        resolver = _Resolver(taken)
+        memory.last = _InWords(
+            digest=digest,
+            proxies=resolver.proxies(),
+            listeners=resolver.listeners(),
+            routes=resolver.routes(memory),
+            sources=resolver.sources(used_only=True),
+            shares=resolver.shares(used_only=True),
+            wrong_tables=resolver.wrong_tables(),
+            allocation=resolver.allocation(),
+        )
+    for mirror in taken.mirrors.values():
+        mirror.note_taken()
+    return replace(memory.last)
+
+
+def _digest(taken: Snapshot) -> bytes:
+    """Of all that :class:`_Resolver` looks at. Routes are known by their mirrors, whose generation grows with every
+    difference."""
+    entries = (*taken.listeners.values(), taken.members, taken.names)
+    arrays = (taken.proxies, taken.targets, *(part for pair in entries for part in pair))
+    rest = (
+        taken.active,
+        [(version, id(mirror), mirror.map_id, mirror.generation) for version, mirror in sorted(taken.mirrors.items())],
+        [len(part) for part in arrays],
+        sorted(taken.recipes.items()),
+    )
+    digest = hashlib.sha256(repr(rest).encode())
+    for part in arrays:
+        digest.update(part.tobytes())
+    return digest.digest()
 
 
 class _Resolver:
@@ -250,8 +311,6 @@ class _Resolver:
         else:
             self._follow(memory, {version: keys for version, keys in changed.items() if keys}, words, names)
         memory.words = words
-        for mirror in mirrors.values():
-            mirror.note_taken()
         return memory.routes
 
     def _follow(

@@ -197,8 +197,9 @@ def needed_ports(taken: Snapshot) -> Array:
         for port, proxy in zip(ports, values["proxy"][chosen, taken.active].tolist(), strict=True):
             needed[port] |= C["PORT_LISTEN"]
             ports_of.setdefault(proxy, set()).add(port)
-    for value in taken.targets[taken.used_targets]:
-        port = int(value["port_be"])
-        for each in (port,) if port else ports_of.get(int(value["proxy"]), ()):
-            needed[each] |= C["PORT_TARGET"]
+    targets = taken.targets[taken.used_targets]
+    fixed = targets["port_be"] != 0
+    needed[np.unique(targets["port_be"][fixed])] |= C["PORT_TARGET"]
+    for proxy in np.unique(targets["proxy"][~fixed]).tolist():  # those keep the client's port
+        needed[list(ports_of.get(proxy, ()))] |= C["PORT_TARGET"]
     return needed

@@ -58,10 +58,9 @@ from reconciler.state.carried import Carried
 from reconciler.state.desired import sysctl_names, target_addresses
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.local import opens
-from reconciler.state.objects import Attachment, Destination, Mode, Observed, Revision, RouteKey
+from reconciler.state.objects import Attachment, KernelState, Mode, Observed, Revision
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
-from reconciler.state.routes import Routes
 from reconciler.state.selection import Query
 from reconciler.state.totals import Totals
 
@@ -171,10 +170,9 @@ class Live:
         left = left or self.takeover.pending or (not found.exists and bool(attached))
         return replace(found, unfinished=found.unfinished or left)
 
-    def adopt(self, routes: Mapping[RouteKey, Destination]) -> None:
-        """What was observed last has routes equal to these: see :class:`~reconciler.kernel.observe.RouteMemory`."""
-        if isinstance(routes, Routes):
-            self._memory.adopt(routes)
+    def adopt(self, state: KernelState) -> None:
+        """What was observed last is equal to this: see :class:`~reconciler.kernel.observe.RouteMemory`."""
+        self._memory.adopt(state)
 
     def _own(self, listed: Mapping[int, links.Link] | None = None) -> OwnPrograms:
         """Our programs, those among them whose pins are gone."""

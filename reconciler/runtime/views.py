@@ -66,7 +66,7 @@ class Views:
         view = view.with_lapsed(self.live.manifest(observed.revision))
         changes = diff(view.desired, observed)
         if not changes:
-            self.live.adopt(wanted.state.routes)
+            self.live.adopt(wanted.state)
         return replace(view, changes=changes)
 
     def compared(self) -> View:

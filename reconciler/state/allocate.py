@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from reconciler.errors import CapacityError
-from reconciler.state.diff import destinations, endpoint_order
+from reconciler.state.diff import endpoint_order
 from reconciler.state.objects import Allocation, Destination, Endpoint, KernelState
 from reconciler.state.operations import DEST_DENY, DEST_GROUP, DEST_TARGET, Dest
+from reconciler.state.routes import reached
 
 Target = tuple[str, Endpoint]
 Group = tuple[str, Destination]
@@ -76,14 +77,20 @@ class DestNumbers:
 
 def allocate(state: KernelState, known: Allocation, limits: Limits) -> Numbers:
     """Numbers for everything in ``state``. Raises CapacityError when there are not enough."""
-    targets: set[Target] = set()
+    targets: dict[Target, int] = {}
+    without: set[Target] = set()
     groups: set[Group] = set()
-    for (proxy, _), destination in destinations(state).items():
-        targets.update((proxy, endpoint) for endpoint, _weight in destination.members)
-        if destination.members and destination.single is None:
-            groups.add((proxy, destination))
+    for proxy, reach in reached(state):
+        for endpoint in reach.endpoints:
+            target = (proxy, endpoint)
+            number = known.targets.get(target)
+            if number is None:
+                without.add(target)
+            else:
+                targets[target] = number
+        groups.update((proxy, destination) for destination in reach.groups)
     new_proxies = sorted(state.proxies.keys() - known.proxies.keys())
-    new_targets = sorted(targets - known.targets.keys(), key=lambda each: (each[0], endpoint_order(each[1])))
+    new_targets = sorted(without, key=lambda each: (each[0], endpoint_order(each[1])))
     new_groups = sorted(groups - known.groups.keys(), key=_group_order)
     used_proxies = known.retired_proxies.union(known.proxies.values())
     used_targets = known.retired_targets.union(known.targets.values())
@@ -93,8 +100,7 @@ def allocate(state: KernelState, known: Allocation, limits: Limits) -> Numbers:
     return Numbers(
         {name: known.proxies[name] for name in state.proxies if name in known.proxies}
         | _number(new_proxies, used_proxies, limits, "proxy", "proxies"),
-        {each: known.targets[each] for each in targets if each in known.targets}
-        | _number(new_targets, used_targets, limits, "target", "targets"),
+        targets | _number(new_targets, used_targets, limits, "target", "targets"),
         {each: known.groups[each] for each in groups if each in known.groups}
         | _number(new_groups, used_groups, limits, "group", "target groups"),
         tuple(new_proxies),

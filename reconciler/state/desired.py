@@ -103,7 +103,21 @@ class Memo:
         self.destinations: dict[tuple[WeightedTarget, ...], Destination] = {}
         self._proxies: dict[str, Proxy] = {}  # that the routes are of
         self._routes = Routes()
+        self._stated: dict[str, Proxy] = {}
+        self._states: dict[str, ProxyState] = {}  # of these proxies
+        self._idle_sec: int | None = None  # of proxies that say nothing of it, in these states
         self.fresh: dict[RouteKey, Place] = {}  # where the routes stand that the last difference was made of
+
+    def proxy_states(self, proxies: Sequence[Proxy], idle_sec: int) -> dict[str, ProxyState]:
+        """Each proxy without its routes. ``idle_sec``: of those that say nothing of it."""
+        stated = self._stated if idle_sec == self._idle_sec else {}
+        found = {
+            each.name: self._states[each.name] if stated.get(each.name) is each else _proxy(each, idle_sec, self)
+            for each in proxies
+        }
+        self._stated, self._states = {each.name: each for each in proxies}, found
+        self._idle_sec = idle_sec
+        return found
 
     def all_routes(self, proxies: Sequence[Proxy]) -> Routes:
         """The source routes of all proxies: those of last time, with what differs."""
@@ -170,7 +184,7 @@ def desired(
     warnings: list[str] = []
     listeners = _listeners(config, host)
     attachments = _attachments(config, host, runtime, listeners, warnings)
-    proxies = {proxy.name: _proxy(proxy, config, memo) for proxy in config.proxies}
+    proxies = memo.proxy_states(config.proxies, config.settings.connection_timeout_sec)
     on_loopback = local.loopback(listeners, proxies, host, runtime.carried)
     if on_loopback is not None:
         lo = next(each for each in host.interfaces.values() if each.ifindex == on_loopback)
@@ -213,7 +227,7 @@ def desired(
 
 def target_addresses(config: Config) -> frozenset[IPAddress]:
     """Every address whose way out :func:`desired` wants to find in ``HostFacts.route_to``."""
-    return frozenset(endpoint.ip for proxy in config.proxies for endpoint in proxy.endpoints)
+    return config.target_ips
 
 
 def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
@@ -237,7 +251,7 @@ def sysctl_names(config: Config, interfaces: Iterable[str]) -> tuple[str, ...]:
 # -- proxies and routes --------------------------------------------------------------------------------------------
 
 
-def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
+def _proxy(proxy: Proxy, default_idle_sec: int, memo: Memo) -> ProxyState:
     families = [
         tuple(target for target in proxy.default_target if target.endpoint.ip.version == version) for version in (4, 6)
     ]
@@ -247,7 +261,7 @@ def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
         name=proxy.name,
         mode=proxy.mode,
         balance=proxy.balance,
-        idle_sec=config.settings.connection_timeout_sec if idle_sec is None else idle_sec,
+        idle_sec=default_idle_sec if idle_sec is None else idle_sec,
         default4=default4,
         default6=default6,
     )
@@ -256,30 +270,30 @@ def _proxy(proxy: Proxy, config: Config, memo: Memo) -> ProxyState:
 # -- listeners -----------------------------------------------------------------------------------------------------
 
 
-def _addresses(proxy: Proxy, interface: Interface) -> Iterator[IPAddress]:
-    """The addresses a proxy takes on one interface: those named, or the interface's own except IPv6 link-local
-    ones; in both cases of the families it has targets for."""
-    families = proxy.families
-    own = (each.ip for each in interface.addresses if not (each.version == 6 and each.ip.is_link_local))
-    return (ip for ip in proxy.listen.addresses or own if ip.version in families)
+def _own_addresses(interface: Interface) -> tuple[IPAddress, ...]:
+    """What a proxy takes on an interface that names no addresses: the interface's own except IPv6 link-local ones."""
+    return tuple(each.ip for each in interface.addresses if not (each.version == 6 and each.ip.is_link_local))
 
 
 def _listeners(config: Config, host: HostFacts) -> dict[ListenerKey, str]:
     listeners: dict[ListenerKey, str] = {}
-    owners: dict[ListenerKey, Proxy] = {}
+    named: dict[str, Proxy] = {}
     problems: dict[tuple[str, str], Problem] = {}
+    own = {name: (each.ifindex, _own_addresses(each)) for name, each in host.interfaces.items()}
     for proxy in config.proxies:
+        named[proxy.name] = proxy
         for name in proxy.listen.interfaces:
-            interface = host.interfaces.get(name)
-            if interface is None:
+            ifindex, addresses = own.get(name, (0, None))
+            if addresses is None:
                 continue
-            for ip in _addresses(proxy, interface):
+            for ip in proxy.listen.addresses or addresses:
+                if ip.version not in proxy.families:
+                    continue
                 for port in proxy.listen.ports:
-                    key = ListenerKey(interface.ifindex, ip, proxy.listen.protocol, port)
-                    owner = owners.setdefault(key, proxy)
-                    listeners.setdefault(key, proxy.name)
-                    if owner is not proxy:
-                        problems.setdefault((owner.name, proxy.name), _conflict(proxy, owner, name, key))
+                    key = ListenerKey(ifindex, ip, proxy.listen.protocol, port)
+                    owner = listeners.setdefault(key, proxy.name)
+                    if owner != proxy.name:
+                        problems.setdefault((owner, proxy.name), _conflict(proxy, named[owner], name, key))
     own_targets = list(_own_targets(config, listeners))
     if problems or own_targets:
         raise ConfigError([*problems.values(), *own_targets])
@@ -301,7 +315,10 @@ def _conflict(proxy: Proxy, owner: Proxy, interface: str, key: ListenerKey) -> P
 
 def _own_targets(config: Config, listeners: Mapping[ListenerKey, str]) -> Iterator[Problem]:
     """Targets that are a listener of their own proxy: its packets would come back to it for ever."""
-    heard = {(name, key.ip, key.port): key for key, name in listeners.items()}
+    suspects = config.target_ips.intersection(key.ip for key in listeners)
+    if not suspects:  # nearly always: no target is anybody's listener
+        return
+    heard = {(name, key.ip, key.port): key for key, name in listeners.items() if key.ip in suspects}
     ips = {(name, ip) for name, ip, _ in heard}
     for proxy in config.proxies:
         if not any((proxy.name, endpoint.ip) in ips for endpoint in proxy.endpoints):

@@ -27,7 +27,7 @@ from reconciler.state.objects import (
     Share,
 )
 from reconciler.state.operations import PORT_LISTEN, PORT_TARGET
-from reconciler.state.routes import uncommon, uses
+from reconciler.state.routes import reached, uncommon, uses
 
 if TYPE_CHECKING:
     from reconciler.config.place import Place
@@ -129,6 +129,8 @@ def compare(desired: Desired, observed: Observed) -> Delta:
 def difference(old: Mapping[K, V], new: Mapping[K, V]) -> dict[K, Pair[V]]:
     """The keys whose values differ, with both values. Values are compared once per pair of objects, since a few
     objects usually stand for many keys."""
+    if old is new:
+        return {}
     old, new = uncommon(old, new)
     found: dict[K, Pair[V]] = {}
     verdicts: dict[tuple[int, int], bool] = {}
@@ -167,15 +169,17 @@ def destinations(state: KernelState) -> dict[tuple[str, int], Destination]:
 def wanted_ports(state: KernelState) -> dict[int, int]:
     """The bits the port map needs for a state: every listener's port, every target's port; for a target that keeps
     the client's port, those of its proxy's listeners."""
-    wanted: dict[int, int] = {}
-    of_proxy: dict[str, set[int]] = {}
-    for key, name in state.listeners.items():
-        wanted[key.port] = PORT_LISTEN
-        of_proxy.setdefault(name, set()).add(key.port)
-    for (proxy, _), destination in destinations(state).items():
-        for endpoint, _weight in destination.members:
-            for port in (endpoint.port,) if endpoint.port else of_proxy.get(proxy, ()):
-                wanted[port] = wanted.get(port, 0) | PORT_TARGET
+    wanted = {key.port: PORT_LISTEN for key in state.listeners}
+    ports: set[int] = set()
+    keeping: set[str] = set()  # proxies with such a target
+    for name, reach in reached(state):
+        ports |= reach.ports
+        if 0 in reach.ports:
+            keeping.add(name)
+    if keeping:
+        ports.update(key.port for key, name in state.listeners.items() if name in keeping)
+    for port in ports - {0}:
+        wanted[port] = wanted.get(port, 0) | PORT_TARGET
     return wanted
 
 

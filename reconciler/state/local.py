@@ -95,12 +95,14 @@ def guarded(config: Config, host: HostFacts, carried: Carried) -> frozenset[int]
 
 def _opened(config: Config, host: HostFacts, carried: Carried) -> list[Interface]:
     """Interfaces by which targets at 127.0.0.1 answer with that address. The loopback interface needs no leave."""
-    names = {
-        name
-        for proxy in config.proxies
-        if proxy.mode is Mode.DNAT and _has_loopback4(proxy)
-        for name in proxy.listen.interfaces
-    }
+    names = set()
+    if any(map(is_loopback4, config.target_ips)):
+        names = {
+            name
+            for proxy in config.proxies
+            if proxy.mode is Mode.DNAT and _has_loopback4(proxy)
+            for name in proxy.listen.interfaces
+        }
     names.update(each.name for each in host.interfaces.values() if each.ifindex in carried.guarded)
     found = (host.interfaces[name] for name in sorted(names) if name in host.interfaces)
     return [interface for interface in found if interface.kind != "loopback"]

@@ -127,6 +127,9 @@ class ListenerKey:
     protocol: Protocol
     port: int
 
+    def __hash__(self) -> int:
+        return hash((self.ifindex, int(self.ip), self.port))  # as an endpoint's
+
 
 class RouteKey(tuple[str, int, int, int]):
     """``RouteKey(proxy, source)``: a client prefix within a proxy.

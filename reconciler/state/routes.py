@@ -6,11 +6,12 @@ changes takes the counts over. So an edit costs what it changes, and some copyin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from reconciler.state.objects import Destination, RouteKey
+from reconciler.state.objects import Destination, Endpoint, KernelState, RouteKey
 
 _STEP: Final = 4096
 
@@ -18,10 +19,27 @@ Use = tuple[str, int, int]
 """Proxy, IP version, identity of a destination."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What one proxy's destinations lead to: every endpoint and every group once, and the endpoints' ports."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    groups: tuple[Destination, ...] = ()
+    ports: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, destinations: Iterable[Destination]) -> Reach:
+        """Of these together."""
+        some = tuple(dict.fromkeys(destinations))
+        endpoints = tuple(dict.fromkeys(endpoint for each in some for endpoint, _ in each.members))
+        groups = tuple(each for each in some if each.members and each.single is None)
+        return cls(endpoints, groups, frozenset(endpoint.port for endpoint in endpoints))
+
+
 class Routes(dict[RouteKey, Destination]):
     """Not changed once it is in a state; :meth:`patched` makes another one."""
 
-    __slots__ = ("_made_from", "_name", "_patched", "_uses")
+    __slots__ = ("_made_from", "_name", "_patched", "_reach", "_reach_then", "_uses")
 
     def __init__(self, routes: Mapping[RouteKey, Destination] | None = None) -> None:
         super().__init__(routes or {})
@@ -29,6 +47,23 @@ class Routes(dict[RouteKey, Destination]):
         self._made_from: object = None
         self._patched: dict[RouteKey, None] = {}  # keys that may differ there
         self._uses: dict[Use, tuple[Destination, int]] | None = None
+        self._reach: dict[str, Reach] | None = None
+        self._reach_then: tuple[dict[str, Reach], set[str]] | None = None
+        """That of the routes these were made from, and of which proxies it may be another now."""
+
+    @property
+    def reach(self) -> Mapping[str, Reach]:
+        """What the routes of each proxy lead to."""
+        if self._reach is None:
+            former, changed = self._reach_then or ({}, None)
+            of: dict[str, list[Destination]] = {}
+            for use, (destination, _) in self.uses.items():
+                if changed is None or use[0] in changed:
+                    of.setdefault(use[0], []).append(destination)
+            found = {name: each for name, each in former.items() if changed is None or name not in changed}
+            found.update((name, Reach.of(destinations)) for name, destinations in of.items())
+            self._reach, self._reach_then = found, None
+        return self._reach
 
     @property
     def uses(self) -> Mapping[Use, tuple[Destination, int]]:
@@ -48,6 +83,11 @@ class Routes(dict[RouteKey, Destination]):
         if len(removed) + len(put) < _STEP:
             made._made_from, made._patched = self._name, dict.fromkeys((*removed, *put))
         uses = made._uses = dict(self.uses)
+        changed = {key[0] for each in (removed, put) for key in each}
+        if self._reach is not None:
+            made._reach_then = self._reach, changed
+        elif self._reach_then is not None:
+            made._reach_then = self._reach_then[0], self._reach_then[1] | changed
         for key in removed:
             _count(uses, key, made.pop(key), -1)
         for key, destination in put.items():
@@ -90,6 +130,18 @@ def _count(uses: dict[Use, tuple[Destination, int]], key: RouteKey, destination:
 def uses(routes: Mapping[RouteKey, Destination]) -> Mapping[Use, tuple[Destination, int]]:
     """:attr:`Routes.uses` of any mapping."""
     return (routes if isinstance(routes, Routes) else Routes(routes)).uses
+
+
+def reached(state: KernelState) -> Iterator[tuple[str, Reach]]:
+    """What each proxy of a state leads to, by its routes and its defaults: one or two for each name."""
+    yield from (state.routes if isinstance(state.routes, Routes) else Routes(state.routes)).reach.items()
+    known: dict[tuple[int, int], Reach] = {}  # a few defaults stand for many proxies
+    for name, proxy in state.proxies.items():
+        pair = (id(proxy.default4), id(proxy.default6))
+        reach = known.get(pair)
+        if reach is None:
+            reach = known[pair] = Reach.of(each for each in (proxy.default4, proxy.default6) if each is not None)
+        yield name, reach
 
 
 def common_ends(ones: Sequence[Sequence[Any]], others: Sequence[Sequence[Any]]) -> tuple[int, int]:
