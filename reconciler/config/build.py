@@ -24,6 +24,7 @@ from reconciler.config.model import (
 from reconciler.config.notation import line_column
 from reconciler.config.place import NOWHERE, Place
 from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
+from reconciler.state import objects
 from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
 
 
@@ -179,7 +180,7 @@ class _ProxyBuilder:
         endpoint = self.endpoints.get((text, port))
         if endpoint is None:
             ip = self.formats.address(text)
-            endpoint = Endpoint(ip, port)
+            endpoint = objects.endpoint(ip.packed, port)
             wrong = check.target_address(ip)
             if wrong:
                 self._fail(tree.value_at("ip"), wrong, *path, "ip")

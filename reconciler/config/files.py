@@ -39,9 +39,9 @@ class Cache:
         self._load = 0
         self.progress: Callable[[int, int], None] | None = None
         """Told how many bytes of how many have been parsed."""
-        self._read: dict[Path, tuple[tuple[int, ...], SourceFile]] = {}
+        self._read: dict[str, tuple[tuple[int, ...], SourceFile]] = {}
 
-    def read(self, path: Path, *, own: bool) -> SourceFile:
+    def read(self, path: str, *, own: bool) -> SourceFile:
         """The file, read now, or before if it is still the same one. ``own``: as :func:`_read` says. Raises
         :class:`OSError`, and :class:`ValueError` for what is not to be read."""
         found = os.stat(path)  # noqa: PTH116  # of each of a thousand files at each look
@@ -49,7 +49,7 @@ class Cache:
         known = self._read.pop(path, None)
         if known is None or known[0] != identity:
             file = _source_file(_display(path), _content(path))
-            if own and anybody_may_write(path.stat()):
+            if own and anybody_may_write(os.stat(path)):  # noqa: PTH116
                 raise ValueError(_open_to_all(path))
             if time.time_ns() - found.st_ctime_ns < _SETTLED_NS:
                 return file  # it might change and still look the same
@@ -102,6 +102,9 @@ class Cache:
         return fragment
 
 
+# Paths of files are texts below: of a thousand, each look would make a thousand Path objects.
+
+
 def load(directory: Path, cache: Cache | None = None) -> Config:
     """The configuration in a directory's files. Raises :class:`ConfigError` with every error of every file, also if
     there is no such directory, or if anybody may write it or its files. A directory without files is an empty
@@ -115,9 +118,9 @@ def parse_paths(paths: Iterable[Path], cache: Cache | None = None) -> Config:
     """The configuration in some files and directories together. A file that is named counts whatever its suffix,
     and once however often it is named. Raises :class:`ConfigError`."""
     problems: list[Problem] = []
-    found: dict[Path, Path] = {}  # by what it really is
+    found: dict[Path, str] = {}  # by what it really is
     for path in paths:
-        for file in _discover(path, problems) if path.is_dir() else [path]:
+        for file in _discover(path, problems) if path.is_dir() else [str(path)]:
             found.setdefault(Path(os.path.realpath(file)), file)  # unlike resolve() it takes links in a circle
     return _config(_read(found.values(), problems), problems, cache)
 
@@ -141,21 +144,21 @@ def _source_file(path: str, content: bytes) -> SourceFile:
     return SourceFile(path, hashlib.sha256(content).digest()[:16], content)
 
 
-def _display(path: Path) -> str:
+def _display(path: str | Path) -> str:
     """A path as text that can be printed, in one line, whatever bytes its name is made of."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
-def _in_file(path: Path, message: str) -> Problem:
+def _in_file(path: str | Path, message: str) -> Problem:
     """About a file that was not read: at its beginning, so that all errors of files are of one shape."""
     return Problem(_display(path), 1, 1, "", message)
 
 
-def _nowhere(path: Path, message: str) -> Problem:
+def _nowhere(path: str | Path, message: str) -> Problem:
     return Problem(_display(path), 0, 0, "", message)
 
 
-def _discover(directory: Path, problems: list[Problem], *, own: bool = False) -> list[Path]:
+def _discover(directory: Path, problems: list[Problem], *, own: bool = False) -> list[str]:
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208  # names, in their own order
         if own and anybody_may_write(directory.stat()):
@@ -164,7 +167,8 @@ def _discover(directory: Path, problems: list[Problem], *, own: bool = False) ->
         what = "there is no such directory" if isinstance(error, FileNotFoundError) else _words(error)
         problems.append(_nowhere(directory, what))
         return []
-    return [directory / name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
+    before = str(directory / "-")[:-1]
+    return [before + name for name in names if name.endswith(SUFFIXES) and not name.startswith(".")]
 
 
 def _words(error: OSError) -> str:
@@ -177,12 +181,12 @@ def anybody_may_write(status: os.stat_result) -> bool:
     return bool(status.st_mode & stat.S_IWOTH)
 
 
-def _open_to_all(path: Path) -> str:
+def _open_to_all(path: str | Path) -> str:
     return f"can be written by anybody, so that it is not applied: `chmod o-w {_display(path)}`"
 
 
 def _read(
-    paths: Iterable[Path], problems: list[Problem], cache: Cache | None = None, *, own: bool = False
+    paths: Iterable[str], problems: list[Problem], cache: Cache | None = None, *, own: bool = False
 ) -> list[SourceFile]:
     """``own``: they are the instance's own, and nobody else's."""
     cache, files = cache or Cache(), []
@@ -192,7 +196,7 @@ def _read(
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 problems.append(_in_file(path, _words(error)))
-            elif path.is_symlink():
+            elif os.path.islink(path):  # noqa: PTH114
                 problems.append(_in_file(path, "a symbolic link to nothing"))
             else:
                 problems.append(_nowhere(path, _words(error)))
@@ -201,10 +205,10 @@ def _read(
     return files
 
 
-def _content(path: Path) -> bytes:
+def _content(path: str) -> bytes:
     """A regular file's bytes. Raises :class:`OSError`, and :class:`ValueError` for what is no regular file or too
     large. Does not block on a pipe that nobody writes to."""
-    _regular(path.stat())
+    _regular(os.stat(path))  # noqa: PTH116
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         _regular(os.fstat(descriptor))

@@ -7,6 +7,7 @@ import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
+from reconciler.state import objects
 from reconciler.state.objects import Endpoint, IPAddress, IPNetwork
 
 FORMATS: Final = ("ip", "network", "endpoint", "endpoint-or-ip")
@@ -14,10 +15,13 @@ FORMATS: Final = ("ip", "network", "endpoint", "endpoint-or-ip")
 
 def _parse_address(text: str) -> IPAddress:
     """As ipaddress would, without a zone, in a fifth of the time. Raises :class:`ValueError`."""
+    packed = _packed(text)
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
+
+
+def _packed(text: str) -> bytes:
     try:
-        if ":" in text:
-            return IPv6Address(socket.inet_pton(socket.AF_INET6, text))
-        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except OSError:
         raise ValueError(f"{text!r} is no address") from None
 
@@ -63,7 +67,7 @@ class Formats:
     def address(self, text: str) -> IPAddress:
         """An address without a zone. Raises :class:`ValueError`."""
         if text not in self._addresses:
-            self._addresses[text] = _parse_address(text)
+            self._addresses[text] = objects.address(_packed(text))
         return self._addresses[text]
 
     def network(self, text: str) -> tuple[IPNetwork, bool]:

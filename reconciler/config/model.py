@@ -182,8 +182,9 @@ class Config:
     def target_ips(self) -> frozenset[IPAddress]:
         """The address of every target. Collected once: a thousand proxies have a few."""
         if self._target_ips is None:
-            endpoints = {endpoint for proxy in self.proxies for endpoint in proxy.endpoints}
-            object.__setattr__(self, "_target_ips", frozenset(endpoint.ip for endpoint in endpoints))
+            # By identity first: equal addresses are mostly the same object.
+            found = {id(endpoint.ip): endpoint.ip for proxy in self.proxies for endpoint in proxy.endpoints}
+            object.__setattr__(self, "_target_ips", frozenset(found.values()))
         assert self._target_ips is not None
         return self._target_ips
 

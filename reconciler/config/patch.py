@@ -28,7 +28,7 @@ from reconciler.config.sourceroutes import SourceRoutes, WeightedTarget
 _STEP: Final = 1 << 16
 _FOREIGN: Final = (b"&", b"*", b"!", b"%", b"\r", b"\t", b"\x0b", b"\x0c", b"<<")
 _FEW: Final = 8
-_LARGE_BYTES: Final = 32 << 10
+_LARGE_BYTES: Final = 1 << 10
 """A smaller file is parsed as quickly as it is compared."""
 
 

@@ -166,9 +166,10 @@ class Watcher:
             pause_sec = pause_after(time.thread_time() - began, self._poll_sec)
 
     def _look(self) -> None:
-        if self.fingerprints.take() == self._reported:
+        seen = self.fingerprints.take()
+        if seen == self._reported:
             return
-        settled = settle(self.fingerprints, quiet_sec=self._quiet_sec, sleep=self._sleep)
+        settled = settle(self.fingerprints, quiet_sec=self._quiet_sec, sleep=self._sleep, seen=seen)
         if settled != self._reported:
             self._reported = settled
             self._changed()

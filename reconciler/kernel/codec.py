@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from reconciler.errors import KernelError
 from reconciler.kernel import layout
 from reconciler.kernel.arrays import Array
+from reconciler.state import objects
 from reconciler.state.objects import (
     FULL,
     QUARTERS,
@@ -49,10 +48,9 @@ def pack_address(ip: IPAddress) -> Array:
     return np.frombuffer(ip.packed, np.uint8)
 
 
-@lru_cache(1 << 14)
 def unpack_address(value: bytes) -> IPAddress:
-    """An address of 4 or 16 bytes. A thousand listeners have a few of them."""
-    return IPv4Address(value) if len(value) == 4 else IPv6Address(value)
+    """An address of 4 or 16 bytes."""
+    return objects.address(value)
 
 
 def pack_listener_keys(keys: Sequence[ListenerKey], version: int) -> Array:
@@ -181,7 +179,7 @@ def unpack_endpoint(value: Any) -> Endpoint | None:
     family = int(value["family"])
     if family not in (4, 6):
         return None
-    return Endpoint(unpack_address(bytes(value["addr_be"][: 4 if family == 4 else 16])), int(value["port_be"]))
+    return objects.endpoint(value["addr_be"][: 4 if family == 4 else 16].tobytes(), int(value["port_be"]))
 
 
 def pack_text(text: str, dtype: np.dtype[Any]) -> bytes:

@@ -96,7 +96,7 @@ def observe(
         shares=words.shares,
         wrong_tables=words.wrong_tables,
     )
-    whole = store.whole_digests(maps, taken.blobs)
+    whole = _whole_digests(maps, taken, memory, routes_as_known)
     revision = store.decode_revision(taken.revision[0]["slot"][taken.active])
     return Observed(
         state=state,
@@ -151,6 +151,8 @@ class RouteMemory:
         self.routes: Routes | None = None
         self.words: dict[tuple[int, int], tuple[str, Destination]] = {}  # (proxy, destination word) -> what it means
         self.last: _InWords | None = None
+        self.blobs: tuple[dict[bytes, int], frozenset[bytes]] | None = None
+        """How many chunks there are of each blob, and which of them are whole."""
 
     def adopt(self, state: KernelState) -> None:
         """Its routes are equal to those that were observed, and the rest may be: have the next ones be of the same
@@ -183,6 +185,21 @@ def _in_words(taken: Snapshot, memory: RouteMemory) -> _InWords:
     for mirror in taken.mirrors.values():
         mirror.note_taken()
     return replace(memory.last)
+
+
+def _whole_digests(maps: Maps, taken: Snapshot, memory: RouteMemory | None, as_known: bool) -> frozenset[bytes]:
+    """``as_known``: as far as there are as many chunks of each as at the last look, that has been seen then."""
+    counts = {digest: len(keys) for digest, keys in taken.blobs.items()}
+    if as_known and memory is not None and memory.blobs is not None:
+        known, whole = memory.blobs
+        fresh = {digest: keys for digest, keys in taken.blobs.items() if known.get(digest) != counts[digest]}
+        found = frozenset(each for each in whole if each in counts and each not in fresh)
+        found |= store.whole_digests(maps, fresh)
+    else:
+        found = store.whole_digests(maps, taken.blobs)
+    if memory is not None:
+        memory.blobs = counts, found
+    return found
 
 
 def _digest(taken: Snapshot) -> bytes:

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -72,11 +73,16 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(content: bytes) -> Manifest:
     """The inverse of :func:`encode_manifest`. Raises ValueError for anything else."""
     try:
-        document = json.loads(content)
-        files = tuple(ManifestFile(str(each["path"]), bytes.fromhex(each["digest"])) for each in document["files"])
-        return Manifest(files, document["commit"], document["author"], document["subject"])
+        return _decoded(content)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a manifest: {error!r}") from error
+
+
+@lru_cache(maxsize=1)  # an edit asks for it seven times, and it may name a thousand files
+def _decoded(content: bytes) -> Manifest:
+    document = json.loads(content)
+    files = tuple(ManifestFile(str(each["path"]), bytes.fromhex(each["digest"])) for each in document["files"])
+    return Manifest(files, document["commit"], document["author"], document["subject"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +218,14 @@ def read_sources(maps: Maps, manifest: Manifest) -> Mapping[str, bytes]:
 
 def whole_digests(maps: Maps, stored: Mapping[bytes, Array]) -> frozenset[bytes]:
     """Those of :func:`stored_digests` of which no chunk is missing."""
-    if not stored:
+    beginning = {digest: keys for digest, keys in stored.items() if not keys[0]["chunk"]}
+    if not beginning:
         return frozenset()
-    found, first = maps["blob"].get_many(np.concatenate([blob_keys(digest, 1) for digest in stored]))
+    found, first = maps["blob"].get_many(np.concatenate([keys[:1] for keys in beginning.values()]))
     counts = np.where(found, first["chunks"], 0).tolist()
-    return frozenset(digest for (digest, keys), count in zip(stored.items(), counts, strict=True) if count == len(keys))
+    return frozenset(
+        digest for (digest, keys), count in zip(beginning.items(), counts, strict=True) if count == len(keys)
+    )
 
 
 def stored_digests(maps: Maps) -> dict[bytes, Array]:

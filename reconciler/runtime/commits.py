@@ -93,7 +93,7 @@ class Commits:
     def _git_commit(self, view: View) -> Commit | None:
         if view.origin.stored:
             return view.origin.commit
-        files = {Path(file.path).name: file.content for file in view.config.files}
+        files = {file.path.rpartition("/")[2]: file.content for file in view.config.files}
         directory = Path(view.config.files[0].path).parent if files else self._places.config_dir
         return commit_of(directory, files)
 

@@ -38,20 +38,26 @@ class ConfigDirectory:
     def load(self) -> Config:
         """The configuration in the files, read while nobody was writing them. Raises :class:`ConfigError`, also if they
         have to be signed and are not."""
-        for _ in range(_READ_TRIES):
-            before = settle(self.fingerprints, sleep=self._sleep)
-            self.read_fingerprint = before.hex()
-            found: Config | ConfigError
-            try:
-                found = config_files.load(self._path, self._cache)
-                self.signatures.check(found.files)
-            except ConfigError as error:
-                found = error
-            if self.fingerprints.take() == before:
-                if isinstance(found, ConfigError):
-                    raise found
-                return found
-        raise ConfigError([Problem(str(self._path), 0, 0, "", "the files never stop changing")])
+        found: list[Config | ConfigError] = []
+
+        def read() -> None:
+            if len(found) == _READ_TRIES:
+                raise ConfigError([Problem(str(self._path), 0, 0, "", "the files never stop changing")])
+            found.append(self._read())
+
+        self.read_fingerprint = settle(self.fingerprints, sleep=self._sleep, read=read).hex()
+        if isinstance(found[-1], ConfigError):
+            raise found[-1]
+        return found[-1]
+
+    def _read(self) -> Config | ConfigError:
+        """The files as they are now."""
+        try:
+            config = config_files.load(self._path, self._cache)
+            self.signatures.check(config.files)
+        except ConfigError as error:
+            return error
+        return config
 
     def fingerprint(self) -> str:
         """A digest of the files in the directory, of names and contents, also of those that are no configuration."""

@@ -11,8 +11,9 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import is_
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,7 @@ class Fingerprints:
     _digests: dict[str, tuple[_Identity, bytes]] = field(default_factory=dict)
     newest_ns: int = 0
     beside: Fingerprints | None = None
+    _whole: tuple[bool, bytes] | None = None  # of these digests: whether anybody may write the directory, and all of it
 
     def take(self) -> bytes:
         """A digest of every configuration file's name and content, or of the reason why there is none, and of what
@@ -47,40 +49,53 @@ class Fingerprints:
         ``newest_ns`` is afterwards the latest time (CLOCK_REALTIME) at which the directory or one of its files
         changed. Never raises :class:`OSError`: what can't be read is part of the fingerprint.
         """
-        digest = hashlib.sha256()
         self.newest_ns = 0
         try:
             own = self.directory.stat()
-            names = sorted(filter(is_config_file, os.listdir(self.directory)))  # noqa: PTH208  # names, not paths
+            names = [name for name in os.listdir(self.directory) if is_config_file(name)]  # noqa: PTH208
         except OSError as error:
-            self._digests.clear()
-            return digest.digest() + errno.errorcode.get(error.errno or 0, "?").encode()
+            self._digests, self._whole = {}, None
+            return hashlib.sha256().digest() + errno.errorcode.get(error.errno or 0, "?").encode()
+        names.sort()
         self.newest_ns = own.st_ctime_ns
-        if anybody_may_write(own):
-            digest.update(b"open")
-        kept: dict[str, tuple[_Identity, bytes]] = {}
-        for name in names:
-            kept[name] = self._one(name)
-            digest.update(name.encode(errors="surrogateescape") + b"\0" + kept[name][1])
-        self._digests = kept
-        return digest.digest()
+        kept = self._each(names)
+        known, self._digests = self._digests, kept
+        open_to_all = anybody_may_write(own)
+        # The very same entries, for each is taken over if it is still that of its file.
+        same = len(known) == len(kept) and all(map(is_, known.values(), kept.values()))
+        if not same or self._whole is None or self._whole[0] != open_to_all:
+            pieces = (name.encode(errors="surrogateescape") + b"\0" + kept[name][1] for name in names)
+            self._whole = open_to_all, hashlib.sha256((b"open" if open_to_all else b"") + b"".join(pieces)).digest()
+        return self._whole[1]
 
-    def _one(self, name: str) -> tuple[_Identity, bytes]:
-        path = os.path.join(self.directory, name)  # noqa: PTH118  # a thousand of them at each look
-        try:
-            found = os.stat(path)  # noqa: PTH116
-            identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            self.newest_ns = max(self.newest_ns, found.st_ctime_ns)
-            for each in (self, self.beside):
-                known = each._digests.get(name) if each else None
-                if known and known[0] == identity:
-                    return known
-            if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
-                return identity, hashlib.sha256(repr((found.st_mode, identity)).encode()).digest()
-            open_to_all = b"open" if anybody_may_write(found) else b""
-            return identity, hashlib.sha256(Path(path).read_bytes()).digest() + open_to_all
-        except OSError as error:
-            return (0, 0, 0, 0, 0), f"errno {error.errno}".encode()
+    def _each(self, names: Iterable[str]) -> dict[str, tuple[_Identity, bytes]]:
+        """Of each file, in this order. A thousand of them at each look: hence no calls but the kernel's."""
+        known, beside = self._digests, self.beside._digests if self.beside else {}
+        before = os.path.join(self.directory, "")  # noqa: PTH118
+        kept = {}
+        newest_ns = self.newest_ns
+        for name in names:
+            try:
+                found = os.stat(before + name)  # noqa: PTH116
+                identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                newest_ns = max(newest_ns, identity[4])
+                entry = known.get(name)
+                if entry is None or entry[0] != identity:
+                    entry = beside.get(name)
+                    if entry is None or entry[0] != identity:
+                        entry = identity, _content_digest(Path(before + name), found, identity)
+            except OSError as error:
+                entry = (0, 0, 0, 0, 0), f"errno {error.errno}".encode()
+            kept[name] = entry
+        self.newest_ns = newest_ns
+        return kept
+
+
+def _content_digest(path: Path, found: os.stat_result, identity: _Identity) -> bytes:
+    """Also of whether anybody may write it. Raises :class:`OSError`."""
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_BYTES:
+        return hashlib.sha256(repr((found.st_mode, identity)).encode()).digest()
+    return hashlib.sha256(path.read_bytes()).digest() + (b"open" if anybody_may_write(found) else b"")
 
 
 def index_lock(directory: Path) -> Path | None:
@@ -112,22 +127,27 @@ def settle(
     quiet_sec: float = QUIET_SEC,
     lock_patience_sec: float = LOCK_PATIENCE_SEC,
     sleep: Callable[[float], None] = time.sleep,
+    read: Callable[[], None] | None = None,
+    seen: bytes | None = None,
 ) -> bytes:
     """Wait until the files can be read as one, and give their fingerprint.
 
     That is when no index lock stands and two fingerprints at least ``quiet_sec`` apart agree; files whose last
     change is that old already need no waiting. A lock that stands for ``lock_patience_sec`` while the files do
     not change was left by a crash, or is held by a git that waits for a person: it is then disregarded.
-    ``sleep`` may raise to end the waiting.
+    ``sleep`` may raise to end the waiting. ``read`` is called before the second of the two: what it finds then is that
+    of the fingerprint, once this returns. ``seen``: the first one, taken just now.
     """
     lock = index_lock(fingerprints.directory)
-    seen, since = fingerprints.take(), time.monotonic()
+    seen, since = seen or fingerprints.take(), time.monotonic()
     while True:
         locked = _stands(lock)
         unchanged_sec = time.monotonic() - since
         if not locked:
             unchanged_sec = max(unchanged_sec, (time.time_ns() - fingerprints.newest_ns) / 1e9)
         if unchanged_sec >= (lock_patience_sec if locked else quiet_sec):
+            if read:
+                read()
             again = fingerprints.take()
             if again == seen and (locked or not _stands(lock)):
                 return seen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -75,7 +74,7 @@ class View:
 
     def digests(self) -> dict[str, bytes]:
         """Digest of each file's content, by name."""
-        return {os.path.basename(file.path): file.digest for file in self.config.files}  # noqa: PTH119  # of a thousand
+        return {file.path.rpartition("/")[2]: file.digest for file in self.config.files}
 
     def repairs(self, manifest: Manifest) -> bool:
         """The files are those that are applied (``manifest`` is what that was made from): what differs is the kernel

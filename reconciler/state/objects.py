@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
@@ -58,6 +59,18 @@ class Endpoint:
     def __str__(self) -> str:
         host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
         return f"{host}:{self.port}" if self.port else str(self.ip)
+
+
+@lru_cache(1 << 14)
+def address(packed: bytes) -> IPAddress:
+    """An address of 4 or 16 bytes; mostly the same object for the same one, since a few stand for many."""
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
+
+
+@lru_cache(1 << 14)
+def endpoint(packed: bytes, port: int) -> Endpoint:
+    """An endpoint by its address's bytes, likewise: then files and kernel have the same, which are compared at once."""
+    return Endpoint(address(packed), port)
 
 
 @dataclass(frozen=True, slots=True)

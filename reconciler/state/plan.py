@@ -390,8 +390,9 @@ def _free_idle(state: KernelState, observed: Observed, runtime: RuntimeFacts, nu
     """Targets, proxies and ports that neither the configuration nor a live connection needs."""
     allocation = observed.allocation
     needed_names = set(state.proxies)
-    named = set(numbers.targets.values())  # none of which is new and somebody else's
-    gone = [(number, key) for key, number in allocation.targets.items() if number not in named]
+    # No number of these is new and somebody else's.
+    idle = set(allocation.targets.values()).difference(numbers.targets.values())
+    gone = [(number, key) for key, number in allocation.targets.items() if number in idle] if idle else []
     for number, key in sorted(gone, key=lambda item: item[0]):
         if number in runtime.busy_targets:
             needed_names.add(key[0])
