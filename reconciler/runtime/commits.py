@@ -87,6 +87,7 @@ class Commits:
             revision=revision,
             blobs=blobs,
             changes=view.changes,
+            delta=view.delta,
         )
         return Planned(plan, commit, {file.path: file.digest for file in applied.files})
 

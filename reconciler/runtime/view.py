@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reconciler.kernel.store import Manifest
     from reconciler.runtime.git import Commit
     from reconciler.state.desired import Desired
-    from reconciler.state.diff import Change
+    from reconciler.state.diff import Change, Delta
     from reconciler.state.facts import HostFacts, RuntimeFacts
     from reconciler.state.objects import Observed
 
@@ -35,7 +35,7 @@ class View:
     """Both sides at one moment: what the files ask for on this host, what the kernel holds, how they differ.
 
     ``lapsed``: what ``desired`` holds only because it has not been given back yet; see :meth:`with_lapsed`. ``exact``
-    is without it."""
+    is without it. ``delta``: what ``changes`` are of."""
 
     config: Config
     facts: HostFacts
@@ -46,6 +46,7 @@ class View:
     origin: Origin = field(default_factory=Origin)
     routes_as_known: bool = False
     lapsed: Lapsed = field(default_factory=Lapsed)
+    delta: Delta | None = field(default=None, compare=False)
 
     def with_lapsed(self, manifest: Manifest) -> View:
         """The same, without ``changes`` yet, where what only connections needed that have ended is no difference:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reconciler.config.files import parse_sources
 from reconciler.runtime.view import Origin, View
 from reconciler.state.desired import Memo, desired
-from reconciler.state.diff import diff
+from reconciler.state.diff import changes_of, compare
 
 if TYPE_CHECKING:
     from reconciler.config.model import Config
@@ -64,10 +64,11 @@ class Views:
         if not config.proxies and not observed.exists:
             return view
         view = view.with_lapsed(self.live.manifest(observed.revision))
-        changes = diff(view.desired, observed)
+        delta = compare(view.desired, observed)
+        changes = changes_of(delta, view.desired, observed)
         if not changes:
             self.live.adopt(wanted.state)
-        return replace(view, changes=changes)
+        return replace(view, changes=changes, delta=delta)
 
     def compared(self) -> View:
         """Both sides, for somebody who asks: a directory that is gone says nothing. Raises :class:`ConfigError`."""

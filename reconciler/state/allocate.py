@@ -6,7 +6,7 @@ nor the one that is to be, nor a connection that is still alive. Number 0 is nev
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,20 +75,22 @@ class DestNumbers:
         return Dest() if number is None else Dest(kind, number)
 
 
-def allocate(state: KernelState, known: Allocation, limits: Limits) -> Numbers:
-    """Numbers for everything in ``state``. Raises CapacityError when there are not enough."""
-    targets: dict[Target, int] = {}
+def allocate(state: KernelState, known: Allocation, limits: Limits, changed: Collection[str] | None = None) -> Numbers:
+    """Numbers for everything in ``state``. ``changed``: the proxies that differ from what ``known`` is of, if that is
+    known: the others have what they need. Raises CapacityError when there are not enough."""
+    targets = {} if changed is None else _kept(state, known, changed)
     without: set[Target] = set()
     groups: set[Group] = set()
     for proxy, reach in reached(state):
-        for endpoint in reach.endpoints:
+        for endpoint in reach.endpoints if changed is None or proxy in changed else ():
             target = (proxy, endpoint)
             number = known.targets.get(target)
             if number is None:
                 without.add(target)
             else:
                 targets[target] = number
-        groups.update((proxy, destination) for destination in reach.groups)
+        if reach.groups:
+            groups.update((proxy, destination) for destination in reach.groups)
     new_proxies = sorted(state.proxies.keys() - known.proxies.keys())
     new_targets = sorted(without, key=lambda each: (each[0], endpoint_order(each[1])))
     new_groups = sorted(groups - known.groups.keys(), key=_group_order)
@@ -107,6 +109,15 @@ def allocate(state: KernelState, known: Allocation, limits: Limits) -> Numbers:
         tuple(new_targets),
         tuple(new_groups),
     )
+
+
+def _kept(state: KernelState, known: Allocation, changed: Collection[str]) -> dict[Target, int]:
+    """What the other proxies use."""
+    found = dict(known.targets)
+    for target, number in known.targets.items():
+        if number in known.retired_targets or target[0] in changed or target[0] not in state.proxies:
+            del found[target]
+    return found
 
 
 def _group_order(group: Group) -> tuple[str, tuple[tuple[tuple[int, int, int], int], ...]]:

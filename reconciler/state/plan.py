@@ -113,9 +113,10 @@ def make_plan(
     revision: Revision | None = None,
     blobs: Mapping[bytes, bytes] | None = None,
     changes: tuple[Change, ...] | None = None,
+    delta: Delta | None = None,
 ) -> Plan:
     """The plan from ``observed``, which must not be ``unfinished``, to ``desired``; empty if they are equal.
-    ``changes``: what differs, if that is known.
+    ``changes`` and ``delta``: what differs, if that is known.
 
     ``revision`` and ``blobs`` (digest -> content) say what is being applied. They are recorded if anything changes for
     packets or, with any difference, if the manifest is another; a mere repair of interfaces or sysctls records
@@ -123,11 +124,12 @@ def make_plan(
     says live connections use are kept until housekeeping finds them idle. Raises CapacityError if the maps can't hold
     it.
     """
-    delta = compare(desired, observed)
+    delta = delta or compare(desired, observed)
     changes = changes_of(delta, desired, observed) if changes is None else changes
     if not changes:
         return Plan(base=observed.revision)
-    numbers = allocate(desired.state, observed.allocation, limits)
+    differing = {key.proxy for key in delta.routes} | delta.proxies.keys()
+    numbers = allocate(desired.state, observed.allocation, limits, differing)
     _check_capacity(delta, observed.state, limits)
     slots = _slots(delta, desired.state, observed, numbers)
     recorded = revision if slots or (revision and revision.manifest != observed.revision.manifest) else None
