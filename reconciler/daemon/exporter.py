@@ -34,6 +34,10 @@ class Exporter:
         self.problem: str | None = None
         """Why metrics are not served although they should be."""
 
+    def differs(self, wanted: Settings) -> bool:
+        """:meth:`align` has something to do, now or later."""
+        return wanted != self._serving or self.problem is not None
+
     def align(self, wanted: Settings) -> None:
         """Serve there, or nowhere. What doesn't work is in :attr:`problem`, and tried again."""
         if wanted == self._serving and (self.problem is None or time.monotonic() < self._again_at):

@@ -113,9 +113,16 @@ class Daemon:
         engine.live.ended = recorder.publish
         timers = (
             Timer("sweep", SWEEP_SEC, engine.sweep),
-            Timer("record", RECORD_SEC, recorder.align),
-            Timer("access_log", RECORD_SEC, lambda: self._note_access_log(engine)),
-            Timer("metrics", RECORD_SEC, lambda: self._exporter.align(_metrics_settings(engine))),
+            Timer("record", RECORD_SEC, recorder.align, lambda: recorder.may_differ),
+            Timer(
+                "access_log", RECORD_SEC, lambda: self._note_access_log(engine), lambda: self._access_log is not None
+            ),
+            Timer(
+                "metrics",
+                RECORD_SEC,
+                lambda: self._exporter.align(_metrics_settings(engine)),
+                lambda: self._exporter.differs(_metrics_settings(engine)),
+            ),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
         self._worker: Worker = Worker(self._looking(engine, loop, recorder), timers)

@@ -69,10 +69,15 @@ class Recorder:
         does."""
         self._looked = True
 
+    @property
+    def may_differ(self) -> bool:
+        """:meth:`align` may find something to do."""
+        return self._looked or self._ring is not None
+
     def align(self) -> None:
         """Have the ring there if connections are to be told of, and only then. Costs nothing while none are and nothing
         has happened. Raises :class:`KernelError`."""
-        if not self._looked and self._ring is None:
+        if not self.may_differ:
             return
         self._align()
         self._looked = False

@@ -12,7 +12,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,9 +41,10 @@ _EVENTS: Final = (
 )
 _POLL_SEC: Final = 2.0
 _POLL_WITHOUT_INOTIFY_SEC: Final = 0.5
-_POLL_SHARE: Final = 1 / 2000  # of a CPU's time is what the poll may take, however many files there are
+_POLL_SHARE: Final = 1 / 4000  # of a CPU's time is what the poll may take, however many files there are
 _LONGEST_POLL_SEC: Final = 30.0
 _BURST_SEC: Final = 5.0  # a stream of events that never pauses is looked at this often
+_SETTLED_NS: Final = 50_000_000  # the kernel's clock for files goes in steps of up to 10 ms
 _MOST_SYMLINKS: Final = 40  # as many as the kernel follows
 
 _ANY: Final[frozenset[str]] = frozenset()
@@ -56,7 +57,33 @@ class _StopWaiting(Exception):  # not an error
     """Raised out of a wait when the watcher is stopped."""
 
 
-def watch_points(directory: Path) -> Points:
+_Links = Callable[[str], Sequence[str]]
+
+
+def _symlinks(directory: str) -> Sequence[str]:
+    """The paths of the symlinks in a directory. Raises :class:`OSError`."""
+    return [entry.path for entry in os.scandir(directory) if entry.is_symlink()]
+
+
+class _KnownLinks:
+    """:func:`_symlinks`, looked for again only in another directory than last time or in one that has changed since:
+    to make a symlink, or to put one in a file's place, changes it."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, Sequence[str]] | None = None
+
+    def __call__(self, directory: str) -> Sequence[str]:
+        found = Path(directory).stat()
+        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        if self._known is not None and self._known[0] == identity:
+            return self._known[1]
+        links = _symlinks(directory)
+        # One that has changed just now might change again and still look the same.
+        self._known = (identity, links) if time.time_ns() - found.st_ctime_ns > _SETTLED_NS else None
+        return links
+
+
+def watch_points(directory: Path, symlinks: _Links = _symlinks) -> Points:
     """Which directories to watch for what, so that a change of ``directory`` is told, also by way of symlinks.
 
     The directory itself, its parent (it may be removed and made anew), the parent of every symlink on the way to
@@ -69,7 +96,7 @@ def watch_points(directory: Path) -> Points:
         return points
     points[real] = _ANY
     try:
-        links = [entry.path for entry in os.scandir(real) if entry.is_symlink()]
+        links = symlinks(real)
     except OSError:
         return points
     for link in links:
@@ -132,6 +159,7 @@ class Watcher:
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._armed: Mapping[str, tuple[_Identity, frozenset[str]]] = {}
         self._reported = b""
+        self._links = _KnownLinks()
 
     @property
     def polling(self) -> bool:
@@ -192,7 +220,7 @@ class Watcher:
         if not self._inotify:
             return
         wanted = {}
-        for path, names in watch_points(self._directory).items():
+        for path, names in watch_points(self._directory, self._links).items():
             try:
                 found = Path(path).stat()
             except OSError:

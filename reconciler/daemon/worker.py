@@ -22,11 +22,13 @@ _log = Logger("worker")
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """``run`` is called on the worker every ``interval_sec``."""
+    """``run`` is called on the worker every ``interval_sec``, while there is a ``need`` for it; only looks, calls and
+    timers may bring one about."""
 
     name: str
     interval_sec: float
     run: Callable[[], object]
+    need: Callable[[], bool] = lambda: True
 
 
 class Worker:
@@ -130,7 +132,9 @@ class Worker:
         return reasons
 
     def _until_due(self) -> float:
-        times = [at for at, _ in self._due] + ([self._retry_at] if self._retry_at is not None else [])
+        times = [at for at, timer in self._due if timer.need()] + (
+            [self._retry_at] if self._retry_at is not None else []
+        )
         return min(times, default=self._clock() + 3600.0) - self._clock()
 
     def _look_now(self, reasons: frozenset[str]) -> None:
@@ -146,7 +150,7 @@ class Worker:
     def _run_timers(self) -> None:
         now = self._clock()
         for index, (at, timer) in enumerate(self._due):
-            if at <= now:
+            if at <= now and timer.need():
                 self._due[index] = (now + timer.interval_sec, timer)
                 try:
                     timer.run()

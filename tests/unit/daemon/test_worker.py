@@ -99,6 +99,22 @@ def test_timers_come_and_their_failures_end_nothing(looks: Looks) -> None:
     worker.stop()
 
 
+def test_a_timer_without_need_wakes_nobody_until_a_look_brings_it_about(looks: Looks) -> None:
+    ticks, needed = threading.Semaphore(0), threading.Event()
+    worker = Worker(looks, (Timer("tick", 0.01, ticks.release, needed.is_set),))
+    worker.start()
+    assert worker._until_due() > 60
+    assert not ticks.acquire(timeout=0.1)
+    looks.gate.clear()
+    worker.wake("a")
+    looks.wait(1)
+    needed.set()
+    looks.gate.set()
+    assert ticks.acquire(timeout=10)
+    assert ticks.acquire(timeout=10)
+    worker.stop()
+
+
 def test_how_long_it_has_been_busy_is_known(looks: Looks) -> None:
     now = [100.0]
     worker = Worker(looks, clock=lambda: now[0])
