@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import re
 import stat
@@ -68,10 +67,10 @@ class Cache:
 
     def fragments(self, files: Sequence[SourceFile]) -> list[Fragment]:
         """What each file holds, parsed now or before."""
-        found, done, of = [], 0, sum(len(file.content) for file in files)
+        found, done, of = [], 0, sum(file.size for file in files)
         for file in files:
             found.append(self.fragment(file, done, of))
-            done += len(file.content)
+            done += file.size
         if self.progress:
             self.progress(of, of)
         return found
@@ -82,7 +81,7 @@ class Cache:
         known = self._fragments.get(key)
         fragment = known[1] if known else self._parsed(file, done, of)
         former = self._newest.get(file.path)
-        if former and former[0].digest != file.digest and len(file.content) > _LARGE_BYTES and not fragment.problems:
+        if former and former[0].digest != file.digest and file.size > _LARGE_BYTES and not fragment.problems:
             self._fragments.pop((file.path, former[0].digest), None)
         self._fragments[key] = (self._load, fragment)
         self._newest[file.path] = (file, fragment)
@@ -95,9 +94,9 @@ class Cache:
             return found
         told = None
         if progress and of:
-            told = lambda part: progress(done + int(part * _PARSING * len(file.content)), of)  # noqa: E731
+            told = lambda part: progress(done + int(part * _PARSING * file.size), of)  # noqa: E731
         fragment = build.fragment(parse(file.path, file.content, told=told))
-        if len(file.content) > _LARGE_BYTES:
+        if file.size > _LARGE_BYTES:
             gc.collect()  # the tree and what the schema's check remembers: ten times the text, and in circles
         return fragment
 
@@ -141,7 +140,7 @@ def parse_sources(sources: Mapping[str, bytes], cache: Cache | None = None) -> C
 
 
 def _source_file(path: str, content: bytes) -> SourceFile:
-    return SourceFile(path, hashlib.sha256(content).digest()[:16], content)
+    return SourceFile.of(path, content)
 
 
 def _display(path: str | Path) -> str:

@@ -7,6 +7,8 @@ they ask for the same, wherever in the files they do it.
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -160,11 +162,30 @@ class PacketTest:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file that was read. ``digest``: first 16 bytes of the SHA-256 of ``content``."""
+    """One file that was read; :meth:`of` makes it. ``digest``: first 16 bytes of the SHA-256 of ``content``; ``size``:
+    its bytes."""
 
     path: str
     digest: bytes
-    content: bytes = field(repr=False)
+    size: int
+    _stored: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, path: str, content: bytes) -> SourceFile:
+        """With this content."""
+        size = len(content)
+        stored = zlib.compress(content, 1) if _is_compressed(size) else content
+        return cls(path, hashlib.sha256(content).digest()[:16], size, stored)
+
+    @property
+    def content(self) -> bytes:
+        """The file's bytes. Those of small files are kept compressed: of a thousand files an edit needs one."""
+        return zlib.decompress(self._stored) if _is_compressed(self.size) else self._stored
+
+
+def _is_compressed(size: int) -> bool:
+    """A large file is what an edit needs, and takes long to compress."""
+    return 256 < size < 64 << 10
 
 
 @dataclass(frozen=True, slots=True)

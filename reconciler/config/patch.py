@@ -34,11 +34,12 @@ _LARGE_BYTES: Final = 1 << 10
 
 def patched(known: SourceFile, fragment: Fragment, file: SourceFile) -> Fragment | None:
     """What ``file`` holds, given what a former version of it did; None: parse it. ``fragment`` stays as it is."""
-    if len(file.content) < _LARGE_BYTES or fragment.problems or fragment.warnings or file.path != known.path:
+    if file.size < _LARGE_BYTES or fragment.problems or fragment.warnings or file.path != known.path:
         return None
-    if file.path.endswith(".json") or not _plain(fragment, known.content):
+    before = known.content
+    if file.path.endswith(".json") or not _plain(fragment, before):
         return None
-    region = _Region.find(known.content, file.content, fragment)
+    region = _Region.find(before, file.content, fragment)
     routes = region.parsed(file) if region else None
     if region is None or routes is None:
         return None

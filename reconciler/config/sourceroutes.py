@@ -103,10 +103,16 @@ class _Leads(list[Lead]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._places: dict[tuple[object, ...], int] = {}
+        self._places: dict[tuple[object, ...], int] | None = None
+
+    def forget_places(self) -> None:
+        """Nothing is added for now."""
+        self._places = None
 
     def number(self, lead: Lead) -> int:
         """The lead's place, here from now on."""
+        if self._places is None:
+            self._places = {each.whole: place for place, each in enumerate(self)}
         found = self._places.setdefault(lead.whole, len(self))
         if found == len(self):
             self.append(lead)
@@ -132,6 +138,7 @@ class SourceRoutes(Sequence[SourceRoute]):
             self._numbers.append(self._leads.number(Lead.of(route)))
             self.lines.append(route.place.line)
             self._columns.append(route.place.column)
+        self._leads.forget_places()
 
     # -- as a sequence -------------------------------------------------------------------------------------------
 
@@ -165,6 +172,7 @@ class SourceRoutes(Sequence[SourceRoute]):
             setattr(made, name, getattr(self, name) + getattr(other, name))
         if other._leads is not self._leads:
             numbers = [self._leads.number(lead) for lead in other._leads]
+            self._leads.forget_places()
             made._numbers = self._numbers + array("I", map(numbers.__getitem__, other._numbers))
         return SourceRoutes(made) if len(made._leads) > 2 * len(made) + _SPARE else made
 

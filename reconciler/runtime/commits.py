@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reconciler import answers, report
+from reconciler.config.contents import Contents
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
 from reconciler.runtime import unrecorded
 from reconciler.runtime.clock import now
@@ -71,14 +72,15 @@ class Commits:
         makes no new revision."""
         live = self._live
         applied = live.manifest(view.observed.revision)
-        revision, commit, blobs = None, None, {}
+        revision, commit = None, None
+        blobs: Contents[bytes] = Contents({})
         if not view.repairs(applied):
             commit = self._git_commit(view)
             digest, manifest = _manifest(view, commit)
             revision = Revision(self.next_number(view.observed), time.time_ns(), digest)
-            blobs = {digest: manifest} | {file.digest: file.content for file in view.config.files}
+            blobs = Contents({file.digest: file for file in view.config.files}, {digest: manifest})
         elif view.observed.files_lost:
-            blobs = {file.digest: file.content for file in view.config.files}
+            blobs = Contents({file.digest: file for file in view.config.files})
         plan = make_plan(
             view.desired,
             view.observed,
@@ -94,7 +96,7 @@ class Commits:
     def _git_commit(self, view: View) -> Commit | None:
         if view.origin.stored:
             return view.origin.commit
-        files = {file.path.rpartition("/")[2]: file.content for file in view.config.files}
+        files = Contents({file.path.rpartition("/")[2]: file for file in view.config.files})
         directory = Path(view.config.files[0].path).parent if files else self._places.config_dir
         return commit_of(directory, files)
 

@@ -31,7 +31,7 @@ def hold(view: View, manifest: Manifest, config_dir: Path) -> None:
             file.path, 1, 1, "", f"has no content any more, and had when it was applied: {_MEANT} away what it held"
         )
         for file in view.config.files
-        if not file.content and applied.get(Path(file.path).name, file.digest) != file.digest
+        if not file.size and applied.get(Path(file.path).name, file.digest) != file.digest
     ]
     if emptied:
         raise HeldError(emptied)

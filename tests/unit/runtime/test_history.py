@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ def places(tmp_path: Path) -> Places:
 
 def file(name: str, content: str = "") -> SourceFile:
     text = (content or name).encode()
-    return SourceFile(f"/etc/{name}", hashlib.sha256(text).digest()[:16], text)
+    return SourceFile.of(f"/etc/{name}", text)
 
 
 # -- files of revisions ----------------------------------------------------------------------------------------
