@@ -21,15 +21,15 @@ _REQUEST_AND_DUMP: Final = 0x301
 _ERROR, _DONE, _GET_LINK = 2, 3, 18
 _INTERRUPTED: Final = 0x10  # NLM_F_DUMP_INTR
 _EXT_MASK, _SKIP_STATISTICS = 29, 8
-_TOLD: Final = frozenset({3, 4, 33, 43})
-"""IFLA_IFNAME, IFLA_MTU, IFLA_CARRIER, IFLA_XDP: what matters here and stays while nobody changes it. A
-bridge's attributes have its timers among them."""
+_TOLD: Final = frozenset({3, 4, 43})
+"""IFLA_IFNAME, IFLA_MTU, IFLA_XDP: what matters here and stays while nobody changes it; whether there is a carrier is
+among the flags. A bridge's attributes have its timers among them."""
 _TIMEOUT_SEC: Final = 5
 _RECEIVE_BYTES: Final = 1 << 16
 
 
 def links() -> bytes:
-    """Number, flags, name, MTU, carrier and XDP programs of every interface of the calling thread's network
+    """Number, flags (also of a carrier), name, MTU and XDP programs of every interface of the calling thread's network
     namespace. Raises :class:`OSError`."""
     body = bytes(_LINK_BYTES) + _ATTRIBUTE.pack(8, _EXT_MASK) + struct.pack("=I", _SKIP_STATISTICS)
     return b"".join(map(_link, _dump(NETLINK_ROUTE, _GET_LINK, body)))

@@ -81,6 +81,16 @@ def test_what_somebody_else_changed_is_put_right(loop: Watched, live: FakeLive) 
     assert [loop.looked() for _ in range(2)] == [True, False]  # the first one sees that nothing is to be done any more
 
 
+def test_the_same_damage_twice_is_put_right_twice(loop: Watched, live: FakeLive) -> None:
+    """How things were before a repair is not how they are while nothing is to be done."""
+    loop.looked(), loop.looked()
+    whole = live.state.state
+    for _ in range(2):
+        lose_listeners(live)
+        assert loop.looked()
+        assert live.state.state == whole
+
+
 @pytest.mark.parametrize("reason", ["files", "network: link", "command", "reload"])
 def test_any_other_reason_is_one_to_look(loop: Watched, reason: str) -> None:
     loop.looked(), loop.looked()
