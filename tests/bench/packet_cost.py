@@ -18,6 +18,7 @@ from reconciler.config import schema
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Map
+from tests.bench.lab_traffic import ahead
 from tests.bench.wrapper import Wrapper, empty_program
 from tests.kernel.dataplane import DataPlane, dest
 from tests.kernel.packets import Flow, frame
@@ -75,6 +76,7 @@ def measure() -> Iterator[Cost]:
                 first: dict[str, float] = {}
                 with closing(DataPlane(f"rpbench-{os.getpid()}", connections=connections)) as plane:
                     _configure(plane)
+                    plane.namespace.run(ahead, 0, 1)
                     for version in (4, 6):
                         yield from _family(plane, version, cases, floor_fd, table, first)
     finally:
