@@ -52,7 +52,8 @@ static __always_inline u64 is_negative(s64 x)
 static __always_inline u32 F(port_begin)(const struct F(packet) *p, const struct F(connection) *fresh,
 					 struct scratch *scratch)
 {
-	u32 place = hash3(F(fold_address)(fresh->daddr_be), bpf_ntohs(fresh->dport_be), F(fold_address)(fresh->saddr_be), HASH_SEED);
+	u32 place = hash3(F(fold_address)(fresh->daddr_be), bpf_ntohs(fresh->dport_be), F(fold_address)(fresh->saddr_be),
+			  HASH_SEED);
 	u32 *turn = lookup_index(MAP(PORT_TURN), place % PORT_TURNS);
 	u32 begin;
 
@@ -118,6 +119,8 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	scratch->look |= fullnat;
 	scratch->answered = ANSWERED_NOT;
 	scratch->port_hash = hash3(F(connection_hash)(&p->key, BALANCE_MAGLEV), scratch->now >> DRAW_SHIFT, 0, HASH_SEED);
+	if (!scratch->round)
+		scratch->port_begin = scratch->port_hash;
 	for (u32 i = 0; i < CHOICES; i++) {
 		u32 source = 0, place, turn = scratch->round * CHOICES + i;
 		struct target *target;
