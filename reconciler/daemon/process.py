@@ -20,10 +20,11 @@ from reconciler.errors import RevproxyError
 from reconciler.places import Places, instance_lock
 
 if TYPE_CHECKING:
+    from reconciler.api.server import Server
     from reconciler.daemon.accesslog import AccessLog
     from reconciler.daemon.loop import Loop
     from reconciler.daemon.recorder import Recorder
-    from reconciler.daemon.worker import Worker
+    from reconciler.daemon.worker import Timer, Worker
     from reconciler.engine import Engine
 
 RESYNC_SEC: Final = 30.0
@@ -90,16 +91,13 @@ class Daemon:
 
     def _start(self, parts: contextlib.ExitStack) -> tuple[Engine, Loop]:
         """Start everything; ``parts`` ends it in reverse order."""
-        from reconciler.answers import Instance
-        from reconciler.api.server import Server
         from reconciler.daemon.exporter import Exporter
         from reconciler.daemon.loop import Loop
         from reconciler.daemon.metrics import Metrics
         from reconciler.daemon.recorder import Recorder
         from reconciler.daemon.resync import Resync
         from reconciler.daemon.systemd import Notifier
-        from reconciler.daemon.watcher import Watcher
-        from reconciler.daemon.worker import Timer, Worker
+        from reconciler.daemon.worker import Worker
         from reconciler.engine import Engine
         from reconciler.kernel.glance import Glance
 
@@ -111,7 +109,31 @@ class Daemon:
         loop = Loop(engine, told=self._notifier.status, resync=Resync(glance))
         recorder = Recorder(engine.live.maps_directory, engine.events)
         engine.live.ended = recorder.publish
-        timers = (
+        self._worker: Worker = Worker(self._looking(engine, loop, recorder), self._timers(engine, recorder))
+        loop.wanted = lambda: self._worker.wanted
+        self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
+        self._exporter = Exporter(self._metrics, self._alive, self._ready)
+        parts.callback(self._exporter.stop)
+        self._log_connections(parts, engine)
+        loop.hold.released = lambda: self._worker.wake("edit")
+        self._follow_files(parts, engine)
+        self._follow_network(parts, engine)
+        self._check_health(parts, engine)
+        server = self._server(engine, loop)
+        self._worker.wake("start")
+        self._worker.start()
+        parts.callback(self._worker.stop)
+        recorder.start()
+        parts.callback(recorder.stop)
+        server.start()
+        parts.callback(server.stop)
+        return engine, loop
+
+    def _timers(self, engine: Engine, recorder: Recorder) -> tuple[Timer, ...]:
+        """What comes again and again."""
+        from reconciler.daemon.worker import Timer
+
+        return (
             Timer("sweep", SWEEP_SEC, engine.sweep),
             Timer("record", RECORD_SEC, recorder.align, lambda: recorder.may_differ),
             Timer(
@@ -125,21 +147,12 @@ class Daemon:
             ),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
         )
-        self._worker: Worker = Worker(self._looking(engine, loop, recorder), timers)
-        loop.wanted = lambda: self._worker.wanted
-        self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
-        self._exporter = Exporter(self._metrics, self._alive, self._ready)
-        parts.callback(self._exporter.stop)
-        self._log_connections(parts, engine)
-        loop.hold.released = lambda: self._worker.wake("edit")
-        watcher = Watcher(
-            self._places.config_dir, lambda: self._worker.wake("files"), head=bool(self._places.require_signed)
-        )
-        engine.files.fingerprints.beside = watcher.fingerprints  # it has read what it tells of
-        watcher.start()
-        parts.callback(watcher.stop)
-        self._follow_network(parts, engine)
-        self._check_health(parts, engine)
+
+    def _server(self, engine: Engine, loop: Loop) -> Server:
+        """Of the API, not started yet."""
+        from reconciler.answers import Instance
+        from reconciler.api.server import Server
+
         instance = Instance(
             os.getpid(),
             __version__,
@@ -149,7 +162,7 @@ class Daemon:
         )
         commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
         commands.exporter = self._exporter
-        server = Server(
+        return Server(
             self._places.socket,
             commands,
             self._worker.submit,
@@ -157,14 +170,17 @@ class Daemon:
             engine.events,
             read_group=self._read_group,
         )
-        self._worker.wake("start")
-        self._worker.start()
-        parts.callback(self._worker.stop)
-        recorder.start()
-        parts.callback(recorder.stop)
-        server.start()
-        parts.callback(server.stop)
-        return engine, loop
+
+    def _follow_files(self, parts: contextlib.ExitStack, engine: Engine) -> None:
+        """Have changes of the files looked at; see :mod:`reconciler.daemon.watcher`."""
+        from reconciler.daemon.watcher import Watcher
+
+        watcher = Watcher(
+            self._places.config_dir, lambda: self._worker.wake("files"), head=bool(self._places.require_signed)
+        )
+        engine.files.fingerprints.beside = watcher.fingerprints  # it has read what it tells of
+        watcher.start()
+        parts.callback(watcher.stop)
 
     def _log_connections(self, parts: contextlib.ExitStack, engine: Engine) -> None:
         """The access log, if there is to be one. It ends after what feeds it."""
