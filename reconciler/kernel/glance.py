@@ -28,7 +28,8 @@ from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.snapshot import LISTENERS, ROUTES
 
 PART: Final = 8192
-"""So many entries of a trie are read at a glance: 7 ms."""
+"""So many entries of a trie are read at a glance, in 7 ms, and a quarter of that where there are more: a whole look
+finds the rest sooner in any case."""
 
 _ARRAYS: Final = ("settings", "revision")
 _SPARSE_ARRAYS: Final = ("proxy", "target", "port")
@@ -101,7 +102,7 @@ class Glance:
         keys, values = table.known()
         start = self._places.get(name, 0)
         start = start if start < len(keys) else 0
-        stop = min(start + PART, len(keys))
+        stop = min(start + (PART if len(keys) <= PART else PART // 4), len(keys))
         self._places[name] = stop
         found = _read(table, keys[start - 1 : start] if start else None, stop - start + (stop == len(keys)))
         return found == (keys[start:stop].tobytes(), values[start:stop].tobytes())

@@ -80,7 +80,7 @@ CHANGES: dict[str, Callable[[Maps], object]] = {
 
 def test_what_stays_is_the_same(maps: Maps) -> None:
     seen = remembered(maps)
-    for _ in range(2 * 1000 // PART):
+    for _ in range(8 * 1000 // PART):
         assert same(seen, maps)
     control = maps["control"].items()[1]
     control["generation"] += 1  # a neighbour was heard
@@ -115,14 +115,14 @@ def test_of_many_routes_a_change_is_seen_when_their_turn_comes(
         else:
             other["route4"].put_many(keys(number), values(4 - number % 4))
         other.close()
-        glances = next(count for count in range(1, 3 + 1000 // PART) if not same(seen, maps))
+        glances = next(count for count in range(1, 3 + 4 * 1000 // PART) if not same(seen, maps))
         assert glances == 1 or change == "value" or not counted
 
 
 def test_own_writes_are_known(maps: Maps) -> None:
     seen = remembered(maps)
     maps["route4"].put_many(keys(7), values(1))
-    for _ in range(2 * 1000 // PART):
+    for _ in range(8 * 1000 // PART):
         assert seen.take()
         maps.open()
 
