@@ -76,8 +76,11 @@ static __always_inline int F(find_way)(void *ctx, const struct F(packet) *p, str
 	if (result != BPF_FIB_LKUP_RET_SUCCESS)
 		return WAY_STACK;
 	number = note_way(fib, hook, alone, now);
-	if (number & WAY_SHOW && hook == HOOK_XDP)
-		return WAY_NEIGHBOUR;
+	if (number & WAY_SHOW && hook == HOOK_XDP) {
+		if (leave_to_tc(ctx))
+			return WAY_NEIGHBOUR;
+		number &= ~WAY_SHOW;
+	}
 	e->c.way = number;
 	e->c.way_time = now >> WAY_TIME_SHIFT;
 	e->c.way_generation = generation;

@@ -87,7 +87,7 @@ int tc_ingress(struct __sk_buff *ctx)
 	if (is_forged_loopback(ctx))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_LOOPBACK);
 	/* A frame of a VLAN is its interface's: its tag has been taken off before we see it here. */
-	if (ctx->vlan_present || ctx->pkt_type != 0 /* PACKET_HOST */)
+	if (ctx->vlan_present || (ctx->pkt_type == PACKET_OTHERHOST && !take_from_xdp(ctx)) || ctx->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	note_hardware(ctx);
 	return ingress(ctx, HOOK_TC_INGRESS);

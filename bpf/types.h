@@ -211,7 +211,7 @@ struct way {
 	u8 dmac[6];
 	u8 smac[6];
 	u8 flags;
-	u8 zero;
+	u8 left;   /* when XDP left a packet to TC to show, see way.h */
 	u32 shown; /* when the kernel last saw a packet go this way, in units of 2^26 ns */
 };
 

@@ -13,6 +13,11 @@
 /* way_time counts these; 14 of them are nearly a second. */
 #define WAY_TIME_SHIFT 26
 #define WAY_TIME_LIMIT 14
+/* Of way.left, in units of 4.3 s. A packet that XDP left and TC did not show was lost, for all we know with TC's program:
+ * no other one is left for half a minute. */
+#define LEFT_SHIFT 6
+#define LEFT_AGAIN 7
+#define LEFT_LONG_AGO 128
 /* Beside the number of a way. */
 #define WAY_SHOW (1u << 31)
 /* A packet this long behind the last one is alone. The clock goes on in steps of up to 10 ms. */
@@ -48,11 +53,18 @@ static __always_inline u32 device_flags(u32 ifindex)
 static __always_inline bool show_way(struct way *way, const struct way_head *head, int hook, bool alone, u64 now)
 {
 	u32 time = now >> WAY_TIME_SHIFT;
+	u8 left = time >> LEFT_SHIFT;
 
 	if (!head->show_after || time - way->shown < head->show_after << !alone)
 		return false;
-	if (hook != HOOK_XDP)
+	if (hook != HOOK_XDP) {
 		way->shown = time;
+		way->left = left - LEFT_LONG_AGO;
+		return true;
+	}
+	if ((u8)(left - way->left) < LEFT_AGAIN)
+		return false;
+	way->left = left;
 	return true;
 }
 
@@ -71,6 +83,7 @@ static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, int hook, 
 	__builtin_memcpy(wanted.dmac, fib->dmac, ETH_ALEN);
 	__builtin_memcpy(wanted.smac, fib->smac, ETH_ALEN);
 	wanted.mtu = fib->mtu_result ?: 0xffff;
+	wanted.left = (now >> (WAY_TIME_SHIFT + LEFT_SHIFT)) - LEFT_LONG_AGO;
 	wanted.flags = device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT ? OUT_XDP : 0;
 	hash = hash3(wanted.ifindex, words[2], words[1] >> 32, HASH_SEED);
 	for (u32 i = 0; i < WAY_TRIES; i++) {
@@ -80,7 +93,8 @@ static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, int hook, 
 		if (!known)
 			return 0;
 		way = (void *)known;
-		if (!((known[1] ^ words[1]) | (known[2] ^ words[2]) | (u32)(known[3] ^ words[3]))) {
+		/* Of the last word three bytes: not when XDP left a packet. */
+		if (!((known[1] ^ words[1]) | (known[2] ^ words[2]) | ((known[3] ^ words[3]) & 0xffffff))) {
 			way->asked_ns = now;
 			return index | (show_way(way, head, hook, alone, now) ? WAY_SHOW : 0);
 		}

@@ -22,6 +22,7 @@ HELPERS: Final = (
     ("bpf_get_smp_processor_id", 8, (XDP, TC)),
     ("bpf_l4_csum_replace", 11, (TC,)),
     ("bpf_csum_update", 40, (TC,)),
+    ("bpf_skb_change_type", 32, (TC,)),
     ("bpf_skb_pull_data", 39, (TC,)),
     ("bpf_redirect_neigh", 152, (TC,)),
     ("bpf_skb_load_bytes", 26, (TC,)),

@@ -91,7 +91,7 @@ way = np.dtype(
         ("dmac", u8, (6,)),
         ("smac", u8, (6,)),
         ("flags", u8),
-        ("zero", u8),
+        ("left", u8),
         ("shown", u32),
     ]
 )

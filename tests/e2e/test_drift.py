@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from netlab import HTTP_PORT, UDP_PORT, Lab, wait_for
+from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import ask_udp, connect
+from reconciler.kernel import layout
 from reconciler.kernel.maps import Maps
 from tests.e2e.instance import Instance
 from tests.e2e.watching import Requests, attached, held
@@ -291,3 +293,39 @@ def test_found_at_start_it_is_put_right(running: Instance) -> None:
     running.start_daemon("--resync", str(RESYNC_SEC))
     assert {"proxy web", "proxy dns"} <= {text for objects in told(running) for text in objects}
     serves(running.lab)
+
+
+def test_connections_outlive_the_programs_of_tc() -> None:
+    """XDP leaves them a packet of each way now and then, so that the kernel sees it. Without them the stack gets it,
+    which knows no such connection: it must not answer with RST."""
+    with Lab(offload=False, xdp_peers=True) as lab, Instance(lab) as instance:
+        target = f"{{ip: {lab.backends[0].ip4}, port: {TCP_PORT}}}"
+        listen = "{interfaces: [eth0], port: 7}"
+        proxies = f"[{{name: echo, listen: {listen}, default_target: {target}}}]"
+        instance.apply(f"apiVersion: revproxy/v1\nsettings: {{xdp_mode: native}}\nproxies: {proxies}\n")
+        with connect(lab.client, (lab.proxy4, 7)) as kept:
+            kept.sendall(b"before")
+            assert kept.recv(100) == b"before"
+            show_each_way_after(8)(instance)
+            for interface in ("eth0", "eth1"):
+                lab.proxy.run("tc", "qdisc", "del", "dev", interface, "clsact")
+            for number in range(10):
+                kept.sendall(b"after")
+                assert kept.recv(100) == b"after", number
+                time.sleep(0.3)  # a packet that comes alone, and not by the way that its connection remembers
+            time.sleep(1)
+            kept.sendall(b"at last")
+            assert kept.recv(100) == b"at last"
+        assert int(lab.proxy.run("nstat", "-asz", "TcpOutRsts").stdout.split()[-2]) == 0
+
+
+def show_each_way_after(units: int) -> Callable[[Instance], None]:
+    """Of 67 ms."""
+
+    def change(maps: Maps) -> None:
+        head = maps["way"].get(0)
+        assert head is not None
+        head.view(layout.way_head)["show_after"][0] = units
+        maps["way"].put(0, head)
+
+    return on_maps(change)

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import bpf, layout
-from tests.kernel.dataplane import PROXY_SRV_MAC, SERVER_MAC, TC_REDIRECT, XDP_PASS, XDP_REDIRECT, DataPlane, dest, pack
+from tests.kernel.dataplane import (
+    PROXY_SRV_MAC,
+    SERVER_MAC,
+    TC_REDIRECT,
+    TC_UNSPEC,
+    XDP_PASS,
+    XDP_REDIRECT,
+    DataPlane,
+    dest,
+    pack,
+)
 from tests.kernel.flowing import age, connection, families, new_flow, translated, unused_ports
 from tests.kernel.packets import Flow, frame, rewritten, to_server
 
@@ -159,6 +169,9 @@ def shown(neighbour: DataPlane) -> Iterator[DataPlane]:
     """The same, where the kernel is to see a packet of each way every 3 s."""
     forget(neighbour, 4)
     places(neighbour, 4, SHOW_AFTER)
+    for version in (4, 6):
+        neighbour.tc(frame(new_flow(version, 17)))  # which notes the interface's hardware address
+    forget(neighbour, 4)
     yield neighbour
     forget(neighbour, 4)
     places(neighbour, (layout.WAYS - 1) // bpf.possible_cpus())
@@ -173,6 +186,11 @@ def last_shown(plane: DataPlane, flow: Flow, units_ago: int | None = None) -> in
         way["shown"] = (int(way["asked_ns"]) >> 26) - units_ago
         plane.put("way", number, way.tobytes())
     return int(way["shown"])
+
+
+def left(request: bytes) -> bytes:
+    """As XDP leaves a packet that TC shall show: by then the stack takes it for another host's."""
+    return bytes(octet ^ mark for octet, mark in zip(request, b"\x02revpx", strict=False)) + request[6:]
 
 
 @families
@@ -190,9 +208,9 @@ def test_the_kernel_sees_now_and_then_a_packet_of_each_way(shown: DataPlane, ver
     before = last_shown(shown, flow, SHOW_AFTER + 1)
     assert shown.xdp(request) == redirected, "the entry remembers its way: nothing is asked"
     age(shown, flow, 1)
-    assert shown.xdp(request) == (XDP_PASS, request), "left to TC, untouched"
+    assert shown.xdp(request) == (XDP_PASS, left(request)), "left to TC"
     assert last_shown(shown, flow) == before, "XDP has shown nothing to anybody"
-    assert shown.tc(request) == through_kernel, "hardware addresses are the kernel's to write"
+    assert shown.tc(left(request)) == through_kernel, "hardware addresses are the kernel's to write"
     assert last_shown(shown, flow) > before
     assert shown.xdp(request) == redirected, "once was enough"
     age(shown, flow, 1)
@@ -204,8 +222,8 @@ def test_a_new_connection_shows_a_way_too(shown: DataPlane, version: int) -> Non
     known, fresh = new_flow(version, 17), new_flow(version, 17)
     shown.xdp(frame(known))
     last_shown(shown, known, SHOW_AFTER + 1)
-    assert shown.xdp(frame(fresh)) == (XDP_PASS, frame(fresh))
-    assert shown.tc(frame(fresh)) == (TC_REDIRECT, rewritten(frame(fresh), translated(fresh)))
+    assert shown.xdp(frame(fresh)) == (XDP_PASS, left(frame(fresh)))
+    assert shown.tc(left(frame(fresh))) == (TC_REDIRECT, rewritten(frame(fresh), translated(fresh)))
     assert shown.xdp(frame(fresh)) == (XDP_REDIRECT, to_server(frame(fresh), translated(fresh)))
 
 
@@ -221,3 +239,38 @@ def test_packets_close_together_wait_twice_as_long(shown: DataPlane, version: in
         assert shown.xdp(frame(flow))[0] == verdict
     through_kernel = rewritten(frame(flow), translated(flow))
     assert shown.tc(frame(flow)) == (TC_REDIRECT, through_kernel), "XDP has not noted it as the way to go"
+
+
+@families
+def test_where_tc_is_gone_hardly_any_packet_is_lost(shown: DataPlane, version: int) -> None:
+    """XDP leaves it one, and no other until it has shown one or half a minute has passed."""
+    flow = new_flow(version, 17)
+    request, sent = frame(flow), to_server(frame(flow), translated(flow))
+    shown.xdp(request)
+    last_shown(shown, flow, SHOW_AFTER + 1)
+    age(shown, flow, 1)
+    assert shown.xdp(request) == (XDP_PASS, left(request))
+    for _ in range(3):
+        age(shown, flow, 1)
+        assert shown.xdp(request) == (XDP_REDIRECT, sent)
+    number, way = way_of(shown, flow)
+    way = way.copy()
+    way["left"] -= 8  # 34 seconds
+    shown.put("way", number, way.tobytes())
+    age(shown, flow, 1)
+    assert shown.xdp(request) == (XDP_PASS, left(request))
+    assert shown.tc(left(request))[0] == TC_REDIRECT
+    last_shown(shown, flow, SHOW_AFTER + 1)
+    age(shown, flow, 1)
+    assert shown.xdp(request) == (XDP_PASS, left(request)), "TC is there"
+
+
+@families
+def test_tc_takes_from_xdp_only_what_it_left(shown: DataPlane, version: int) -> None:
+    flow = new_flow(version, 17)
+    request = frame(flow)
+    assert shown.tc(request)[0] == TC_REDIRECT
+    for octet in range(6):
+        another = bytearray(left(request))
+        another[octet] ^= 0x10
+        assert shown.tc(bytes(another)) == (TC_UNSPEC, bytes(another)), "to another host"
