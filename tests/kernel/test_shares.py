@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reconciler.errors import TransactionError
-from reconciler.kernel import groups, layout, store
+from reconciler.kernel import connections, groups, layout, store
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import FaultGateway
 from reconciler.kernel.recover import recover
@@ -155,7 +155,7 @@ def test_a_target_comes_back_otherwise_than_it_went(instance: Instance) -> None:
     assert known in observed.allocation.retired_targets
     assert observed.allocation.shares == {("web", endpoint(SINGLE)): DRAINED}
     assert observed.state.shares == {}
-    assert [each.share for each in live_targets(instance.maps) if each.endpoint == endpoint(SINGLE)] == [DRAINED]
+    assert [each.share for each in live_targets(instance.maps, {}) if each.endpoint == endpoint(SINGLE)] == [DRAINED]
     execute(instance.plan(WEB, "web"), instance.context)
     assert instance.observe().state == WEB
     assert number(instance, SINGLE) == known
@@ -242,5 +242,6 @@ def test_targets_with_their_connections(instance: Instance) -> None:
         4, "198.51.100.1:1", "192.0.2.1:80", A, ids=(1, known), times_ns=(0, 1 << 62), idle_sec=60
     )
     instance.maps["connection4"].put_many(keys, values)
-    found = {each.endpoint: each.connections for each in live_targets(instance.maps)}
+    counts = connections.count(instance.maps).targets
+    found = {each.endpoint: each.connections for each in live_targets(instance.maps, counts)}
     assert found == {Endpoint(endpoint(each).ip, 80): int(each == A) for each in (A, B, C, SINGLE)}
