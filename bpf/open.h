@@ -64,6 +64,17 @@ static __always_inline u32 F(port_begin)(const struct F(packet) *p, const struct
 	return place + begin;
 }
 
+/* Zero if this is the key of the answers to what leaves by e. */
+static __always_inline u32 F(answers_differ)(const struct F(connection) *e, const struct F(connection_key) *key)
+{
+	volatile u32 differs; /* else the compiler keeps each word of the key on the stack, and that is full */
+
+	differs = (e->sport_be ^ key->dport_be) | (e->dport_be ^ key->sport_be);
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		differs |= (e->saddr_be[i] ^ key->daddr_be[i]) | (e->daddr_be[i] ^ key->saddr_be[i]);
+	return differs;
+}
+
 /* Whether the answers to what leaves as fresh can be told from those of another live connection. This is looked at once
  * for every choice, and the verifier follows each branch: hence is_closing, is_established and is_alive once more, in
  * arithmetic. */
@@ -72,8 +83,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 {
 	struct F(connection_key) *key = (void *)&scratch->key;
 	struct F(connection) *other, *mate;
-	volatile u32 differs; /* else the compiler keeps each word of the key on the stack, and that is full */
-	u32 both, either;
+	u32 both, either, differs;
 	s64 limit, idle;
 	u64 over;
 
@@ -83,9 +93,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 	if (!other)
 		return true;
 	/* The same connection once more, or one that is closing? */
-	differs = (other->sport_be ^ p->key.dport_be) | (other->dport_be ^ p->key.sport_be);
-	for (int i = 0; i < ADDRESS_WORDS; i++)
-		differs |= (other->saddr_be[i] ^ p->key.daddr_be[i]) | (other->daddr_be[i] ^ p->key.saddr_be[i]);
+	differs = F(answers_differ)(other, &p->key);
 	both = other->c.own & other->c.peer;
 	either = other->c.own | other->c.peer;
 	scratch->answered = ANSWERED + (differs != 0);
@@ -164,16 +172,6 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 	return verdict_drop(hook, scratch->refused);
 }
 
-/* Whether this is the key of the answers to what leaves by e. */
-static __always_inline bool F(is_answered_by)(const struct F(connection) *e, const struct F(connection_key) *key)
-{
-	u32 differs = (e->sport_be ^ key->dport_be) | (e->dport_be ^ key->sport_be);
-
-	for (int i = 0; i < ADDRESS_WORDS; i++)
-		differs |= (e->saddr_be[i] ^ key->daddr_be[i]) | (e->daddr_be[i] ^ key->saddr_be[i]);
-	return !differs;
-}
-
 /* Remembers the connection in both directions, in place of before if that is given. GO_ON, ONCE_MORE if its answers have
  * an entry already, or a verdict. */
 static __always_inline int F(remember)(int hook, const struct F(packet) *p, struct F(connection) *fresh,
@@ -234,7 +232,7 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	scratch->begun = !error;
 	if (error) {
 		old = lookup(MAPF(CONNECTION), &p->key);
-		if (old && !F(is_answered_by)(old, reply_key))
+		if (old && F(answers_differ)(old, reply_key))
 			bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
 		return GO_ON;
 	}
