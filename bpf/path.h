@@ -32,7 +32,7 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 		F(hear)(e, p->key.protocol, p->heard, now);
 }
 
-/* XDP: redirect it, or leave it untouched to TC. */
+/* XDP: redirect it, or leave it to TC, untouched or as leave_to_tc has it. */
 static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(packet) *p, struct F(connection) *e,
 					  struct settings *settings, struct control *control, u64 now)
 {

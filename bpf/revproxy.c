@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* revproxy's programs: the entry points.
  *
- * xdp_ingress  finishes what it can (redirect, drop) and leaves everything else untouched;
+ * xdp_ingress  finishes what it can (redirect, drop) and leaves everything else untouched (but see leave_to_tc);
  * tc_ingress   does all that XDP left, or everything where there is no XDP;
  * tc_egress    rewrites answers that came through the kernel's stack.
  */
