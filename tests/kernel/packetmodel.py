@@ -384,7 +384,7 @@ class Model:
     def _icmp(self, arrival: Arrival) -> tuple[str, bytes]:
         """An error about a packet that we rewrote: its receiver must find in it what it sent (RFC 5508)."""
         packet, frame = arrival.packet, arrival.frame
-        quoted = read_quoted(frame, packet)
+        quoted = reading.read_quoted(frame, packet)
         if quoted is None or packet.destination != quoted.source:
             return PASS, frame
         key = (quoted.destination, quoted.source, quoted.dport, quoted.sport, quoted.protocol)
@@ -403,11 +403,11 @@ class Model:
                 return PASS, frame  # rewritten on its way out of the stack
             way = to_stack(entry.through_loopback)
         out = bytearray(frame)
-        before = total_of_icmp(out, packet)
+        before = reading.total_of_icmp(out, packet)
         sums = reading.write_addresses(out, packet.content + 8, packet.version, entry.destination, entry.source)
         reading.write_ports(out, quoted.content, quoted.protocol, entry.dport, entry.sport, sums, packet.end)
         reading.write_addresses(out, ETHERNET, packet.version, source, entry.destination)
-        reading.mend(out, packet.content + 2, before, total_of_icmp(out, packet))
+        reading.mend(out, packet.content + 2, before, reading.total_of_icmp(out, packet))
         self.outcomes["icmp"] += 1
         return send_on(out, packet.version, way)
 
@@ -474,42 +474,3 @@ def send_on(out: bytearray, version: int, way: Way) -> tuple[str, bytes]:
     if way.kind == "out":
         out[:12] = way.destination_mac + way.source_mac
     return REDIRECT, bytes(out)
-
-
-def read_quoted(frame: bytes, packet: Packet) -> Packet | None:
-    """The packet that an ICMP error is about, its ports read. None: no error, or more than plain headers."""
-    kinds = (3, 11, 12) if packet.version == 4 else (1, 2, 3, 4)
-    protocol = reading.ICMP4 if packet.version == 4 else reading.ICMP6
-    header = 20 if packet.version == 4 else 40
-    inner = packet.content + 8
-    if packet.protocol != protocol or not packet.plain or packet.fragment or inner + header + 8 > packet.end:
-        return None
-    if frame[packet.content] not in kinds or frame[inner] >> 4 != packet.version:
-        return None
-    if packet.version == 4:
-        if frame[inner] & 15 != 5 or reading.word(frame, inner + 6) & 0x1FFF:
-            return None
-        source, destination, inner_protocol = (
-            frame[inner + 12 : inner + 16],
-            frame[inner + 16 : inner + 20],
-            frame[inner + 9],
-        )
-    else:
-        source, destination, inner_protocol = (
-            frame[inner + 8 : inner + 24],
-            frame[inner + 24 : inner + 40],
-            frame[inner + 6],
-        )
-    if inner_protocol not in (TCP, UDP):
-        return None
-    at = inner + header
-    ports = {"sport": reading.word(frame, at), "dport": reading.word(frame, at + 2)}
-    return Packet(packet.version, source, destination, inner_protocol, 0, 0, at, True, **ports)
-
-
-def total_of_icmp(frame: bytearray, packet: Packet) -> int:
-    """What the ICMP checksum covers, itself left out."""
-    data = frame[packet.content : packet.end]
-    data[2:4] = b"\0\0"
-    pseudo = reading.total(frame[ETHERNET + 8 : ETHERNET + 40]) if packet.version == 6 else 0
-    return reading.total(data) + pseudo

@@ -173,3 +173,42 @@ def next_hop(frame: bytearray, version: int) -> None:
         return
     frame[ETHERNET + 8] -= 1
     mend(frame, ETHERNET + 10, 0x100, 0)
+
+
+def read_quoted(frame: bytes, packet: Packet) -> Packet | None:
+    """The packet that an ICMP error is about, its ports read. None: no error, or more than plain headers."""
+    kinds = (3, 11, 12) if packet.version == 4 else (1, 2, 3, 4)
+    protocol = ICMP4 if packet.version == 4 else ICMP6
+    header = 20 if packet.version == 4 else 40
+    inner = packet.content + 8
+    if packet.protocol != protocol or not packet.plain or packet.fragment or inner + header + 8 > packet.end:
+        return None
+    if frame[packet.content] not in kinds or frame[inner] >> 4 != packet.version:
+        return None
+    if packet.version == 4:
+        if frame[inner] & 15 != 5 or word(frame, inner + 6) & 0x1FFF:
+            return None
+        source, destination, inner_protocol = (
+            frame[inner + 12 : inner + 16],
+            frame[inner + 16 : inner + 20],
+            frame[inner + 9],
+        )
+    else:
+        source, destination, inner_protocol = (
+            frame[inner + 8 : inner + 24],
+            frame[inner + 24 : inner + 40],
+            frame[inner + 6],
+        )
+    if inner_protocol not in (TCP, UDP):
+        return None
+    at = inner + header
+    ports = {"sport": word(frame, at), "dport": word(frame, at + 2)}
+    return Packet(packet.version, source, destination, inner_protocol, 0, 0, at, True, **ports)
+
+
+def total_of_icmp(frame: bytearray, packet: Packet) -> int:
+    """What the ICMP checksum covers, itself left out."""
+    data = frame[packet.content : packet.end]
+    data[2:4] = b"\0\0"
+    pseudo = total(frame[ETHERNET + 8 : ETHERNET + 40]) if packet.version == 6 else 0
+    return total(data) + pseudo
