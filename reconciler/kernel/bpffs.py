@@ -78,19 +78,25 @@ def _elders() -> list[str]:
 
 
 def _bystander() -> str | None:
-    """The process with the lowest number that has our root directory and sees a bpffs at the common place: for who has
-    lost the ancestors that let us look (started in the background by a script that has ended)."""
-    root = Path("/proc/self/root/").stat()
+    """The process with the lowest number that shows the pins: for who has lost the ancestors that let us look
+    (started in the background by a script that has ended)."""
     for process in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):  # noqa: PTH208
         try:
-            if (
-                os.path.samestat(Path(f"/proc/{process}/root/").stat(), root)
-                and mount_of(COMMON, process).type == "bpf"
-            ):
+            if shows_pins(process):
                 return process
         except OSError:
-            continue  # it has ended, or is another user's
+            continue  # it has ended, or does not let us look
     return None
+
+
+def shows_pins(process: str) -> bool:
+    """Whether a process sees a bpffs at the common place, and sees what we see: it has our root directory and our user
+    namespace. (In one of their own unprivileged users mount what they like.) Raises :class:`OSError`."""
+    ours = all(
+        os.path.samestat(Path(f"/proc/{process}/{what}").stat(), Path(f"/proc/self/{what}").stat())
+        for what in ("root/", "ns/user")
+    )
+    return ours and mount_of(COMMON, process).type == "bpf"
 
 
 def _ancestors() -> list[str]:
