@@ -88,7 +88,7 @@ class Explainer:
     def _one_of(self, validator: Any, branches: Any, instance: Any, schema: Schema) -> Iterator[ValidationError]:
         if all(branch.keys() == {"required"} for branch in branches):
             yield from _exclusive([branch["required"][0] for branch in branches], instance)
-        elif not self._compiler.predicate({"oneOf": branches})(instance):
+        elif not self._compiler.exactly_one(branches)(instance):
             # The branch meant is the one of the value's type; what is wrong within it is the cause.
             meant = [branch for branch in branches if validator.is_type(instance, self._type(branch))]
             if len(meant) == 1:

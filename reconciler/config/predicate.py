@@ -53,8 +53,8 @@ class Compiler:
         self._done: dict[int, Predicate] = {}
 
     def predicate(self, schema: Schema) -> Predicate:
-        """The function that says whether a value satisfies ``schema``. Raises :class:`ValueError` for a keyword or
-        type this module does not know."""
+        """The function that says whether a value satisfies ``schema``, which has to be a part of the root schema: it
+        is known by its identity. Raises :class:`ValueError` for a keyword or type this module does not know."""
         if id(schema) not in self._done:
             self._done[id(schema)] = self._compile(schema)
         return self._done[id(schema)]
@@ -118,9 +118,12 @@ class Compiler:
             raise ValueError("an enum of other than strings is not known")
         return lambda value: isinstance(value, str) and value in values
 
-    def _oneOf(self, branches: list[Schema]) -> Predicate:
+    def exactly_one(self, branches: list[Schema]) -> Predicate:
+        """The function that says whether a value satisfies just one of some parts of the root schema."""
         tests = [self.predicate(branch) for branch in branches]
         return lambda value: sum(test(value) for test in tests) == 1
+
+    _oneOf = exactly_one
 
     def _items(self, schema: Schema) -> Predicate:
         test = self.predicate(schema)

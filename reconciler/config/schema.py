@@ -76,6 +76,9 @@ class Checker:
                 document.problem(at, fault.message, path_text(fault.path))
         if next(faults, None) is not None:
             document.problem(document.root_at, f"more than {MAX_PROBLEMS} errors: the rest is not shown")
+        if not document.problems:  # or what is wrong would count as left out, and be taken from the kernel
+            text = f"does not satisfy the JSON Schema of {API_VERSION}, and why could not be found out"
+            document.problem(document.root_at, text)
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reconciler.config import parse_sources
-from reconciler.config.explain import UNSUPPORTED_KEYS
+from reconciler.config.explain import UNSUPPORTED_KEYS, Explainer
 from reconciler.errors import ConfigError
 
 # Line 1 to 12; a case replaces some of its text.
@@ -293,6 +293,17 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
             " '200-299', not 700",
         ),
     ),
+    "a wrong code that would be a right port": (
+        ((": web\n", ": web\n    health_check: {type: http, expected_codes: [600]}\n"),),
+        (
+            "5:49: an item of 'expected_codes' must be an HTTP status code from 100 to 599 or a range such as"
+            " '200-299', not 600",
+        ),
+    ),
+    "a target that would be a right port": (
+        ((TARGET, "443\n"),),
+        ("9:21: 'default_target' must be a target or a non-empty list of targets, not 443",),
+    ),
     "health check with codes from end to beginning": (
         ((": web\n", ": web\n    health_check: {type: http, expected_codes: [299-200]}\n"),),
         ("5:32: the range '299-200' begins above its end",),
@@ -391,6 +402,13 @@ def test_a_key_of_a_later_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(UNSUPPORTED_KEYS, "settings", frozenset({"xyzzy"}))
     text = BASE.replace("settings: {", "settings: {xyzzy: 1, ")
     assert errors(web=text) == ["web.yaml:2:12: 'xyzzy' is not supported by this version"]
+
+
+def test_what_is_wrong_is_refused_even_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Explainer, "faults", lambda *_: iter(()))
+    assert errors(web=BASE.replace("port: 80\n", "port: 0\n")) == [
+        "web.yaml:1:1: does not satisfy the JSON Schema of revproxy/v1, and why could not be found out"
+    ]
 
 
 def test_base_is_right() -> None:
