@@ -161,10 +161,23 @@ class Source:
         assert key is not None
         if len(found.entries) == 1:
             raise UneditableError("the mapping would be empty")
+        parts = [(key.start, value.end)]
         if value.kind == LIST and not value.flow and len(value.entries) == 1:
-            dash = self._dash(value, 0)
-            return [self._remove_lines(key.start, key.end), self._remove_lines(dash, value.end)]
-        return [self._remove_lines(key.start, value.end)]
+            parts = [(key.start, key.end), (self._dash(value, 0), value.end)]
+        before = self.text[self._line_start(key.start) : key.start]
+        if index == 0 and "-" in before and not before.strip("- "):
+            return self._remove_behind_dash(parts, found.entries[1][0])
+        return [self._remove_lines(*each) for each in parts]
+
+    def _remove_behind_dash(self, parts: list[tuple[int, int]], follows: Node | None) -> list[Splice]:
+        """The first key of a list's item, which stands on the dash's line: what comes next does instead, a comment or
+        the key that ``follows``."""
+        assert follows is not None
+        (start, end), *rest = parts
+        stop = self._after_blank(self._line_end(end), follows.start)
+        if rest and self.text[stop] != "#":  # nothing stands between the key and its list
+            stop, rest = self._after_blank(self._line_end(rest[0][1]), follows.start), []
+        return [Splice(start, stop), *(self._remove_lines(*each) for each in rest)]
 
     def _remove_lines(self, start: int, end: int) -> Splice:
         """The lines from that of ``start`` to that of ``end``, with the line break before them."""
@@ -234,6 +247,10 @@ class Source:
             else:
                 at += 1
         return end
+
+    def _after_blank(self, at: int, end: int) -> int:
+        """The next character from ``at`` on that is no white space; ``end`` without one."""
+        return at + len(self.text[at:end]) - len(self.text[at:end].lstrip())
 
     def _comma(self, at: int, end: int) -> int | None:
         found = self._skip(at, end)

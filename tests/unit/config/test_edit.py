@@ -111,6 +111,23 @@ def test_a_file_may_end_without_a_line_break() -> None:
     assert after(after(text, AddRoute("web", "10.0.0.0/8")), RemoveRoute("web", "10.0.0.0/8")) == text
 
 
+@pytest.mark.parametrize(
+    ("routes", "stays"),
+    [
+        ("[{source: 10.0.0.0/8, action: deny}]  # them", ""),
+        ("\n  - source: 10.0.0.0/8  # them\n    action: deny\n", ""),
+        ("[{source: 10.0.0.0/8, action: deny}]\n  # the name", "# the name\n  "),
+        ("\n  # enemies\n  - {source: 10.0.0.0/8, action: deny}\n  # the name", "# enemies\n  # the name\n  "),
+    ],
+    ids=["flow", "block", "comment", "comments"],
+)
+def test_the_last_route_goes_from_beside_the_dash(routes: str, stays: str) -> None:
+    """What comes next stands there then."""
+    text = "apiVersion: revproxy/v1\nproxies:\n- {0}name: web\n  default_target: {{ip: 10.0.0.1}}\n"
+    found = after(text.format(f"source_routes: {routes}\n  "), RemoveRoute("web", "10.0.0.0/8"))
+    assert found == text.format(stays)
+
+
 def test_the_last_proxy_leaves_its_file_with_its_comments() -> None:
     assert after(WEB, RemoveProxy("web")) == "apiVersion: revproxy/v1  # v1\nproxies: []\n  # the shop\n  # the end\n"
 
