@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
 from typing import Any, Final
@@ -80,6 +80,9 @@ def observe(
         maps.open()
     taken = snapshot.take(maps, routes_as_known=routes_as_known, keep_idle=keep_idle)
     words = _in_words(taken, memory or RouteMemory())
+    if memory is not None:  # else it is for whoever looked last that mirrors say what has changed since
+        for mirror in taken.mirrors.values():
+            mirror.note_taken()
     remembered = _remembered(taken)
     live = read_sysctls(remembered) if read_sysctls else {}
     state = KernelState(
@@ -150,6 +153,8 @@ class RouteMemory:
     def __init__(self) -> None:
         self.routes: Routes | None = None
         self.words: dict[tuple[int, int], tuple[str, Destination]] = {}  # (proxy, destination word) -> what it means
+        self.active = 0
+        self.present: frozenset[int] = frozenset()  # proxies by number: routes of others don't count
         self.last: _InWords | None = None
         self.blobs: tuple[dict[bytes, int], frozenset[bytes]] | None = None
         """How many chunks there are of each blob, and which of them are whole."""
@@ -182,9 +187,7 @@ def _in_words(taken: Snapshot, memory: RouteMemory) -> _InWords:
             wrong_tables=resolver.wrong_tables(),
             allocation=resolver.allocation(),
         )
-    for mirror in taken.mirrors.values():
-        mirror.note_taken()
-    return replace(memory.last)
+    return memory.last
 
 
 def _whole_digests(maps: Maps, taken: Snapshot, memory: RouteMemory | None, as_known: bool) -> frozenset[bytes]:
@@ -319,6 +322,7 @@ class _Resolver:
             memory.words.get(pair, meaning) == meaning and names.get(pair[0], meaning[0]) == meaning[0]
             for pair, meaning in words.items()
         )
+        present = frozenset(np.flatnonzero(self.taken.present_proxies).tolist())
         if memory.routes is None or not same or None in changed.values():
             found: dict[RouteKey, Destination] = {}
             for version, (keys, values) in self.taken.routes.items():
@@ -326,22 +330,36 @@ class _Resolver:
                 found.update(self._routes(version, keys[chosen], values[chosen], words))
             memory.routes = Routes(found)
         else:
-            self._follow(memory, {version: keys for version, keys in changed.items() if keys}, words, names)
-        memory.words = words
+            written = {version: keys or [] for version, keys in changed.items()}
+            self._follow(memory, written, present ^ memory.present, words, names)
+        memory.words, memory.present, memory.active = words, present, self.taken.active
         return memory.routes
 
     def _follow(
-        self, memory: RouteMemory, changed: Mapping[int, list[bytes]], words: Words, names: Mapping[int, str]
+        self,
+        memory: RouteMemory,
+        written: Mapping[int, list[bytes]],
+        turned: frozenset[int],
+        words: Words,
+        names: Mapping[int, str],
     ) -> None:
-        """``names``: of the proxies then, which may have gone since together with their names."""
+        """``turned``: the proxies that are there now and were not then, or the other way round. ``names``: of the
+        proxies then, which may have gone since together with their names."""
         removed: dict[RouteKey, None] = {}
         put: dict[RouteKey, Destination] = {}
-        for version, raw in changed.items():
-            keys, values = self.taken.routes[version]
-            wanted = np.frombuffer(b"".join(dict.fromkeys(raw)), keys.dtype)
-            chosen = self.taken.present_routes(version) & np.isin(_whole(keys), _whole(wanted))
+        for version, (keys, values) in self.taken.routes.items():
+            wanted = np.frombuffer(b"".join(dict.fromkeys(written[version])), keys.dtype)
+            concerned = np.zeros(len(keys), np.bool_)
+            if len(wanted):
+                concerned |= np.isin(_whole(keys), _whole(wanted))
+            if turned:
+                concerned |= np.isin(keys["proxy"], list(turned))
+            if memory.active != self.taken.active:
+                concerned |= values["slot"][:, 0] != values["slot"][:, 1]
+            chosen = self.taken.present_routes(version) & concerned
             put.update(self._routes(version, keys[chosen], values[chosen], words))
-            removed.update(dict.fromkeys(self._keys(version, wanted, names)))
+            for each in (wanted, keys[concerned]):
+                removed.update(dict.fromkeys(self._keys(version, each, names)))
         known = memory.routes or Routes()
         gone = [key for key in removed if key not in put and key in known]
         if gone or put:

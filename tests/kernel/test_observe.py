@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reconciler.kernel import codec, layout
+from reconciler.kernel import codec, groups, layout, store
 from reconciler.kernel.maps import Maps
-from reconciler.kernel.observe import observe
+from reconciler.kernel.observe import RouteMemory, observe
 from reconciler.kernel.recover import recover
 from reconciler.kernel.transaction import execute
 from reconciler.state.objects import DENY, DataPlaneSettings, Destination, KernelState, RouteKey
+from reconciler.state.routes import Routes
 from reconciler.state.share import Share
 from tests.kernel.kernelmaps import (
     Instance,
@@ -141,9 +143,12 @@ DRIFT: dict[str, Callable[[Maps], None]] = {
 
 @pytest.mark.parametrize("drift", DRIFT)
 def test_drift_shows_and_is_repaired(instance: Instance, drift: str) -> None:
+    memory = RouteMemory()
+    observe(instance.maps, memory=memory)
     DRIFT[drift](instance.maps)
     found = instance.observe()
     assert found.state != STATE
+    assert observe(instance.maps, memory=memory) == observe(instance.maps), "also by who remembers the last look"
     recover(instance.maps)
     assert not instance.observe().unfinished
     assert np.isin(instance.maps["target"].items()[1]["family"], (0, 4, 6)).all()
@@ -155,6 +160,93 @@ def test_drift_shows_and_is_repaired(instance: Instance, drift: str) -> None:
     assert found.state == STATE
     assert not found.unfinished
     assert instance.plan(STATE, "text").empty
+    assert observe(instance.maps, memory=memory) == observe(instance.maps)
+
+
+def _exchange_slots(maps: Maps) -> None:
+    """A slot that says something else of everything is the one that counts now."""
+    _, (switch,) = maps["control"].items()
+    switch["active"] = 1 - switch["active"]
+    maps["control"].put(0, switch)
+
+
+def _no_proxies(maps: Maps) -> None:
+    """Whose routes don't count, which nobody has touched."""
+    keys, values = maps["proxy"].items()
+    values["slot"]["flags"] = 0
+    maps["proxy"].put_many(keys, values)
+
+
+def _another_weight(maps: Maps) -> None:
+    keys, values = maps["group_member"].items()
+    maps["group_member"].put_many(keys, values + 1)
+
+
+def _another_table(maps: Maps) -> None:
+    """By the same numbers as before: only its recipe tells it from the other."""
+    number = int(groups.used_groups(maps)[0])
+    table = groups.read_table(maps, number)
+    assert table is not None
+    groups.put_groups(maps, [number], [table], [4711])
+
+
+REMEMBERED: dict[str, Callable[[Maps], None]] = {
+    "a number's name": lambda maps: maps["proxy_name"].put(1, np.array([(b"other",)], layout.proxy_name)),
+    "weights": _another_weight,
+    "a table": _another_table,
+    "proxies, and what routes count": _no_proxies,
+    "which slot counts": _exchange_slots,
+}
+
+
+@pytest.mark.parametrize("change", REMEMBERED)
+def test_who_remembers_the_last_look_sees_what_is_another_now(instance: Instance, change: str) -> None:
+    maps, memory = instance.maps, RouteMemory()
+    saved = {name: maps[name].items() for name in ("route4", "route6", "proxy", "proxy_name", "group_member")}
+    keys, values = saved["route4"]
+    values["slot"]["dest"][::2, 1 - instance.observe().active] = (
+        layout.CONSTANTS["DEST_DENY"] << layout.CONSTANTS["DEST_KIND_SHIFT"]
+    )
+    maps["route4"].put_many(keys, values)
+    before = observe(maps, memory=memory)
+    REMEMBERED[change](maps)
+    found = observe(maps, memory=memory)
+    assert found == observe(maps)
+    assert found != before
+    for name, entries in saved.items():
+        if name != "route4":
+            maps[name].put_many(*entries)
+    assert observe(maps, memory=memory) == observe(maps), "and what is as it was again"
+
+
+def test_of_what_is_wanted_only_what_is_there_counts_as_observed(instance: Instance) -> None:
+    memory = RouteMemory()
+    before = observe(instance.maps, memory=memory)
+    memory.adopt(replace(STATE, routes=Routes(STATE.routes), proxies={}, listeners={}))
+    assert observe(instance.maps, memory=memory) == before
+
+
+def test_files_are_known_to_be_whole_by_how_many_pieces_there_are(instance: Instance) -> None:
+    """While only files are the reason for a look; any other looks at each piece."""
+    content, memory, table = os.urandom(5000), RouteMemory(), instance.maps["blob"]
+    table.put_many(*store.encode_blob(store.digest_of(content), content))
+    whole = observe(instance.maps, memory=memory).blobs
+    keys, values = table.items()
+    last = keys["chunk"] == 1
+    assert len(keys[last]) == 1
+    table.delete_many(keys[last])
+    assert len(observe(instance.maps, memory=memory, routes_as_known=True).blobs) == len(whole) - 1
+    table.put_many(keys[last], values[last])
+    assert observe(instance.maps, memory=memory, routes_as_known=True).blobs == whole
+    values["chunks"] += 1
+    table.put_many(keys, values)
+    assert observe(instance.maps, memory=memory, routes_as_known=True).blobs == whole, "there are as many"
+    assert observe(instance.maps, memory=memory).blobs == frozenset()
+    values["chunks"] -= 1
+    table.put_many(keys, values)
+    assert observe(instance.maps, memory=memory).blobs == whole
+    table.delete_many(keys[(keys["digest"] == keys["digest"][last]).all(axis=1)])
+    assert len(observe(instance.maps, memory=memory, routes_as_known=True).blobs) == len(whole) - 1
 
 
 def test_garbage_is_unfinished_and_goes(instance: Instance) -> None:
