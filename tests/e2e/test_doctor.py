@@ -211,10 +211,17 @@ def test_every_trouble_of_the_system(lab: Lab, instance: Instance) -> None:
             f"REMEDY; REVPROXY_BPFFS_DIR={shlex.quote(str(elsewhere))} {doctor}",
             set(),
         ),
+        (
+            "true",
+            f"env REVPROXY_BPFFS_DIR={instance.config_dir}",
+            {"bpffs": "revproxyctl --bpffs-dir /sys/fs/bpf/revproxy doctor"},
+            f"PATH={PROGRAMS}:$PATH; REMEDY --output json",
+            set(),
+        ),
     ):
         script = f"{make}; {under} {doctor} || true; echo; read -r remedy; {mended.replace('REMEDY', 'eval $remedy')}"
         command = lab.proxy.command("unshare", "--mount", "bash", "-ec", script)
-        remedy = next((each for each in expected.values() if each.startswith(("ulimit", "mkdir"))), "")
+        remedy = next((each for each in expected.values() if each.startswith(("ulimit", "mkdir", "revproxyctl"))), "")
         done = subprocess.run(
             command, env=instance.env, input=remedy + "\n", capture_output=True, text=True, timeout=60, check=False
         )

@@ -249,6 +249,9 @@ def test_ours_is_known_by_whichever_way_its_pins_are_reached() -> None:
     attach(own_programs("/proc/4711/root/sys/fs/bpf/one"))
     for own in (OwnPrograms("/sys/fs/bpf/two"), OwnPrograms("")):
         assert query().own(Direction.EGRESS, own) is None
+    theirs = replace(query().filters[0], name="theirs", program=None)
+    assert theirs.in_our_place
+    assert not theirs.owned_by(OwnPrograms("")), "who has no name owns nothing by name"
     tc.detach(query(), OwnPrograms("/sys/fs/bpf/one"), GATEWAY)
     assert query().qdisc == ""
 

@@ -105,9 +105,12 @@ def test_a_timer_without_need_wakes_nobody_until_a_look_brings_it_about(looks: L
     worker.start()
     assert worker._until_due() > 60
     assert not ticks.acquire(timeout=0.1)
+    worker.wake("b")
+    looks.wait(1)
+    assert not ticks.acquire(timeout=0.1), "nor does it run when something else wakes the worker"
     looks.gate.clear()
     worker.wake("a")
-    looks.wait(1)
+    looks.wait(2)
     needed.set()
     looks.gate.set()
     assert ticks.acquire(timeout=10)

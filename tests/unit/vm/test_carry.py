@@ -109,6 +109,16 @@ def test_what_is_known_stays_when_the_next_one_does_not_come_up(machine: Played)
         played(machine, refuse)
 
 
+def test_a_machine_that_dies_before_its_first_test_is_the_last(machine: Played) -> None:
+    """Its report is not the one of the machine before."""
+
+    def die() -> int:
+        raise DEAD
+
+    outcome, _ = played(machine, reports(machine, ("a.py::one", "started"), error=DEAD), die)
+    assert outcomes(outcome) == {"a.py::one": ("failed", "the machine died in it")}
+
+
 def test_what_another_machine_did_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = tmp_path / "done"
     done.write_text("a.py::one[b c]\n")
