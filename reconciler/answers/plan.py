@@ -91,8 +91,8 @@ class PlanFile:
 @dataclass(frozen=True, slots=True)
 class SavedPlan:
     """A plan to be applied as it is, or not at all. ``version`` and ``tag`` name the program that made it; ``state`` is
-    a digest of the kernel's state it was made from, ``work`` one of what it would do. ``commit``, ``author`` and
-    ``message`` are those of the files' git commit."""
+    a digest of the kernel's state it was made from, ``work`` one of what it would do, ``digest`` one of everything else
+    here. ``commit``, ``author`` and ``message`` are those of the files' git commit."""
 
     format: str
     version: str
@@ -105,3 +105,4 @@ class SavedPlan:
     commit: str | None = None
     author: str | None = None
     message: str | None = None
+    digest: str = ""

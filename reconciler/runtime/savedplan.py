@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +31,7 @@ def save(view: View, planned: Planned | None, tag: str) -> SavedPlan:
     """What is planned, with all that is needed to do just that. ``planned`` None: nothing is to be done."""
     shown = answers.PlanAnswer(warnings=view.warnings) if planned is None else report.plan(planned.plan, view.warnings)
     commit = planned.commit if planned else None
-    return SavedPlan(
+    made = SavedPlan(
         format=FORMAT,
         version=__version__,
         tag=tag,
@@ -44,6 +46,13 @@ def save(view: View, planned: Planned | None, tag: str) -> SavedPlan:
         author=commit.author if commit else None,
         message=commit.subject if commit else None,
     )
+    return replace(made, digest=digest(made))
+
+
+def digest(saved: SavedPlan) -> str:
+    """Of all it holds: what a person reads in it is to be what is done."""
+    text = json.dumps(answers.to_json(replace(saved, digest="")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse(document: Any) -> SavedPlan:
@@ -55,9 +64,12 @@ def parse(document: Any) -> SavedPlan:
         other = f"version {document.get('version', 'unknown')} ({document['format']})"
         raise StaleError(f"the plan was made by {other}, this is {__version__}: make it anew")
     try:
-        return from_json(SavedPlan, document)
+        saved = from_json(SavedPlan, document)
     except ValueError as error:
         raise RevproxyError(f"the plan is damaged: {error}") from error
+    if saved.digest != digest(saved):
+        raise RevproxyError("the plan was edited or damaged since it was made: edit the files, and make it anew")
+    return saved
 
 
 def load(path: Path) -> SavedPlan:

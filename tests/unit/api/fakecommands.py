@@ -6,12 +6,13 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from reconciler import __version__, answers
 from reconciler.answers import Sync
 from reconciler.errors import Problem
-from reconciler.runtime.savedplan import FORMAT
+from reconciler.runtime.savedplan import FORMAT, digest
 from reconciler.state.totals import Totals
 
 INSTANCE = answers.Instance(4711, "0.1.0", "/etc/revproxy/config.d", "/sys/fs/bpf/revproxy")
@@ -49,6 +50,7 @@ SAVED = answers.SavedPlan(
     answers.PlanAnswer(DIFFERENCE.changes, 4, ("one",), {"port": 1}),
     (answers.PlanFile("a.yaml", "QQ=="),),
 )
+SAVED = replace(SAVED, digest=digest(SAVED))
 CONNECTION = answers.Connection(
     "web", "tcp", "198.51.100.1:1", "192.0.2.1:80", "10.0.0.1:8080", "established", 1, 2, 3, 4, 5.5, 0.5
 )

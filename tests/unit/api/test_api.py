@@ -33,6 +33,7 @@ from reconciler.errors import (
     UnfinishedError,
     UsageError,
 )
+from reconciler.runtime.savedplan import digest
 from tests.unit.api.fakecommands import (
     CONNECTION,
     DIFFERENCE,
@@ -101,6 +102,7 @@ def test_what_is_said_of_revisions_comes_through_as_it_was(path: Path, commands:
 
 def test_a_plan_is_larger_than_other_requests_may_be(path: Path, commands: FakeCommands) -> None:
     large = replace(SAVED, files=(answers.PlanFile("a.yaml", "QUJD" * MAX_BODY_BYTES),))
+    large = replace(large, digest=digest(large))
     DaemonClient(path).apply(plan=large)
     assert commands.calls[0][1]["plan"] == large
 

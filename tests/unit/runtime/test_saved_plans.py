@@ -87,6 +87,19 @@ def test_what_is_no_plan(tmp_path: Any, content: str) -> None:
         savedplan.load(path)
 
 
+def test_a_plan_that_shows_other_than_it_would_do_is_refused(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places, 1)
+    saved = engine.saved_plan()
+    text = json.dumps(answers.to_json(saved))
+    for old, new in ((":80/tcp", ":81/tcp"), ('"action": "create"', '"action": "update"'), ("PutTarget", "FreeTarget")):
+        assert old in text
+        before = live.executed
+        with pytest.raises(RevproxyError, match="edited"):
+            engine.apply(plan=savedplan.parse(json.loads(text.replace(old, new))))
+        assert live.executed == before
+    assert engine.apply(plan=savedplan.parse(json.loads(text))).changes
+
+
 def test_a_plan_whose_files_are_damaged_is_refused(engine: Engine, places: Places) -> None:
     write(places, 1)
     saved = engine.saved_plan()
