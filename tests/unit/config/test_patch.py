@@ -1,4 +1,5 @@
-"""Edit after edit in a large file: what is parsed in parts is what parsing all of it gives, places included."""
+"""Edit after edit in a large file, and in a small one: what is parsed in parts is what parsing all of it gives, places
+included."""
 
 from __future__ import annotations
 
@@ -37,11 +38,11 @@ def head(name: str, port: int, more: str = "") -> str:
 
 
 class Writer:
-    """Two proxies, and edits of their routes."""
+    """Two proxies with so many routes each, and edits of these."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self.chance, self._next = chance, 2 * ROUTES
-        self.items = [[item(chance, number) for number in range(first, first + ROUTES)] for first in (0, ROUTES)]
+    def __init__(self, chance: random.Random, routes: int) -> None:
+        self.chance, self._next, self._least = chance, 2 * routes, routes // 2
+        self.items = [[item(chance, number) for number in range(first, first + routes)] for first in (0, routes)]
         self.end = ""
 
     def text(self) -> bytes:
@@ -55,7 +56,7 @@ class Writer:
         match self.chance.randrange(4):
             case 0:
                 items.insert(place, item(self.chance, self._next))
-            case 1 if len(items) > ROUTES // 2:
+            case 1 if len(items) > self._least:
                 del items[place - 1 : place + self.chance.randrange(2)]
             case 2:
                 items[place - 1 : place + 1] = [item(self.chance, self._next)]
@@ -69,8 +70,11 @@ def everything(config: Config) -> str:
     return f"{config!r} {counted}"
 
 
+@pytest.mark.parametrize("routes", [20, ROUTES])
 @pytest.mark.parametrize("seed", range(examples(4)))
-def test_edits_give_what_a_fresh_reading_gives(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_give_what_a_fresh_reading_gives(
+    tmp_path: Path, seed: int, routes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts: list[bool] = []
     whole = patch.patched
 
@@ -80,7 +84,7 @@ def test_edits_give_what_a_fresh_reading_gives(tmp_path: Path, seed: int, monkey
         return found
 
     monkeypatch.setattr(patch, "patched", counted)
-    cache, writer = files.Cache(), Writer(random.Random(seed))
+    cache, writer = files.Cache(), Writer(random.Random(seed), routes)
     for _ in range(25):
         (tmp_path / "a.yaml").write_bytes(writer.text())
         found, fresh = files.load(tmp_path, cache), files.load(tmp_path)

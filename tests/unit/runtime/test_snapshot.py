@@ -23,6 +23,19 @@ def test_equal_content_has_equal_fingerprints_wherever_it_is(tmp_path: Path) -> 
     assert Fingerprints(tmp_path / "one").take() != Fingerprints(tmp_path / "two").take()
 
 
+@pytest.mark.parametrize("name", ["a.yaml", "b.yaml", "c.yaml"])
+def test_a_file_that_goes_or_comes_back_is_seen(tmp_path: Path, name: str) -> None:
+    for each in ("a.yaml", "b.yaml", "c.yaml"):
+        (tmp_path / each).write_text("x")
+    fingerprints = Fingerprints(tmp_path)
+    seen = [fingerprints.take()]
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    seen.append(fingerprints.take())
+    (tmp_path / "elsewhere").rename(tmp_path / name)
+    seen.append(fingerprints.take())
+    assert seen[0] == seen[2] != seen[1]
+
+
 def test_same_size_and_time_but_other_content_is_seen(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("one")

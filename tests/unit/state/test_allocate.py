@@ -9,7 +9,7 @@ import pytest
 from reconciler.errors import CapacityError
 from reconciler.kernel import layout
 from reconciler.state import operations as ops
-from reconciler.state.allocate import Limits
+from reconciler.state.allocate import Limits, allocate
 from reconciler.state.objects import (
     Allocation,
 )
@@ -55,6 +55,18 @@ def test_a_target_that_comes_back_takes_up_its_retired_number() -> None:
     assert of(found, ops.PutTarget) == []
     (staged,) = of(found, ops.StageProxy)
     assert staged.after.dest4 == ops.Dest(ops.DEST_TARGET, 9)  # type: ignore[attr-defined]  # a StageProxy
+
+
+def test_what_has_not_changed_keeps_its_numbers_without_being_looked_at() -> None:
+    """As if all was: neither what only connections use nor what is left of something lost has a number of its own."""
+    a, b = proxy("a"), proxy("b", ports=[81])
+    live = applied(want(a, b, proxy("c", ports=[82])))
+    left = {("a", endpoint("10.0.0.7:1")): 9, ("?7", endpoint("10.0.0.8:1")): 10}
+    known = replace(live.allocation, targets={**live.allocation.targets, **left}, retired_targets=frozenset({9}))
+    wanted = want(a, replace(b, default_target=targets("10.0.0.2:1"))).state
+    found = allocate(wanted, known, Limits({}), {"b", "c"})
+    assert found == allocate(wanted, known, Limits({}))
+    assert set(found.targets) == {("a", endpoint("10.0.0.1:8080")), ("b", endpoint("10.0.0.2:1"))}
 
 
 def test_equal_destinations_of_a_proxy_share_a_group() -> None:

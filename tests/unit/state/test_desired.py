@@ -18,6 +18,7 @@ from reconciler.state.objects import (
     DataPlaneSettings,
     Destination,
     ListenerKey,
+    Mode,
     ProgramState,
     Protocol,
     RouteKey,
@@ -147,6 +148,10 @@ def test_a_memo_changes_nothing_and_forgets_what_has_gone() -> None:
         assert desired(each, host(), tag="tag", memo=memo) == desired(each, host(), tag="tag")
     assert len(memo.all_routes(second.proxies)) == 2
     assert not memo.all_routes(())
+    own = config(proxy("a", timeout_sec=5), proxy("b", ports=[81], mode=Mode.FULLNAT, to=targets("10.0.0.9:1")))
+    hasty = replace(own, settings=replace(own.settings, connection_timeout_sec=7))
+    for each in (first, own, hasty, own, first):
+        assert desired(each, host(), tag="tag", memo=memo) == desired(each, host(), tag="tag")
 
 
 # -- interfaces

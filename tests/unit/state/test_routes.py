@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -22,9 +22,12 @@ def key(number: int, name: str = "a") -> RouteKey:
 
 
 def destinations() -> list[Destination]:
-    from ipaddress import ip_address
-
     return [Destination(((Endpoint(ip_address(f"10.0.0.{number}"), 80), 1),)) for number in range(1, 5)]
+
+
+def reach(routes: Routes) -> dict[str, tuple[set[object], ...]]:
+    """In no order."""
+    return {name: (set(each.endpoints), set(each.groups), set(each.ports)) for name, each in routes.reach.items()}
 
 
 def counts(routes: Routes) -> dict[tuple[str, int, int], int]:
@@ -39,6 +42,9 @@ def test_patched_routes_are_what_making_them_gives(seed: int) -> None:
     for _ in range(30):
         removed = chance.sample(sorted(plain), chance.randrange(4))
         put = {key(chance.randrange(2 * MANY), chance.choice("ab")): chance.choice(some) for _ in range(3)}
+        if chance.random() < 0.2:  # what one target of a proxy was for
+            rare = Destination(((Endpoint(ip_address("10.0.0.99"), 99), 1),))
+            put = {key(2 * MANY + chance.randrange(2), "a"): chance.choice((rare, some[0]))}
         before = dict(plain)
         removed = [each for each in removed if each not in put]
         for each in removed:
@@ -47,6 +53,8 @@ def test_patched_routes_are_what_making_them_gives(seed: int) -> None:
         former, routes = routes, routes.patched(removed, put)
         assert routes == plain
         assert counts(routes) == counts(Routes(plain))
+        if chance.random() < 0.5:  # not each time: then it is made from one before the last
+            assert reach(routes) == reach(Routes(plain))
         assert former == before
         expected = {k: (before.get(k), plain.get(k)) for k in before | plain if before.get(k) != plain.get(k)}
         assert difference(former, routes) == expected
@@ -75,6 +83,15 @@ def test_routes_made_of_the_same_ones_differ_where_either_was_changed(seed: int)
     assert difference(base.patched([], dict.fromkeys(base, some[0])), base) == difference(
         dict.fromkeys(base, some[0]), dict(base)
     )
+
+
+def test_what_proxies_reach_follows_each_edit() -> None:
+    """Also where nobody asked between two of them."""
+    some = destinations()
+    routes = Routes({key(1, "a"): some[0], key(2, "b"): some[0]})
+    assert reach(routes)["a"][0] == set(dict(some[0].members))
+    made = routes.patched([], {key(1, "a"): some[1]}).patched([], {key(2, "b"): some[2]})
+    assert reach(made) == reach(Routes(dict(made)))
 
 
 def test_one_edit_leaves_little_to_compare() -> None:
