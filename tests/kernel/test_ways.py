@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -166,7 +167,9 @@ SHOW_AFTER = 45
 
 @pytest.fixture
 def shown(neighbour: DataPlane) -> Iterator[DataPlane]:
-    """The same, where the kernel is to see a packet of each way every 3 s."""
+    """The same, where the kernel is to see a packet of each way every 3 s. On one CPU: each has ways of its own."""
+    processors = os.sched_getaffinity(0)
+    neighbour.namespace.run(os.sched_setaffinity, 0, {min(processors)})
     forget(neighbour, 4)
     places(neighbour, 4, SHOW_AFTER)
     for version in (4, 6):
@@ -176,6 +179,7 @@ def shown(neighbour: DataPlane) -> Iterator[DataPlane]:
     forget(neighbour, 4)
     places(neighbour, (layout.WAYS - 1) // bpf.possible_cpus())
     neighbour.switch(0, generation=next(unused_ports))
+    neighbour.namespace.run(os.sched_setaffinity, 0, processors)
 
 
 def last_shown(plane: DataPlane, flow: Flow, units_ago: int | None = None) -> int:
