@@ -23,6 +23,12 @@ static __always_inline bool F(is_closing)(const struct connection *c)
 	return ((c->own | c->peer) & HEARD_RST) || (c->own & c->peer & HEARD_FIN);
 }
 
+/* A SYN begins anew: it has ended, or there was a RST, of which only the receiver knows whether it was the end. */
+static __always_inline bool F(gives_way)(const struct connection *c)
+{
+	return F(is_closing)(c) || ((c->own | c->peer) & HEARD_ON);
+}
+
 /* Both sides have been heard and, with TCP, one of them beyond its SYN: a server's answer to a forged SYN is not
  * enough. */
 static __always_inline bool F(is_established)(const struct connection *c)
@@ -80,13 +86,20 @@ static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 hea
 {
 	struct F(connection_key) key;
 	struct F(connection) *other;
+	u8 gone;
 
-	e->c.own |= heard;
+	/* A RST takes HEARD_PLAIN back, so that whatever comes after it is heard here; which takes the RST back: anybody
+	 * can forge one, and who gets it looks at its sequence number. */
+	gone = (heard & HEARD_RST) * (HEARD_PLAIN / HEARD_RST) | (heard & HEARD_PLAIN) / (HEARD_PLAIN / HEARD_RST);
+	heard |= ((e->c.own | e->c.peer) & gone & HEARD_RST) * (HEARD_ON / HEARD_RST);
+	e->c.own = (e->c.own & ~gone) | heard;
+	e->c.peer &= ~gone;
 	F(reverse_key)(e, protocol, &key);
 	other = lookup(MAPF(CONNECTION), &key);
 	if (!other)
 		return;
-	other->c.peer |= heard;
+	other->c.peer = (other->c.peer & ~gone) | heard;
+	other->c.own &= ~gone;
 	if ((e->c.flags & CONNECTION_TOLD) && F(is_closing)(&e->c)) {
 		bool is_reply = e->c.flags & CONNECTION_REPLY;
 

@@ -162,11 +162,9 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 
 		if (p->payload < sizeof(*tcp) || (void *)(tcp + 1) > end)
 			return false;
-		p->heard |= tcp->syn ? HEARD_SYN : HEARD_PLAIN;
+		p->heard |= tcp->rst ? HEARD_RST : tcp->syn ? HEARD_SYN : HEARD_PLAIN;
 		if (tcp->fin)
 			p->heard |= HEARD_FIN;
-		if (tcp->rst)
-			p->heard |= HEARD_RST;
 		p->opens = tcp->syn && !tcp->ack;
 		l4_header = tcp->doff * 4;
 		check = tcp->check;

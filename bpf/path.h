@@ -189,7 +189,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (e) {
 		/* A SYN on a closing connection is a new one that uses the port again. */
-		replace = p.opens && !(e->c.flags & CONNECTION_REPLY) && F(is_closing)(&e->c);
+		replace = p.opens && !(e->c.flags & CONNECTION_REPLY) && F(gives_way)(&e->c);
 		replace = replace || !F(is_alive)(e, p.key.protocol, now, active);
 		/* TC answers those. */
 		if (!replace && (e->c.flags & CONNECTION_RESET)) {

@@ -179,7 +179,8 @@ struct connection_key6 {
 #define HEARD_SYN 2u
 #define HEARD_FIN 4u
 #define HEARD_RST 8u
-#define HEARD_PLAIN 16u /* anything but a SYN: for TCP, the handshake was completed */
+#define HEARD_PLAIN 16u /* anything but a SYN or RST: for TCP, the handshake was completed. A RST takes it back. */
+#define HEARD_ON 32u /* something plain after a RST, which so was not the end, for all we know (RFC 5961 section 3.2) */
 
 #define OUT_XDP 1u /* the way out takes frames redirected by XDP */
 

@@ -202,6 +202,7 @@ CONSTANTS: Final[dict[str, int]] = {
     "HEARD_FIN": 4,
     "HEARD_RST": 8,
     "HEARD_PLAIN": 16,
+    "HEARD_ON": 32,
     "OUT_XDP": 1,
     "PORT_LISTEN": 1,
     "PORT_TARGET": 2,

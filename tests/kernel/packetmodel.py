@@ -22,7 +22,7 @@ XDP, INGRESS, EGRESS = "xdp", "tc_ingress", "tc_egress"
 PASS, DROP, REDIRECT, TX = "pass", "drop", "redirect", "tx"
 
 SECOND_NS = 1_000_000_000
-HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN = 1, 2, 4, 8, 16
+HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN, HEARD_ON = 1, 2, 4, 8, 16, 32
 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
@@ -60,6 +60,11 @@ class Entry:
     @property
     def closing(self) -> bool:
         return bool((self.own | self.peer) & HEARD_RST or self.own & self.peer & HEARD_FIN)
+
+    @property
+    def gives_way(self) -> bool:
+        """A SYN begins anew."""
+        return self.closing or bool((self.own | self.peer) & HEARD_ON)
 
     @property
     def established(self) -> bool:
@@ -171,7 +176,7 @@ class Model:
         entry = self.connections.get(key)
         if entry is not None:
             again = packet.protocol == TCP and packet.flags & (reading.SYN | reading.ACK) == reading.SYN
-            reuse = again and packet.fragment != "later" and entry.closing and not entry.reply
+            reuse = again and packet.fragment != "later" and entry.gives_way and not entry.reply
             if not reuse and self.alive(key, entry, arrival.now):
                 return self._forward(arrival, key, entry)
         if packet.fragment == "later":
@@ -209,9 +214,15 @@ class Model:
 
     def _account(self, arrival: Arrival, key: Key, entry: Entry, outcome: str) -> None:
         mate = self.mate(key, entry)
-        entry.own |= arrival.heard
+        heard = arrival.heard
+        if heard & HEARD_RST:  # what comes after it is news
+            gone = HEARD_PLAIN
+        else:  # it was not the end
+            gone = HEARD_RST if heard & HEARD_PLAIN else 0
+            heard |= HEARD_ON if gone & (entry.own | entry.peer) else 0
+        entry.own, entry.peer = entry.own & ~gone | heard, entry.peer & ~gone
         if mate is not None:
-            mate.peer |= arrival.heard
+            mate.peer, mate.own = mate.peer & ~gone | heard, mate.own & ~gone
         entry.last_ns = arrival.now
         entry.packets += arrival.segments
         entry.bytes += arrival.bytes
@@ -415,8 +426,10 @@ class Model:
 def heard(packet: Packet) -> int:
     if packet.protocol == UDP:
         return HEARD_PLAIN
-    bits = HEARD_SYN if packet.flags & reading.SYN else HEARD_PLAIN
-    return bits | (HEARD_FIN if packet.flags & reading.FIN else 0) | (HEARD_RST if packet.flags & reading.RST else 0)
+    fin = HEARD_FIN if packet.flags & reading.FIN else 0
+    if packet.flags & reading.RST:
+        return HEARD_RST | fin
+    return fin | (HEARD_SYN if packet.flags & reading.SYN else HEARD_PLAIN)
 
 
 def fragment_key(packet: Packet) -> tuple[bytes, bytes, bytes, int]:

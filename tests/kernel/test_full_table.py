@@ -108,3 +108,29 @@ def test_flood_of_syns_ends_no_connection_and_keeps_nobody_out(small: DataPlane,
     for flow in old:
         request = frame(flow, "A")
         assert send(small, hook, request)[1] == to_server(request, translated(flow))
+
+
+FLOODS = {
+    "a target that refuses": (("cli", "S"), ("srv", "RA")),
+    "senders that asked for nothing": (("cli", "S"), ("srv", "SA"), ("cli", "R")),
+    "of nobody's connections": (("cli", "A"), ("srv", "R")),
+}
+
+
+@families
+@hooks
+@pytest.mark.parametrize("flood", FLOODS)
+def test_what_is_answered_with_rst_keeps_nobody_out(small: DataPlane, version: int, hook: str, flood: str) -> None:
+    old = new_flow(version, 6)
+    establish(small, hook, old)
+    came_through = 0
+    for _ in range(20):
+        for _ in range(20):
+            forged = new_flow(version, 6)
+            for side, flags in FLOODS[flood]:
+                flow = forged if side == "cli" else translated(forged).reply()
+                send(small, hook, frame(flow, flags, towards=side), side)
+        came_through += send(small, hook, frame(new_flow(version, 6)))[0] == REDIRECT[hook]
+    assert came_through >= 17
+    request = frame(old, "A")
+    assert send(small, hook, request)[1] == to_server(request, translated(old))

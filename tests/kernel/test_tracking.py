@@ -125,6 +125,31 @@ def test_syn_on_a_closing_connection_starts_a_new_one(plane: DataPlane, version:
 
 @families
 @hooks
+@pytest.mark.parametrize("forger", ["cli", "srv"])
+def test_a_reset_that_nobody_heeds_ends_nothing(plane: DataPlane, version: int, hook: str, forger: str) -> None:
+    """RFC 5961: who gets a RST with a wrong sequence number answers with an ACK."""
+    flow = new_flow(version, 6)
+    reply = translated(flow).reply()
+    plane.proxy(1, dest4=dest("TARGET", 1), dest6=dest("TARGET", 2), idle_sec=300)
+    send(plane, hook, frame(flow))
+    send(plane, hook, frame(reply, "SA", towards="srv"), "srv")
+    send(plane, hook, frame(flow, "A"))
+    sides = {"cli": flow, "srv": reply}
+    victim = "srv" if forger == "cli" else "cli"
+    for idle, moved in ((298, False), (11, True)):
+        send(plane, hook, frame(sides[forger], "R", towards=forger), forger)
+        if not moved:
+            send(plane, hook, frame(sides[victim], "A", towards=victim), victim)
+        for direction in (flow, reply):
+            age(plane, direction, idle)
+        plane.proxy(1, dest4=dest("TARGET", 3), dest6=dest("TARGET", 4))
+        request = frame(flow, "A")
+        target = OTHER_TARGET[version] if moved else TARGET[version]
+        assert send(plane, hook, request)[1] == to_server(request, translated(flow, target))
+
+
+@families
+@hooks
 def test_connection_whose_reply_would_be_anothers_is_refused(plane: DataPlane, version: int, hook: str) -> None:
     plane.listener("cli", LISTEN[version], 443, 6, 1)
     first = new_flow(version, 6)
