@@ -17,16 +17,17 @@ from reconciler import __version__
 from reconciler.cli import output
 from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import ConfigError, RevproxyError, UsageError
+from reconciler.helptext import STANDARD_OUTPUT, told
 from reconciler.trouble import EXPLAINED, explained
 
 READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
-STANDARD_OUTPUT: Final = "standard output"
 """The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told. We end as a process
 does that the signal ended."""
 
 INTERRUPTED_STATUS: Final = 128 + signal.SIGINT
 """As a process ends that Ctrl-C ended."""
 USAGE_STATUS: Final = 2
+PROGRAM: Final = "revproxyctl"
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ class App(click.Group):
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Where --help and --version print."""
-        with _reader_may_go():
+        with _reader_may_go(), told(PROGRAM):
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -62,7 +63,11 @@ class App(click.Group):
                 error.show()
                 ctx.exit(1)
             raise
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # at a question; else the end of what was typed
+                _interrupted(ctx)
+            raise
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except EXPLAINED as error:
             session = ctx.ensure_object(Session)
@@ -71,11 +76,15 @@ class App(click.Group):
             wrong = isinstance(error, UsageError) and "--detailed-exitcode" not in arguments
             ctx.exit(USAGE_STATUS if wrong else session.trouble)
         except KeyboardInterrupt:
-            ctx.ensure_object(Session).note("revproxyctl: interrupted")
-            ctx.exit(INTERRUPTED_STATUS)
+            _interrupted(ctx)
         except Exception as error:
             _unexpected(ctx.ensure_object(Session), error)
             ctx.exit(ctx.ensure_object(Session).trouble)
+
+
+def _interrupted(ctx: click.Context) -> NoReturn:
+    ctx.ensure_object(Session).note("revproxyctl: interrupted")
+    ctx.exit(INTERRUPTED_STATUS)
 
 
 def _with_its_file(error: RevproxyError | OSError) -> RevproxyError | OSError:
@@ -126,7 +135,7 @@ def _trace(error: Exception) -> str:
 
 
 @click.group(cls=App, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="revproxyctl")
+@click.version_option(__version__, prog_name=PROGRAM)
 @common_options
 def app() -> None:
     """Look at and steer a revproxy instance.
@@ -138,5 +147,5 @@ def app() -> None:
 
 def main() -> NoReturn:
     """Entry point of ``revproxyctl``."""
-    app(prog_name="revproxyctl")
+    app(prog_name=PROGRAM)
     raise SystemExit(0)

@@ -9,11 +9,12 @@ import click
 from reconciler.cli import output
 from reconciler.cli.progress import bar
 from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.directory import NamedPath
 from reconciler.errors import ConfigError, Problem
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=NamedPath())
 @common_options
 @click.pass_context
 def validate(context: click.Context, paths: tuple[Path, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from reconciler.directory import Directory
+from reconciler import terminal
+from reconciler.directory import Directory, NamedPath
 
 if TYPE_CHECKING:
     from reconciler.client import Client
@@ -57,8 +57,8 @@ class Session:
 
     @property
     def color(self) -> bool:
-        """Colour on stdout: on a terminal only, and not if the user or NO_COLOR (no-color.org) says no."""
-        return not self.no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
+        """Colour on stdout: on a terminal that knows any, unless the user says no."""
+        return not self.no_color and terminal.shows_colour(sys.stdout)
 
     def note(self, text: str) -> None:
         """Say something that is no data; nothing with -q."""
@@ -94,7 +94,7 @@ _COMMON = (
     _directory("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs."),
     click.option(
         "--require-signed",
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         multiple=True,
         metavar="KEYRING",
         help="Files count only as those of a git commit signed by a key of KEYRING.  [$REVPROXY_REQUIRE_SIGNED]",

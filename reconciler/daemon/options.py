@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -14,8 +13,9 @@ from reconciler import __version__
 from reconciler.config import oneline
 from reconciler.daemon import memory
 from reconciler.daemon.process import RESYNC_SEC, Daemon
-from reconciler.directory import Directory
+from reconciler.directory import Directory, NamedPath
 from reconciler.errors import RevproxyError
+from reconciler.helptext import Command
 from reconciler.places import READ_GROUP, READ_SOCKET, Places
 from reconciler.runtime import logs
 
@@ -35,14 +35,14 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     return click.option(name, type=Directory(), metavar="DIR", help=f"{text}  [${variable}, else {default}]")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @_place("--config-dir", "REVPROXY_CONFIG_DIR", "/etc/revproxy/config.d", "The desired state: YAML and JSON.")
 @_place("--run-dir", "REVPROXY_RUN_DIR", "/run/revproxy", "Socket, lock, pid.")
 @_place("--state-dir", "REVPROXY_STATE_DIR", "/var/lib/revproxy", "Last good config, history.")
 @_place("--bpffs-dir", "REVPROXY_BPFFS_DIR", "/sys/fs/bpf/revproxy", "Pinned maps and programs.")
 @click.option(
     "--require-signed",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     multiple=True,
     metavar="KEYRING",
     help="Apply files only if they are those of a git commit that is signed by a key of KEYRING: a GnuPG keyring or"

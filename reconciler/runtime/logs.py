@@ -8,6 +8,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from reconciler import terminal
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -30,7 +32,7 @@ def set_up(form: str, level: str, stream: TextIO = sys.stderr) -> None:
     if form == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        processors += [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        processors += [structlog.dev.ConsoleRenderer(colors=terminal.shows_colour(stream))]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(threshold),

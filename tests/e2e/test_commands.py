@@ -312,6 +312,7 @@ def test_colour_on_a_terminal_only(served: Instance) -> None:
 
     assert "\x1b[" in on_terminal("status")
     assert "\x1b[" not in on_terminal("status", NO_COLOR="1")
+    assert "\x1b[" not in on_terminal("status", TERM="dumb")
     assert "\x1b[" not in on_terminal("--no-color", "status")
 
 

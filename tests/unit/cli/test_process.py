@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import select
 import shlex
 import signal
 import subprocess
@@ -131,6 +134,48 @@ def test_a_full_disk_behind_the_output(files: Path, output: str) -> None:
     assert "bad.yaml:1:1: unknown key 'nonsense'" in wrong.stderr, "what is wrong is told all the same"
     told = "revproxyctl: standard output: No space left on device\n" in wrong.stderr
     assert told == (output != "table"), "the error is data too, which nobody gets"
+
+
+@pytest.mark.parametrize("words", ["revproxyctl --help", "revproxyctl --version", "revproxyd --help"])
+def test_a_full_disk_behind_the_help(words: str) -> None:
+    program, option = words.split()
+    command = [sys.executable, "-c", START.format(program), option]
+    shell = ["bash", "-c", '"$@" >/dev/full', "bash", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"{program}: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", [["validate", ""], ["--require-signed", "", "validate"]])
+def test_an_empty_path_is_not_the_current_directory(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "it is empty" in result.stderr
+
+
+@pytest.mark.parametrize(("key", "status", "word"), [(b"\x03", 130, b"interrupted"), (b"\x04", 1, b"Aborted!")])
+def test_ctrl_c_at_the_question(key: bytes, status: int, word: bytes) -> None:
+    code = (
+        "import sys\nfrom reconciler import answers, client\n"
+        "found = answers.Difference((answers.Change('create', 'proxy', 'web'),), 1)\n"
+        "client.Client.diff = lambda _: found\n"
+        "client.Client.apply = lambda *_, **__: sys.exit(99)\n"
+    )
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", code + START.format("revproxyctl"), "apply"])
+    text = b""
+    try:
+        while b"?" not in text:
+            text += os.read(terminal, 1000)
+        with contextlib.suppress(OSError):  # EIO: all is read
+            while True:  # a key before readline is there is lost
+                os.write(terminal, key)
+                while select.select([terminal], [], [], 0.2)[0]:
+                    text += os.read(terminal, 1000)
+    finally:
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(terminal)
+    assert (ended, word in text) == (status, True), text
 
 
 def test_a_directory_that_is_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,3 +194,20 @@ def test_the_log_is_one_json_object_a_line_above_its_level() -> None:
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["event"], first["level"], first["path"]) == ("commit_applied", "info", "/x")
     assert "ZeroDivisionError" in second["exception"]
+
+
+@pytest.mark.parametrize(
+    ("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)]
+)
+def test_the_log_on_a_terminal(monkeypatch: pytest.MonkeyPatch, more: dict[str, str], coloured: bool) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in ({"TERM": "xterm"} | more).items():
+        monkeypatch.setenv(name, value)
+    stream = StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    logs.set_up("console", "info", stream)
+    try:
+        structlog.get_logger("x").info("commit_applied")
+    finally:
+        structlog.reset_defaults()
+    assert ("\x1b[" in stream.getvalue()) == coloured
