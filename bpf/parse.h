@@ -9,6 +9,7 @@ struct F(packet) {
 	u32 bytes;      /* from the IP header on; of all segments */
 	u32 segments;
 	u32 payload;    /* of the IP packet, extension headers left out */
+	u32 jumbo;      /* bytes of extension headers that no segment has (IPv6) */
 	u32 id;         /* of all fragments of one packet */
 	u8 hop_limit;
 	u8 heard;       /* HEARD_* of this packet */
@@ -30,9 +31,18 @@ struct F(packet) {
 #define EXTENSIONS_BYTES 64
 #endif
 
+/* From the IP header on, of a packet whose header says zero: so it is with more than 64 KB, which are segmented when they
+ * leave (Documentation/networking: BIG TCP). */
+static __always_inline u32 F(big_length)(void *ctx, int hook)
+{
+	struct __sk_buff *skb = ctx;
+
+	return hook != HOOK_XDP && skb->gso_size ? skb->len - ETH_HLEN : 0;
+}
+
 #if FAMILY == 4
 /* The offset of what follows the IP header; 0 if the packet is not well-formed. */
-static __always_inline u32 parse_network4(void *data, void *end, struct packet4 *p)
+static __always_inline u32 parse_network4(void *ctx, int hook, void *data, void *end, struct packet4 *p)
 {
 	struct iphdr *ip = data + ETH_HLEN;
 	u32 header, total;
@@ -40,7 +50,7 @@ static __always_inline u32 parse_network4(void *data, void *end, struct packet4 
 	if ((void *)(ip + 1) > end)
 		return 0;
 	header = ip->ihl * 4;
-	total = bpf_ntohs(ip->tot_len);
+	total = bpf_ntohs(ip->tot_len) ?: big_length4(ctx, hook);
 	if (ip->version != 4 || header < sizeof(*ip) || total < header)
 		return 0;
 	p->key.saddr_be[0] = ip->saddr;
@@ -59,7 +69,7 @@ static __always_inline u32 parse_network4(void *data, void *end, struct packet4 
 #else
 /* The offset of what follows the extension headers (RFC 8200 section 4); 0 if the packet is not well-formed or has
  * extensions that change where it goes or what its checksum is made of. */
-static __always_inline u32 parse_network6(void *data, void *end, struct packet6 *p)
+static __always_inline u32 parse_network6(void *ctx, int hook, void *data, void *end, struct packet6 *p)
 {
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	u32 offset = 0;
@@ -75,9 +85,16 @@ static __always_inline u32 parse_network6(void *data, void *end, struct packet6 
 		p->key.daddr_be[i] = ip->daddr.in6_u.u6_addr32[i];
 	}
 	p->hop_limit = ip->hop_limit;
-	p->payload = bpf_ntohs(ip->payload_len);
-	p->length = p->payload + sizeof(*ip);
+	p->length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	next = ip->nexthdr;
+	if (!ip->payload_len) {
+		p->length = big_length6(ctx, hook);
+		/* The length is in a jumbo option (RFC 2675), the first and only one, that segmentation takes away. */
+		p->jumbo = next == IPPROTO_HOPOPTS ? 8 : 0;
+		if (p->length < sizeof(*ip))
+			return 0;
+	}
+	p->payload = p->length - sizeof(*ip);
 	for (int i = 0; i < EXTENSIONS; i++) {
 		u8 *extension = (void *)(ip + 1) + offset;
 
@@ -130,7 +147,7 @@ static __always_inline u16 F(pseudo_header)(const struct F(connection_key) *key,
 static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 {
 	void *data = packet_start(ctx, hook), *end = packet_end(ctx, hook);
-	u32 l4_header = sizeof(struct udphdr), offset = F(parse_network)(data, end, p);
+	u32 l4_header = sizeof(struct udphdr), offset = F(parse_network)(ctx, hook, data, end, p);
 	void *l4 = data + offset;
 	u8 *listens, *targets;
 	u16 check;
@@ -187,7 +204,7 @@ static __always_inline bool F(parse)(void *ctx, int hook, struct F(packet) *p)
 			/* What comes from a virtual machine does not say how many. */
 			p->segments = skb->gso_segs ?: (skb->len - offset - l4_header + size - 1) / size;
 			p->bytes = skb->len - ETH_HLEN;
-			p->length = size + offset - ETH_HLEN + l4_header;
+			p->length = size + offset - ETH_HLEN - p->jumbo + l4_header;
 		}
 	}
 	return true;
