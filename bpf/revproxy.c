@@ -62,6 +62,37 @@ static __always_inline void pull_headers(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX);
 }
 
+/* From a tunnel (tun, WireGuard, ipip) packets come without a hardware header: their network header is where it would be.
+ * The helper reads up to the end of the linear part, which tells where that header is. */
+static __always_inline bool lacks_hardware_header(struct __sk_buff *skb)
+{
+	u8 *start = packet_start(skb, HOOK_TC_INGRESS), *end = packet_end(skb, HOOK_TC_INGRESS), octet;
+	u64 length;
+
+	/* The first octet has the version of IP: few hardware addresses look like it. */
+	if (start + 1 > end || (*start >> 4 != 4 && *start >> 4 != 6))
+		return false;
+	length = end - start;
+	asm volatile("" : "+r"(length)); /* else -1 becomes arithmetic that the verifier allows for no pointer */
+	return !bpf_skb_load_bytes_relative(skb, length - 1, &octet, 1, BPF_HDR_START_NET);
+}
+
+/* An address that this host's frames come to, to be told from none. */
+#define NO_HARDWARE 0x02
+
+/* 0, or an error. What leaves by an interface without such headers is rid of it again by the kernel. */
+static __always_inline long add_hardware_header(struct __sk_buff *skb)
+{
+	long error = bpf_skb_change_head(skb, ETH_HLEN, 0);
+	struct ethhdr *eth = packet_start(skb, HOOK_TC_INGRESS);
+
+	if (error || (void *)(eth + 1) > packet_end(skb, HOOK_TC_INGRESS))
+		return -1;
+	eth->h_dest[0] = NO_HARDWARE;
+	eth->h_proto = skb->protocol;
+	return 0;
+}
+
 int xdp_ingress(struct xdp_md *ctx)
 {
 	return ingress(ctx, HOOK_XDP);
@@ -84,6 +115,8 @@ static __always_inline bool is_forged_loopback(struct __sk_buff *skb)
 int tc_ingress(struct __sk_buff *ctx)
 {
 	pull_headers(ctx);
+	if (lacks_hardware_header(ctx) && add_hardware_header(ctx))
+		return TC_ACT_UNSPEC;
 	if (is_forged_loopback(ctx))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_LOOPBACK);
 	/* A frame of a VLAN is its interface's: its tag has been taken off before we see it here. */
@@ -196,6 +229,8 @@ int tc_reset6(struct __sk_buff *ctx)
 int tc_egress(struct __sk_buff *ctx)
 {
 	pull_headers(ctx);
+	if (lacks_hardware_header(ctx))
+		return TC_ACT_UNSPEC;
 	switch (ethernet_protocol(ctx, HOOK_TC_EGRESS)) {
 	case ETH_P_IP:
 		return egress4(ctx);

@@ -27,6 +27,8 @@ HELPERS: Final = (
     ("bpf_redirect_neigh", 152, (TC,)),
     ("bpf_skb_load_bytes", 26, (TC,)),
     ("bpf_skb_change_tail", 38, (TC,)),
+    ("bpf_skb_change_head", 43, (TC,)),
+    ("bpf_skb_load_bytes_relative", 68, (TC,)),
 )
 """Name, number (include/uapi/linux/bpf.h), in which kinds of programs."""
 
