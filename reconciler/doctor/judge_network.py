@@ -188,7 +188,7 @@ def sysctl_part(name: str) -> str:
 
 def _used(sight: Sight, host: HostFacts, config: Config) -> Iterator[_Used]:
     listening = {name for proxy in config.proxies for name in proxy.listen.interfaces}
-    leading = {route.ifindex for route in host.routes.values() if route.kind is RouteKind.UNICAST}
+    leading = {way for route in host.routes.values() if route.kind is RouteKind.UNICAST for way in route.ways}
     wanted = sight.wanted.state.attachments if sight.wanted else {}
     for name, facts in sorted(host.interfaces.items()):
         if facts.kind != "loopback" and (name in listening or facts.ifindex in leading):

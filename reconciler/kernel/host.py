@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from typing import Final
 
@@ -20,6 +21,7 @@ from reconciler.kernel import links, sysctls
 from reconciler.kernel.genetlink import xdp_features
 from reconciler.kernel.links import Link
 from reconciler.kernel.netlink import Answer, Request, asking
+from reconciler.kernel.nexthops import next_hop_interfaces
 from reconciler.kernel.xdp import XdpStatus
 from reconciler.state.facts import HostFacts, Interface, InterfaceAddress, Route, RouteKind
 from reconciler.state.objects import IPAddress
@@ -86,7 +88,10 @@ def _routes(targets: Iterable[IPAddress]) -> dict[IPAddress, Route]:
     with asking("find", "routes") as netlink:
         for start in range(0, len(wanted), _AT_ONCE):
             found += netlink.batch([_route_request(target) for target in wanted[start : start + _AT_ONCE]])
-    return {target: _route(target, outcome) for target, outcome in zip(wanted, found, strict=True)}
+    routes = {target: _route(target, outcome) for target, outcome in zip(wanted, found, strict=True)}
+    unicast = (target for target, route in routes.items() if route.kind is RouteKind.UNICAST)
+    shared = next_hop_interfaces(unicast)
+    return routes | {target: replace(routes[target], shared=ways) for target, ways in shared.items()}
 
 
 def _route_request(target: IPAddress) -> Request:

@@ -231,7 +231,7 @@ class Live:
     def _interfaces_of(self, needs: Busy) -> frozenset[int]:
         ways = np.fromiter(needs.ways, np.uint32, len(needs.ways))
         found = {*needs.interfaces, *self.maps["way"].get_many(ways)[1]["ifindex"].tolist()}
-        found.update(host.route_to(ip_address(target)).ifindex or 0 for target in needs.served)
+        found.update(way for target in needs.served for way in host.route_to(ip_address(target)).ways)
         if needs.listens:
             for interface in host.host_facts().interfaces.values():
                 if any(address.ip.packed in needs.listens for address in interface.addresses):

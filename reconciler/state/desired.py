@@ -352,7 +352,9 @@ def _attachments(
     by_index = {interface.ifindex: interface for interface in host.interfaces.values()}
     wanted = {host.interfaces[n].ifindex for p in config.proxies for n in p.listen.interfaces if n in host.interfaces}
     wanted.update(key.ifindex for key in listeners)
-    ways = {host.route_to.get(ip) for ip in target_addresses(config)} | set(runtime.busy_interfaces)
+    targets = target_addresses(config)
+    ways = {host.route_to.get(ip) for ip in targets} | set(runtime.busy_interfaces)
+    ways.update(way for ip in targets if ip in host.routes for way in host.routes[ip].shared)
     wanted.update(way for way in ways if way is not None and way in by_index and by_index[way].kind != "loopback")
     return {
         ifindex: xdp.attachment(config.settings, host, runtime, by_index[ifindex], warnings)

@@ -60,12 +60,19 @@ class RouteKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Route:
     """The way to one address. ``ifindex`` is where packets leave (lo for local ones), None if unreachable;
-    ``gateway`` None: on the link. ``source``: the address this host would use."""
+    ``gateway`` None: on the link. ``source``: the address this host would use. ``shared``: of a route with several next
+    hops the interfaces by which they lead, that one among them."""
 
     kind: RouteKind
     ifindex: int | None = None
     gateway: IPAddress | None = None
     source: IPAddress | None = None
+    shared: frozenset[int] = frozenset()
+
+    @property
+    def ways(self) -> frozenset[int]:
+        """Every interface by which packets may leave, and answers come."""
+        return self.shared if self.ifindex is None else self.shared | {self.ifindex}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import pytest
 import netlab
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import connect
-from tests.e2e.instance import Instance
+from tests.e2e.instance import Instance, web
 
 TARGET = {4: "10.93.0.1", 6: "fd93::1"}
 FIRST, SECOND = {4: "10.90.2.11", 6: "fd90:2::11"}, {4: "10.92.0.2", 6: "fd92::2"}  # the gateways to it
@@ -218,3 +218,33 @@ def test_a_machine_that_took_over_an_address_without_a_word_is_found(lab: Lab) -
         for version in (4, 6):
             (known,) = lab.proxy.ip_json("neigh", "show", FIRST[version], "dev", "eth1")
             assert known["lladdr"] == mac
+
+
+CONNECTIONS = 16
+
+
+def test_answers_come_by_every_next_hop(lab: Lab) -> None:
+    """A route with several next hops: each connection goes by the one that its hash fell on, answers by either."""
+    backend = lab.backends[0].namespace
+    for namespace in (lab.proxy, backend):
+        namespace.write_sysctls({f"net/ipv{version}/fib_multipath_hash_policy": "1" for version in (4, 6)})
+    for version in (4, 6):
+        for metric, gateway in ((100, FIRST), (200, SECOND)):
+            lab.proxy.ip(f"route del {TARGET[version]} via {gateway[version]} metric {metric}")
+        lab.proxy.ip(f"route add {TARGET[version]} nexthop via {FIRST[version]} nexthop via {SECOND[version]}")
+        backend.ip(
+            f"route del default via {BACK_FIRST[version]}",
+            f"route add default nexthop via {BACK_FIRST[version]} nexthop via {BACK_SECOND[version]}",
+        )
+    with Instance(lab) as instance:
+        for at, listen in ((TARGET[4], lab.proxy4), (f"[{TARGET[6]}]", lab.proxy6)):
+            instance.apply(web(f"{at}:{TCP_PORT}", port=7))
+            attached = {each["name"] for each in instance.json("interfaces") if each["attached"]}
+            assert attached == {"eth0", "eth1", "eth5"}
+            before = [lab.proxy.counters(interface)["rx_packets"] for interface in ("eth1", "eth5")]
+            for _ in range(CONNECTIONS):
+                with connect(lab.client, (listen, 7), timeout_sec=3) as stream:
+                    stream.sendall(b"hello")
+                    assert stream.recv(5) == b"hello"
+            after = [lab.proxy.counters(interface)["rx_packets"] for interface in ("eth1", "eth5")]
+            assert min(now - then for now, then in zip(after, before, strict=True)) > 0, "by one of them alone"

@@ -173,6 +173,31 @@ def test_many_ways_out_at_once() -> None:
     assert host.host_facts(targets).routes == {target: host.route_to(target) for target in targets}
 
 
+def test_every_next_hop_of_a_route_is_a_way_out() -> None:
+    add_veth("va", "vb")
+    add_veth("vc", "vd")
+    for name, four, six in (("va", "10.7.1.1/24", "fd07:1::1/64"), ("vc", "10.7.2.1/24", "fd07:2::1/64")):
+        command(f"ip address add {four} dev {name}")
+        command(f"ip address add {six} dev {name} nodad")
+    for name in ("va", "vb", "vc", "vd"):
+        command(f"ip link set {name} up")
+    command("ip route add 10.8.0.0/16 nexthop via 10.7.1.9 nexthop via 10.7.2.9")
+    command("ip route add 10.9.0.0/16 via 10.7.2.9")
+    command("ip route add fd08::/64 nexthop via fd07:1::9 nexthop via fd07:2::9")
+    both = {socket.if_nametoindex(name) for name in ("va", "vc")}
+    # Answers of many and of few bytes, and refusals, in one call.
+    targets = [
+        ip_address(f"{net}{host}") for host in range(2, 40) for net in ("10.8.0.", "10.9.0.", "fd08::", "10.6.0.")
+    ]
+    for target, route in host.host_facts(targets).routes.items():
+        if str(target).startswith(("10.8.", "fd08:")):
+            assert route.shared == both, target
+            assert route.ways == both
+        else:
+            assert route.shared == frozenset(), target
+            assert route.ways == (frozenset({route.ifindex}) if route.ifindex else frozenset())
+
+
 def test_facts_about_targets_and_sysctls() -> None:
     ifindex = make_routes()
     targets: list[IPAddress] = [ip_address(each) for each in ("192.0.2.7", "127.0.0.1", "10.1.0.1")]
