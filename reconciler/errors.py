@@ -17,6 +17,8 @@ LIMITS: Final[Mapping[int, str]] = {
 }
 """What to do about them, whoever met them."""
 
+_PASSING: Final = (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.EMFILE, _errno.ENFILE)
+
 
 class RevproxyError(Exception):
     """Base of all. ``transient``: a retry may succeed although nothing was changed."""
@@ -77,7 +79,7 @@ class KernelError(RevproxyError):
 
     @property
     def transient(self) -> bool:  # type: ignore[override]  # a class attribute in the base, computed here
-        return self.errno in (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.ENODEV)
+        return self.errno in (*_PASSING, _errno.ENODEV)
 
 
 class HostError(RevproxyError):
@@ -90,7 +92,7 @@ class HostError(RevproxyError):
 
     @property
     def transient(self) -> bool:  # type: ignore[override]  # as above
-        return self.errno in (_errno.EAGAIN, _errno.EBUSY, _errno.EINTR, _errno.ENOMEM, _errno.EMFILE, _errno.ENFILE)
+        return self.errno in _PASSING
 
 
 class CompileError(RevproxyError):

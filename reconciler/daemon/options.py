@@ -11,13 +11,14 @@ import click
 
 from reconciler import __version__
 from reconciler.config import oneline
-from reconciler.daemon import memory
+from reconciler.daemon import memory, openfiles
 from reconciler.daemon.process import RESYNC_SEC, Daemon
 from reconciler.directory import Directory, NamedPath
 from reconciler.errors import RevproxyError
 from reconciler.helptext import Command
 from reconciler.places import READ_GROUP, READ_SOCKET, Places
 from reconciler.runtime import logs
+from reconciler.trouble import EXPLAINED, explained
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,6 +104,7 @@ def command(**options: Any) -> None:
     from reconciler.runtime.live import check_privileges
 
     try:
+        openfiles.ensure()
         privilege.lower()
         check_privileges()
         places.prepare_run_dir()
@@ -116,8 +118,8 @@ def command(**options: Any) -> None:
             access_log=options["access_log"],
             read_group=_group(options["read_group"]),
         ).run()
-    except RevproxyError as error:
-        _fail(error)
+    except EXPLAINED as error:
+        _fail(explained(error))
 
 
 def _group(name: str | None) -> int | None:

@@ -20,10 +20,12 @@ from reconciler.kernel.codec import pack_sysctl_key, pack_text
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.maps import Maps
+from reconciler.kernel.reserve import reserve
 from reconciler.kernel.staging import Stage
 from reconciler.kernel.writes import Journal
 from reconciler.state.objects import Revision
 from reconciler.state.operations import Attach, Detach, LoadProgram, Operation, SetSysctl, Switch
+from reconciler.trouble import explained
 
 
 class PlanLike(Protocol):
@@ -66,22 +68,25 @@ def execute(plan: PlanLike, context: Context) -> Result:
         _check_base(plan, maps)
     journal = Journal()
     stage = Stage(maps, journal, plan.switch, context.packer)
-    try:
-        for kind, operations in _runs((*plan.stage, *plan.attach)):
-            _stage_run(kind, operations, stage, context, journal)
-        if plan.switch is not None:
-            if context.verify is not None:
-                context.verify(plan.switch.after)
-            _switch(maps, plan.switch)
-    except BaseException as error:
-        if _switched(maps, plan.switch):  # interrupted (Ctrl-C) just behind it
-            raise
-        for operation in reversed(_loads(plan)):
-            context.programs.withdraw(operation)
-        residue = journal.revert()
-        if not isinstance(error, Exception):
-            raise
-        raise TransactionError(error, rolled_back=not residue, residue=residue) from error
+    with reserve() as kept:
+        try:
+            for kind, operations in _runs((*plan.stage, *plan.attach)):
+                _stage_run(kind, operations, stage, context, journal)
+            if plan.switch is not None:
+                if context.verify is not None:
+                    context.verify(plan.switch.after)
+                _switch(maps, plan.switch)
+        except BaseException as error:
+            if _switched(maps, plan.switch):  # interrupted (Ctrl-C) just behind it
+                raise
+            kept.close()
+            for operation in reversed(_loads(plan)):
+                context.programs.withdraw(operation)
+            residue = journal.revert()
+            if not isinstance(error, Exception):
+                raise
+            cause = explained(error) if isinstance(error, OSError) else error
+            raise TransactionError(cause, rolled_back=not residue, residue=residue) from error
     try:
         _clear_up(plan, context, stage)
     except RevproxyError as error:

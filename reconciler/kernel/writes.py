@@ -17,6 +17,7 @@ from reconciler.kernel import groups
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.layout import MapType
 from reconciler.kernel.maps import Map, Maps
+from reconciler.trouble import explained
 
 BATCH: Final = 64
 """More writes than this to one map go in batch calls; fewer go one by one."""
@@ -122,14 +123,14 @@ class Journal:
             try:
                 step.revert()
             except (RevproxyError, OSError) as error:
-                residue.append(f"undo: {error}")
+                residue.append(f"undo: {explained(error)}")
         seen: set[tuple[str, bytes]] = set()
         for step in self._steps:
             subject = step.subject if isinstance(step, _Step) else step.map.subject
             try:
                 same = step.check() if isinstance(step, _Step) else step.check(_first(step, seen))
             except (RevproxyError, OSError) as error:
-                residue.append(f"looking at it after the undo: {error}")
+                residue.append(f"looking at it after the undo: {explained(error)}")
             else:
                 if not same:
                     residue.append(f"{subject} is not what it was")

@@ -20,11 +20,12 @@ from reconciler.runtime.logger import Logger
 from reconciler.runtime.snapshot import is_config_file
 from reconciler.state.diff import diff
 from reconciler.state.objects import Revision
-from reconciler.state.operations import RestoreSysctl
+from reconciler.state.operations import RestoreSysctl, SetSysctl
 from reconciler.state.plan import Plan, giving_back, make_plan
 
 if TYPE_CHECKING:
     from reconciler.config.model import PacketTest
+    from reconciler.kernel.transaction import Result
     from reconciler.places import Places
     from reconciler.runtime.events import Events
     from reconciler.runtime.history import History
@@ -117,9 +118,7 @@ class Commits:
             return answers.Applied(revision, commit=commit, warnings=view.warnings)
         planned, started = self.plan(view), time.monotonic()
         try:
-            from reconciler.runtime.probing import Verification  # here, as Live
-
-            result = self._live.execute(planned.plan, Verification(self._live, view, planned.plan))
+            result = self._execute(planned.plan, view)
         except TransactionError as error:
             if isinstance(error.cause, ConfigError) and error.rolled_back:
                 raise error.cause from error
@@ -144,6 +143,31 @@ class Commits:
         self._views.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
+
+    def _execute(self, plan: Plan, view: View) -> Result:
+        """What is set of sysctls is written down before: an undo that fails half way may leave no map to tell it."""
+        from reconciler.runtime.probing import Verification  # here, as Live
+
+        changed = {
+            each.name: (each.original or each.before, each.after)
+            for each in plan.stage
+            if isinstance(each, SetSysctl) and each.name not in view.observed.remembered
+        }
+        if not changed:
+            return self._live.execute(plan, Verification(self._live, view, plan))
+        originals = self._views.originals
+        originals.keep(changed)
+        try:
+            return self._live.execute(plan, Verification(self._live, view, plan))
+        except BaseException:
+            originals.keep({}, {name for name, (_, after) in changed.items() if not self._may_be(name, after)})
+            raise
+
+    def _may_be(self, name: str, value: str) -> bool:
+        try:
+            return self._live.read_sysctl(name) == value
+        except RevproxyError:
+            return True
 
     def _once_more(self, view: View, after: View) -> View:
         """Connections have begun meanwhile that need what the commit has taken away: the view once they have it."""

@@ -6,6 +6,7 @@ Each trouble is told as what it is: no traceback, no internal error, nothing hal
 from __future__ import annotations
 
 import grp
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -76,8 +77,11 @@ def test_places_that_can_not_be_used(lab: Lab, instance: Instance) -> None:
 
 def test_what_this_process_may_not_do(lab: Lab, instance: Instance) -> None:
     instance.write(web(f"{lab.backends[0].ip4}:{HTTP_PORT}"))
+    few = "raise this process's limit of open files (ulimit -n)"
     for under, word in (
-        (("prlimit", "--nofile=16:16"), "EMFILE: raise this process's limit of open files (ulimit -n)"),
+        (("prlimit", "--nofile=16:16"), f"EMFILE: {few}"),
+        # They run out when something is read, and when a sysctl has been set.
+        *((("prlimit", f"--nofile={number}:{number}"), f"{few}; rolled back") for number in (25, 55)),
         (("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all", "--"), "CAP_NET_ADMIN missing"),
         (("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-all", "--"), "CAP_SYS_ADMIN, CAP_BPF missing"),
         (("setpriv", f"--reuid={SOMEBODY}", "--clear-groups", "--"), "takes root"),
@@ -85,6 +89,9 @@ def test_what_this_process_may_not_do(lab: Lab, instance: Instance) -> None:
         assert word in refused(instance, "apply", "--yes", under=under)
         lab.assert_clean(instance.bpffs_dir)
         assert not instance.bpffs_dir.exists()
+    daemon = lab.proxy.command("prlimit", "--nofile=8:8", PROGRAMS / "revproxyd", "--log-format", "json")
+    (line,) = subprocess.run(daemon, env=instance.env, capture_output=True, text=True, check=False).stderr.splitlines()
+    assert json.loads(line)["error"].startswith("this process may have 8 files open, and needs 256")
     # The kernels this runs on count BPF's memory elsewhere, and packets don't need what is written down of them.
     little = lab.proxy.command(
         "prlimit", "--memlock=1024:1024", "--fsize=0:0", PROGRAMS / "revproxyctl", "apply", "--yes"

@@ -1,0 +1,77 @@
+"""What stood in sysctls before us is known also when a commit and its undo have both failed, and no map is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from reconciler.engine import Engine
+from reconciler.errors import KernelError, TransactionError
+from reconciler.kernel.transaction import Result
+from reconciler.places import Places
+from reconciler.state.operations import SetSysctl
+from reconciler.state.plan import Plan
+from tests.unit.runtime.fakelive import FakeLive, write
+
+FILTER = "net/ipv4/conf/lo/rp_filter"
+
+
+class Host:
+    """Its filter is strict (1); a commit makes it loose (2), and fails."""
+
+    def __init__(self, live: FakeLive, failure: BaseException, undone: bool) -> None:
+        self.value, self.failure, self.undone = "1", failure, undone
+        self.originals: Mapping[str, tuple[str, str]] | None = None
+        live.execute = self.execute  # type: ignore[method-assign,assignment]
+        live.read_sysctl = lambda name: self.value if name == FILTER else "0"  # type: ignore[method-assign]
+        live.down = self.down  # type: ignore[attr-defined]
+
+    def execute(self, plan: Plan, _verify: object = None) -> Result:
+        (operation,) = (each for each in plan.stage if isinstance(each, SetSysctl))
+        self.value = "1" if self.undone else operation.after
+        raise self.failure
+
+    def down(self, originals: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+        self.originals = originals
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("failure", "undone", "known"),
+    [
+        (TransactionError(KernelError("attach", "eth0"), rolled_back=False, residue=["sysctl"]), False, True),
+        (TransactionError(KernelError("attach", "eth0"), rolled_back=False, residue=["interface"]), True, False),
+        (TransactionError(KernelError("attach", "eth0"), rolled_back=True), True, False),
+        (KeyboardInterrupt(), True, False),
+    ],
+    ids=["undo failed", "undo failed elsewhere", "undone", "interrupted"],
+)
+def test_a_commit_that_failed(
+    engine: Engine, live: FakeLive, places: Places, failure: BaseException, undone: bool, known: bool
+) -> None:
+    write(places)
+    host = Host(live, failure, undone)
+    with pytest.raises(type(failure)):
+        engine.apply()
+    stored = json.loads((places.state_dir / "sysctls.json").read_text())["sysctls"]
+    assert stored == ({FILTER: ["1", "2"]} if known else {})
+    engine.down()
+    assert host.originals == ({FILTER: ("1", "2")} if known else {})
+
+
+def test_whoever_is_killed_half_way_has_written_it_down(engine: Engine, live: FakeLive, places: Places) -> None:
+    write(places)
+    host = Host(live, KeyboardInterrupt(), undone=False)
+    seen: list[object] = []
+    execute = host.execute
+
+    def look(plan: Plan, verify: object = None) -> Result:
+        seen.append(json.loads((places.state_dir / "sysctls.json").read_text())["sysctls"])
+        return execute(plan, verify)
+
+    live.execute = look  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        engine.apply()
+    assert seen == [{FILTER: ["1", "2"]}]
