@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -108,6 +109,19 @@ def test_failing_verification_rolls_back(instance: Instance) -> None:
     with pytest.raises(TransactionError, match="does not answer; rolled back") as caught:
         execute(instance.plan(NEW, "new"), replace(instance.context, verify=refuse))
     assert caught.value.rolled_back
+    assert dump(instance.maps) == before
+
+
+def test_trouble_of_the_host_is_told_with_what_to_do(instance: Instance) -> None:
+    """And it may pass."""
+    before = dump(instance.maps)
+
+    def fail(_slot: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(TransactionError, match=r"^Too many open files: raise .* limit .*; rolled back$") as caught:
+        execute(instance.plan(NEW, "new"), replace(instance.context, verify=fail))
+    assert caught.value.transient
     assert dump(instance.maps) == before
 
 
