@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
 
-import numpy as np
-
-from reconciler import answers, resources
+from reconciler import resources
 from reconciler.config.model import Config
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.kernel import (
     bpffs,
-    connections,
-    connlines,
-    counters,
     host,
     layout,
     links,
@@ -32,12 +25,8 @@ from reconciler.kernel import (
     support,
     sysctls,
 )
-from reconciler.kernel.arrays import Array
-from reconciler.kernel.busy import Busy, Gathering, busy
-from reconciler.kernel.connections import Ended
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
-from reconciler.kernel.flushing import Flusher
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
 from reconciler.kernel.maps import Maps
@@ -46,26 +35,17 @@ from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
 from reconciler.kernel.rescue import rescue
-from reconciler.kernel.resets import Resetter
 from reconciler.kernel.store import Manifest
-from reconciler.kernel.sweep import Sweeper
-from reconciler.kernel.targets import LiveTarget, live_targets
 from reconciler.kernel.transaction import Result, execute
-from reconciler.runtime.needs import Needs
+from reconciler.runtime.livetables import LiveTables
 from reconciler.runtime.takeover import Takeover
 from reconciler.state.allocate import Limits
-from reconciler.state.carried import Carried
 from reconciler.state.desired import sysctl_names, target_addresses
-from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
+from reconciler.state.facts import HostFacts, Interface
 from reconciler.state.local import opens
-from reconciler.state.objects import Attachment, KernelState, Mode, Observed, Revision
+from reconciler.state.objects import Attachment, KernelState, Observed, Revision
 from reconciler.state.operations import Operation
 from reconciler.state.plan import Plan
-from reconciler.state.selection import Query
-from reconciler.state.totals import Totals
-
-_LO: Final = 1
-"""The number of ``lo`` in every network namespace (LOOPBACK_IFINDEX in include/net/net_namespace.h)."""
 
 
 def check_privileges() -> None:
@@ -91,10 +71,8 @@ class Recovered:
         return self.text
 
 
-class Live:
+class Live(LiveTables):
     """The kernel side of the instance whose pins are at ``bpffs_dir``, in the calling thread's network namespace."""
-
-    limits = Limits({name: spec.max_entries for name, spec in layout.MAPS.items() if not spec.per_connection})
 
     def __init__(self, bpffs_dir: Path, gateway: Gateway | None = None) -> None:
         check_privileges()
@@ -103,14 +81,11 @@ class Live:
         self._packer = store.Packer()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
         """By an observation, for the facts that go with it."""
-        self._counted: Totals | None = None
-        self.ended: Callable[[Array], None] = lambda _: None
-        """Told of connections that a sweep or a flush ended, if their ends are to be told."""
-        self._use(bpffs.locate(bpffs_dir) or bpffs_dir)
+        super().__init__(Maps(bpffs.locate(bpffs_dir) or bpffs_dir, self._gateway))
 
-    def _use(self, directory: Path) -> None:
-        self.maps = Maps(directory, self._gateway)
-        self._memory, self._sweeper, self._needs = RouteMemory(), Sweeper(), Needs()
+    def _take(self, maps: Maps) -> None:
+        super()._take(maps)
+        self._memory = RouteMemory()
         self.programs = Programs(self.maps, resources.bpf_dir(), self._gateway)
         self.probe = Probe(self.maps, resources.bpf_dir(), self._gateway)
         self.takeover = Takeover(self.maps, self.programs, self._gateway)
@@ -119,8 +94,13 @@ class Live:
         """Give all descriptors back."""
         self.probe.close()
         self.programs.close()
-        self.maps.close()
+        super().close()
         self._seen = None
+
+    @property
+    def limits(self) -> Limits:
+        """How much the maps have room for."""
+        return map_limits()
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -147,7 +127,7 @@ class Live:
         self.close()
         there = bpffs.locate(self._bpffs_dir)  # if it may be used
         if there is not None and there != self.maps.root.parent:
-            self._use(there)  # the process is gone through whose eyes it was seen
+            self._take(Maps(there, self._gateway))  # the process is gone through whose eyes it was seen
         listed = links.list_links()
         own = self._own(listed)
         self._seen = own, listed
@@ -189,55 +169,6 @@ class Live:
         taken = {ifindex: each for ifindex, each in own.taken_over.items() if ifindex not in first.foreign_xdp}
         return replace(first, sysctls=sysctls.read_all(sysctl_names(config, first.interfaces)), taken_over=taken)
 
-    def runtime(self, observed: Observed, *, anew: bool = False) -> RuntimeFacts:
-        """What live connections need; where there are very many, no less than that, unless ``anew``: see
-        :mod:`reconciler.runtime.needs`."""
-        if not self._open():
-            return RuntimeFacts()
-        known = None if anew else self._needs.known(observed)
-        return self._read_needs(observed) if known is None else known
-
-    def _read_needs(self, observed: Observed) -> RuntimeFacts:
-        gathering = Gathering()
-        counts = connections.count(self.maps, see=gathering.add)
-        needs = gathering.busy()
-        names = {number: key for key, number in observed.allocation.targets.items()}
-        live = {
-            (names[number][0], str(names[number][1])): count
-            for number, count in counts.targets.items()
-            if number in names
-        }
-        facts = RuntimeFacts(
-            busy_targets=needs.targets,
-            busy_proxies=needs.proxies,
-            busy_ports=needs.ports,
-            busy_interfaces=self._interfaces_of(needs) & observed.state.attachments.keys(),
-            carried=Carried(
-                needs.families,
-                needs.fullnat,
-                lo_local=Mode.FULLNAT in needs.loopback,
-                guarded=observed.state.guarded if Mode.DNAT in needs.loopback else frozenset(),
-            ),
-            connections=live,
-        )
-        return self._needs.learn(facts, sum(counts.held.values()))
-
-    def busy_interfaces(self) -> frozenset[int]:
-        """Interfaces by which live connections come or go: by the ways out they remember, by where answers came in, by
-        the routes to their targets, and by the addresses their clients talk to. ``lo`` is not among them: it serves
-        full NAT alone, whatever else goes through it."""
-        return self._interfaces_of(busy(self.maps))
-
-    def _interfaces_of(self, needs: Busy) -> frozenset[int]:
-        ways = np.fromiter(needs.ways, np.uint32, len(needs.ways))
-        found = {*needs.interfaces, *self.maps["way"].get_many(ways)[1]["ifindex"].tolist()}
-        found.update(way for target in needs.served for way in host.route_to(ip_address(target)).ways)
-        if needs.listens:
-            for interface in host.host_facts().interfaces.values():
-                if any(address.ip.packed in needs.listens for address in interface.addresses):
-                    found.add(interface.ifindex)
-        return frozenset(found - {0, _LO})
-
     def interfaces(self) -> list[tuple[Interface, links.InterfaceStatus]]:
         """Every interface: what it is, and what is attached to it."""
         own = self.programs.own()
@@ -262,12 +193,6 @@ class Live:
             return store.read_sources(self.maps, store.read_manifest(self.maps, revision.manifest))
         except store.StoreError:
             return None
-
-    def _open(self) -> bool:
-        """The maps are open, if there are any."""
-        if not self.maps.is_open and self.maps.exists:
-            self.maps.open()
-        return self.maps.is_open
 
     # -- changing ------------------------------------------------------------------------------------------
 
@@ -328,7 +253,7 @@ class Live:
         provided = bpffs.provide(self._bpffs_dir, self._gateway)
         if provided != self.maps.root.parent:
             self.close()
-            self._use(provided)
+            self._take(Maps(provided, self._gateway))
 
     def down(self, originals: Mapping[str, tuple[str, str]] | None = None) -> tuple[str, ...]:
         """Detach, restore sysctls, unpin, whatever version of the programs put it there. Can be repeated; what was
@@ -409,105 +334,10 @@ class Live:
         """Set it."""
         sysctls.write(name, value, self._gateway)
 
-    # -- connections and counters --------------------------------------------------------------------------
 
-    @contextmanager
-    def interruptible(self, wanted: Callable[[], bool]) -> Iterator[None]:
-        """Where very many connections are read, :class:`InterruptedReading` is raised as soon as ``wanted``; but not
-        if they were not read for long."""
-        if self._needs.recent:
-            self.maps.wanted = wanted
-        try:
-            yield
-        finally:
-            self.maps.wanted = None
-
-    @property
-    def many_connections(self) -> bool:
-        """There are so many that to read them takes long. From any thread."""
-        return self._needs.many
-
-    def maps_directory(self) -> Path:
-        """Where the maps are pinned, if they are."""
-        return self.maps.directory
-
-    def connections(self, query: Query, sort: str = "age", limit: int | None = None) -> Iterator[list[str]]:
-        """The live connections that are meant, as JSON, some of them with each step."""
-        if not self._reopened():
-            return iter(())
-        return connlines.lines(connections.listing(self.maps, query, sort=sort, limit=limit))
-
-    def use(self) -> tuple[Mapping[int, int], answers.TableUse]:
-        """Live connections by target id, and how full the tables are."""
-        if not self._open():
-            return {}, answers.TableUse()
-        totals = self._totals()
-        heads = (self.maps[name].get(0) for name in layout.HINTS.values())
-        size = layout.hint_head.itemsize
-        full = any(
-            head is not None and np.frombuffer(head.tobytes()[:size], layout.hint_head)[0]["full"] > 0 for head in heads
-        )
-        return totals.targets, answers.TableUse(totals.entries, self.maps.max_connections, full)
-
-    @contextmanager
-    def counted(self, totals: Totals) -> Iterator[None]:
-        """Within it these count as the live connections that there are: somebody has just counted them."""
-        self._counted = totals
-        try:
-            yield
-        finally:
-            self._counted = None
-
-    def _totals(self) -> Totals:
-        if self._counted is not None:
-            return self._counted
-        counts = connections.count(self.maps)
-        return Totals(counts.targets, counts.entries)
-
-    def reset(self, resetter: Resetter) -> bool:
-        """Have some more of these connections answered with RST; whether there are more of them."""
-        return self._reopened() and resetter.step(self.maps)
-
-    def targets(self) -> list[LiveTarget]:
-        """Every target there is, retired ones included."""
-        return live_targets(self.maps, self._totals().targets) if self._reopened() else []
-
-    def connection_count(self, query: Query) -> int:
-        """How many :meth:`connections` would give."""
-        return connections.count(self.maps, query).total if self._reopened() else 0
-
-    def flush(self, flusher: Flusher) -> int | None:
-        """Forget some of these connections; how many. None: all are."""
-        ended = flusher.step(self.maps) if self._reopened() else None
-        return None if ended is None else self._ended(ended)
-
-    def stats(self) -> answers.Stats:
-        """Counters; all zero where nothing is loaded."""
-        if not self._reopened():
-            return answers.Stats()
-        return counters.read_stats(self.maps)
-
-    def sweep(self) -> int:
-        """Delete expired connections, of large tables those in one part; how many."""
-        if connections.none_at_all(self.maps) or not self._reopened():
-            return 0
-        return self._ended(self._sweeper.sweep(self.maps))
-
-    def _ended(self, ended: Ended) -> int:
-        if len(ended.told):
-            self.ended(ended.told)
-        return ended.count
-
-    def forget_ways(self) -> None:
-        """Make every way out that a connection remembers invalid: routes or neighbours have changed."""
-        if self._reopened():
-            value = self.maps["control"].items()[1]
-            value["generation"] += 1
-            self.maps["control"].put(0, value)
-
-    def _reopened(self) -> bool:
-        self.close()
-        return self._open()
+def map_limits() -> Limits:
+    """How much the maps have room for, by their names; connections, which make room themselves, left out."""
+    return Limits({name: spec.max_entries for name, spec in layout.MAPS.items() if not spec.per_connection})
 
 
 def refused_xdp(error: BaseException) -> str | None:

@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reconciler.errors import KernelError
+from reconciler.errors import CapacityError, KernelError
 from reconciler.kernel import bpf, groups, layout
 from reconciler.kernel.arrays import address, prefix
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.kernel.layout import MapType
 from reconciler.kernel.maps import CHUNK, Map, Maps
 from reconciler.kernel.newmaps import capacity, connections_for, create_map
+from reconciler.runtime.live import map_limits
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, in_child, private_maps, small_arrays
 
 
@@ -310,3 +311,14 @@ def test_what_is_used_of_an_array_ends_with_its_last_entry(last: int, also: int)
     values = np.ndarray((2500,), np.uint64, bytearray(2500 * 8))
     values[[last, min(also, last)]] = 7
     assert prefix(values).tobytes() == values[: last + 1].tobytes()
+
+
+def test_limits_are_those_of_the_maps_there_are() -> None:
+    """Whoever has asked for them before: tests make smaller ones."""
+    whole = map_limits()
+    with small_arrays():
+        small = map_limits()
+        with pytest.raises(CapacityError):
+            small.check("target", layout.MAPS["target"].max_entries + 1, "targets")
+        whole.check("target", layout.MAPS["target"].max_entries + 1, "targets")
+    assert map_limits() == whole

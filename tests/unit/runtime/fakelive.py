@@ -11,8 +11,8 @@ from reconciler.config.model import Config
 from reconciler.kernel.store import Manifest, decode_manifest
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
-from reconciler.runtime.live import Live, Recovered
-from reconciler.state.allocate import allocate
+from reconciler.runtime.live import Recovered, map_limits
+from reconciler.state.allocate import Limits, allocate
 from reconciler.state.desired import desired, sysctl_names
 from reconciler.state.diff import wanted_ports
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
@@ -33,7 +33,6 @@ proxies:
 class FakeLive:
     """A kernel that holds what it is given. ``errors``: raised by the next executions, in order."""
 
-    limits = Live.limits
     tag = "0123456789abcdef"
     many_connections = False
 
@@ -47,6 +46,10 @@ class FakeLive:
 
     def close(self) -> None:
         pass
+
+    @property
+    def limits(self) -> Limits:
+        return map_limits()
 
     def observe(self, *, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
         del routes_as_known, connections_anew
