@@ -6,13 +6,14 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reconciler import answers, report
 from reconciler.config.contents import Contents
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
-from reconciler.runtime import unrecorded
+from reconciler.runtime import clock, control, unrecorded
 from reconciler.runtime.clock import now
 from reconciler.runtime.git import Commit, commit_of
 from reconciler.runtime.history import APPLIED
@@ -59,6 +60,7 @@ class Commits:
         self._views, self._live, self._places = views, views.live, places
         self._archive, self._events = archive, events
         self._in_force: Desired | None = None  # what the kernel was brought to
+        self._made: tuple[int, float] = (0, 0.0)  # the latest revision, and when by a clock that nobody can set
         self.drift_repaired = 0
         self._held_tests: tuple[PacketTest, ...] = ()
 
@@ -192,6 +194,15 @@ class Commits:
         interfaces = sorted(each.name for each in view.lapsed.attachments.values())
         _log.info("lapsed_given_back", interfaces=interfaces, sysctls=sorted(restored))
 
+    def age_sec(self, entry: answers.HistoryEntry) -> float:
+        """How long ago a revision was made. Of one that another process made only the clock on the wall tells that: if
+        that has been set back since, it is of the future, and counts as long ago."""
+        number, made = self._made
+        if number == entry.number:
+            return control.boot_clock() - made
+        age_sec = clock.age_sec(entry.time)
+        return age_sec if age_sec >= 0 else inf
+
     def forget_tests(self) -> None:
         """The tests of the files have to hold at the next :meth:`run`, whether they did before or not."""
         self._held_tests = ()
@@ -273,6 +284,7 @@ class Commits:
             self.tell_drift([(each.action, each.object, each.name) for each in drifted], revision)
         if not new:
             return
+        self._made = revision, control.boot_clock()
         try:
             self._archive.keep(revision, view.config.files)
         except OSError as error:

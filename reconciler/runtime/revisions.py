@@ -28,6 +28,8 @@ SHORTEST_SEC: Final = 1.0
 LONGEST_SEC: Final = 7 * 86400.0
 _JUST_NOW_SEC: Final = 60.0
 """``apply --confirm-within`` takes over what the daemon has applied from the same files within that time."""
+_CLOCK_SET_SEC: Final = 2.0
+"""By more than that the clock on the wall differs from the one that only runs: it was set."""
 
 _log = Logger("revisions")
 
@@ -155,7 +157,10 @@ class Revisions:
         number = (observed or self._views.observe()).revision.number
         if number == waiting.previous:
             return None  # it was never made
-        return answers.Unconfirmed(number, waiting.previous, waiting.until, round(waiting.left_sec(), 3))
+        left_sec = waiting.left_sec()
+        clock_set = abs(clock.age_sec(waiting.until) + left_sec) > _CLOCK_SET_SEC
+        until = clock.after(left_sec) if clock_set else waiting.until
+        return answers.Unconfirmed(number, waiting.previous, until, round(left_sec, 3))
 
     def promise(self, view: View, within_sec: float | None) -> Control:
         """Before a commit: write down that it is rolled back unless it is confirmed, so that also a process that is
@@ -189,7 +194,7 @@ class Revisions:
         entry = next((each for each in reversed(self._archive.entries()) if each.result == APPLIED), None)
         if entry is None or (entry.number, entry.cause) != (present, "files"):
             return None
-        if clock.age_sec(entry.time) > _JUST_NOW_SEC:
+        if self._commits.age_sec(entry) > _JUST_NOW_SEC:
             return None
         before = [each for each in self._archive.entries() if each.result == APPLIED and each.number < present]
         return before[-1].number if before else 0

@@ -306,14 +306,14 @@ def test_times_that_can_not_be_meant(engine: Engine, places: Places, live: FakeL
 
 
 @pytest.mark.parametrize(("age_sec", "taken"), [(59.0, True), (61.0, False)])
-def test_what_the_daemon_has_just_applied_is_taken_over(
-    engine: Engine, places: Places, monkeypatch: pytest.MonkeyPatch, age_sec: float, taken: bool
+def test_what_a_daemon_had_just_applied_when_it_ended_is_taken_over(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch, age_sec: float, taken: bool
 ) -> None:
     loop = Loop(engine)
     for number in (1, 2):
         write(places, number)
         loop.look(FILES)
     monkeypatch.setattr("reconciler.runtime.clock.age_sec", lambda _: age_sec)
-    unconfirmed = engine.apply(confirm_within_sec=30).unconfirmed
+    unconfirmed = again(places, live).apply(confirm_within_sec=30).unconfirmed
     assert (unconfirmed is not None) == taken
     assert unconfirmed is None or unconfirmed.previous == 1
