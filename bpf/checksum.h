@@ -21,6 +21,16 @@ static __always_inline u32 csum_fold32(u64 sum)
 	return (sum & 0xffffffff) + (sum >> 32);
 }
 
+static __always_inline u64 difference16(u16 before, u16 after)
+{
+	return (u64)(u16)~before + after;
+}
+
+static __always_inline u64 difference32(u32 before, u32 after)
+{
+	return (u64)(u32)~before + after;
+}
+
 /* The checksum after adding difference (new words plus complemented old words) to what it covers. */
 static __always_inline u16 csum_apply(u16 check, u64 difference)
 {

@@ -19,4 +19,12 @@ static __always_inline u64 clock_ns(void)
 	return scratch->clock_ns;
 }
 
+/* The same time, its last bits left out, of what was less than 208 days ago; another CPU's clock may be ahead. */
+static __always_inline u64 created_ns(u32 created, u64 now)
+{
+	u64 units = (now >> CREATED_SHIFT) + CREATED_AHEAD;
+
+	return (units - (u32)((u32)units - created)) << CREATED_SHIFT;
+}
+
 #endif

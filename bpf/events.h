@@ -14,7 +14,7 @@ static __always_inline bool F(tell)(const struct F(connection) *client, const st
 	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
 	if (!event)
 		return false;
-	event->created_ns = client->c.created_ns;
+	event->created_ns = created_ns(client->c.created, now);
 	event->time_ns = now;
 	event->packets_forward = client->c.packets;
 	event->bytes_forward = client->c.bytes;

@@ -16,6 +16,7 @@
 #include "conntrack.h"
 #include "balance.h"
 #include "way.h"
+#include "stamp.h"
 #include "nat.h"
 #include "forward.h"
 #include "fragment.h"

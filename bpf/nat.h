@@ -6,16 +6,8 @@
 
 #define REWRITE_HOP 1u /* one hop further */
 #define REWRITE_LOOPBACK 4u /* with those of lo, all zero */
+#define REWRITE_STAMP 8u /* XDP: timestamps as well */
 
-static __always_inline u64 difference16(u16 before, u16 after)
-{
-	return (u64)(u16)~before + after;
-}
-
-static __always_inline u64 difference32(u32 before, u32 after)
-{
-	return (u64)(u32)~before + after;
-}
 #endif
 
 /* TC: the L4 checksum by the skb's helpers, which know what of it the hardware still does. */
@@ -63,6 +55,8 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 	for (int i = 0; i < ADDRESS_WORDS; i++)
 		addresses += difference32(p->key.saddr_be[i], e->saddr_be[i]) +
 			     difference32(p->key.daddr_be[i], e->daddr_be[i]);
+	if (what & REWRITE_STAMP)
+		ports += F(restamp)(ctx, hook, p, &e->c);
 	/* The hop limit shares its word with the protocol (IPv4) or the next header (IPv6). */
 	if (what & REWRITE_HOP)
 		hop = FAMILY == 4 ? difference16(bpf_htons(p->hop_limit << 8), bpf_htons((p->hop_limit - 1) << 8)) :

@@ -204,7 +204,9 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	}
 	reply->sport_be = p->key.dport_be;
 	reply->dport_be = p->key.sport_be;
-	reply->c.created_ns = reply->c.last_ns = fresh->c.created_ns;
+	reply->c.created = fresh->c.created;
+	reply->c.stamp = fresh->c.stamp;
+	reply->c.last_ns = fresh->c.last_ns;
 	reply->c.proxy = fresh->c.proxy;
 	reply->c.target = fresh->c.target;
 	reply->c.idle_sec = fresh->c.idle_sec;
@@ -275,10 +277,13 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		return verdict_pass(hook);
 
 	__builtin_memset(fresh, 0, sizeof(*fresh));
+	if (proxy->mode == MODE_FULLNAT)
+		fresh->c.stamp = F(stamp_of)(ctx, hook, p);
 	verdict = F(choose)(hook, p, proxy, settings, scratch, active);
 	if (verdict != GO_ON)
 		return verdict;
-	fresh->c.created_ns = fresh->c.last_ns = now;
+	fresh->c.created = now >> CREATED_SHIFT;
+	fresh->c.last_ns = now;
 	fresh->c.proxy = proxy_id;
 	fresh->c.idle_sec = proxy->idle_sec;
 	fresh->c.own = p->heard;
@@ -304,11 +309,11 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 
 /* XDP: the first packet of a connection, which its entry, made from fresh, counts already. */
 static __always_inline int F(forward_begun)(struct xdp_md *ctx, const struct F(packet) *p,
-					    const struct F(connection) *fresh)
+					    const struct F(connection) *fresh, u32 what)
 {
 	const struct way *out = way_of(fresh->c.way);
 
-	if (!out || F(rewrite)(ctx, HOOK_XDP, p, fresh, out, REWRITE_HOP))
+	if (!out || F(rewrite)(ctx, HOOK_XDP, p, fresh, out, REWRITE_HOP | what))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 	count_for_target(&fresh->c, p->segments, p->bytes);
 	count_outcome(OUTCOME_REDIRECT_XDP);
@@ -352,10 +357,33 @@ static __always_inline int F(open)(void *ctx, int hook)
 		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	}
-	if (scratch->begun)
-		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh);
-	e = lookup(MAPF(CONNECTION), &p.key);
+	if (scratch->begun && !scratch->fresh.c.stamp)
+		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, 0);
+	e = scratch->begun ? (void *)&scratch->fresh : lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
+	if (e->c.stamp) {
+		call(ctx, hook, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
+	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now, 0);
+}
+
+/* XDP: called for a connection whose timestamps change. */
+static __always_inline int F(stamp_called)(struct xdp_md *ctx)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
+	struct control *ctl = control();
+	struct F(connection) *e;
+	struct F(packet) p = {};
+
+	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_XDP, &p))
+		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
+	if (scratch->begun)
+		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, REWRITE_STAMP);
+	e = lookup(MAPF(CONNECTION), &p.key);
+	if (!e)
+		return verdict_drop(HOOK_XDP, OUTCOME_DROP_TABLE_FULL);
+	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now, REWRITE_STAMP);
 }

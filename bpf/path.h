@@ -34,7 +34,7 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 
 /* XDP: redirect it, or leave it to TC, untouched or as leave_to_tc has it. */
 static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(packet) *p, struct F(connection) *e,
-					  struct settings *settings, struct control *control, u64 now)
+					  struct settings *settings, struct control *control, u64 now, u32 what)
 {
 	const struct way *out;
 	u32 number;
@@ -53,7 +53,7 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 	out = way_of(number);
 	if (!out || !F(xdp_finishes)(p, out))
 		return XDP_PASS;
-	if (F(rewrite)(ctx, HOOK_XDP, p, e, out, REWRITE_HOP))
+	if (F(rewrite)(ctx, HOOK_XDP, p, e, out, REWRITE_HOP | what))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 	F(account)(e, p, now, OUTCOME_REDIRECT_XDP);
 	if (out->ifindex == p->ifindex)
@@ -144,7 +144,7 @@ static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct 
 	const struct way *out = way_of(fresh_way(&e->c, control->generation, now));
 	struct scratch *scratch;
 
-	if ((settings->flags & SETTING_FAST_PATH) && out && p->hop_limit > 1 && p->length <= out->mtu) {
+	if ((settings->flags & SETTING_FAST_PATH) && out && p->hop_limit > 1 && p->length <= out->mtu && !e->c.stamp) {
 		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
 			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 		F(account)(e, p, now, OUTCOME_REDIRECT_TC);
@@ -158,6 +158,20 @@ static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct 
 		call(ctx, HOOK_TC_INGRESS, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 	}
 	return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+}
+
+/* XDP: a connection whose timestamps change has a program of its own, so that the others' is short. */
+static __always_inline int F(to_stamp)(struct xdp_md *ctx, u64 now, u32 active)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+
+	if (scratch) {
+		scratch->now = now;
+		scratch->active = active;
+		scratch->begun = 0;
+		call(ctx, HOOK_XDP, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
+	}
+	return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 }
 
 static __always_inline int F(ingress)(void *ctx, int hook)
@@ -197,8 +211,10 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 				return XDP_PASS;
 			call(ctx, hook, FAMILY == 4 ? CALL_RESET4 : CALL_RESET6);
 		}
+		if (!replace && hook == HOOK_XDP && e->c.stamp)
+			return F(to_stamp)(ctx, now, active);
 		if (!replace && hook == HOOK_XDP)
-			return F(forward_xdp)(ctx, &p, e, &settings->slot[active], ctl, now);
+			return F(forward_xdp)(ctx, &p, e, &settings->slot[active], ctl, now, 0);
 		if (!replace)
 			return F(forward_known)(ctx, &p, e, &settings->slot[active], ctl, now, active);
 	}
@@ -237,6 +253,8 @@ static __always_inline int F(forward_called)(struct __sk_buff *ctx)
 	if (!e)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
 	p.heard &= scratch->begun - 1; /* nothing, if the entries say so already */
+	if (e->c.stamp && F(restamp_skb)(ctx, &p, &e->c))
+		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);
 }
 

@@ -146,6 +146,16 @@ int xdp_reclaim6(struct xdp_md *ctx)
 	return make_room6(ctx, HOOK_XDP);
 }
 
+int xdp_stamp4(struct xdp_md *ctx)
+{
+	return stamp_called4(ctx);
+}
+
+int xdp_stamp6(struct xdp_md *ctx)
+{
+	return stamp_called6(ctx);
+}
+
 int tc_reclaim4(struct __sk_buff *ctx)
 {
 	return make_room4(ctx, HOOK_TC_INGRESS);

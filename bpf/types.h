@@ -184,11 +184,17 @@ struct connection_key6 {
 
 #define OUT_XDP 1u /* the way out takes frames redirected by XDP */
 
+/* When a connection was created: in units of 2^22 ns, 4.2 ms, and the last 32 bits of that, 208 days. Another CPU's clock
+ * may be ahead by so many. */
+#define CREATED_SHIFT 22
+#define CREATED_AHEAD 256
+
 /* The part that does not depend on the address family. With IPv4 the whole value is 64 bytes, and the kernel's entry
  * with it two cache lines. */
 struct connection {
-	u64 created_ns; /* CLOCK_MONOTONIC, coarse */
-	u64 last_ns;
+	u32 created; /* see created_ns */
+	u32 stamp;   /* full NAT: what a client's TCP timestamps differ by where they leave, see stamp.h; 0: nothing */
+	u64 last_ns; /* CLOCK_MONOTONIC, coarse */
 	u64 packets;
 	u64 bytes;
 	u16 proxy;

@@ -203,6 +203,14 @@ def endings(common: Array) -> Array:
     return np.asarray(np.where(either & C["HEARD_RST"] != 0, C["EVENT_RST"], fin).astype(np.uint8))
 
 
+def created_ns(created: Array, later_ns: Array) -> Array:
+    """When connections were created, in ns: the time before ``later_ns``, by 208 days at most, of which their entries
+    have the last bits; as in ``clock.h``."""
+    units = (later_ns.astype(np.uint64) >> np.uint64(C["CREATED_SHIFT"])) + np.uint64(C["CREATED_AHEAD"])
+    ago = units.astype(np.uint32) - created.astype(np.uint32)
+    return np.asarray((units - ago) << np.uint64(C["CREATED_SHIFT"]))
+
+
 def records(table: Table, indexes: Indexes) -> Array:
     """The connections of these entries (of :attr:`Table.one_each`), both directions together, as
     ``layout.connection_event``; ``kind`` is an index into ``STATES``, ``time_ns`` when the last packet came."""
@@ -217,8 +225,9 @@ def records(table: Table, indexes: Indexes) -> Array:
         _fill_direction(rows, chosen, table, reverse, "reverse")
     _fill_addresses(rows, table, indexes, reply)
     common = table.values["c"][indexes]
-    rows["created_ns"], rows["proxy"], rows["target"] = common["created_ns"], common["proxy"], common["target"]
+    rows["proxy"], rows["target"] = common["proxy"], common["target"]
     rows["time_ns"] = _last_ns(table)[indexes]
+    rows["created_ns"] = created_ns(common["created"], rows["time_ns"])
     rows["family"], rows["protocol"] = table.version, table.keys["protocol"][indexes]
     rows["kind"] = states(rows["protocol"], common["own"], common["peer"])
     return rows

@@ -16,6 +16,7 @@ HELPERS: Final = (
     ("bpf_tail_call", 12, (XDP, TC)),
     ("bpf_redirect", 23, (XDP, TC)),
     ("bpf_fib_lookup", 69, (XDP, TC)),
+    ("bpf_ktime_get_ns", 5, (XDP, TC)),
     ("bpf_ktime_get_coarse_ns", 160, (XDP, TC)),
     ("bpf_jiffies64", 118, (XDP, TC)),
     ("bpf_get_prandom_u32", 7, (XDP, TC)),

@@ -68,7 +68,8 @@ connection_key4 = np.dtype([*_tuple4, ("protocol", u8), ("zero", u8, (3,))])
 connection_key6 = np.dtype([*_tuple6, ("protocol", u8), ("zero", u8, (3,))])
 connection = np.dtype(
     [
-        ("created_ns", u64),
+        ("created", u32),
+        ("stamp", u32),
         ("last_ns", u64),
         ("packets", u64),
         ("bytes", u64),
@@ -127,6 +128,10 @@ connection_event = np.dtype(
         ("zero", u8, (7,)),
     ]
 )
+CREATED_SHIFT: Final = 22
+CREATED_AHEAD: Final = 256
+"""Of a connection's ``created``: its unit is 2**22 ns, and another CPU's clock may be ahead by so many."""
+
 hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
 scratch = np.dtype(
     [
@@ -186,6 +191,8 @@ CONSTANTS: Final[dict[str, int]] = {
     "ROUTE_PRESENT": 1,
     "TARGET_DRAINED": 1,
     "TARGET_MISSING_SHIFT": 1,
+    "CREATED_SHIFT": CREATED_SHIFT,
+    "CREATED_AHEAD": CREATED_AHEAD,
     "CONNECTION_REPLY": 1,
     "CONNECTION_FULLNAT": 2,
     "CONNECTION_RESET": 4,
@@ -319,7 +326,7 @@ HINT_PLACES: Final = 4  # looked at for an empty one
 # Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one
 # set of programs, not to the instance.
 CALLS: Final[dict[str, tuple[str, ...]]] = {
-    "xdp_calls": ("xdp_open4", "xdp_open6", "xdp_reclaim4", "xdp_reclaim6"),
+    "xdp_calls": ("xdp_open4", "xdp_open6", "xdp_reclaim4", "xdp_reclaim6", "xdp_stamp4", "xdp_stamp6"),
     "tc_calls": (
         "tc_open4",
         "tc_open6",

@@ -233,6 +233,8 @@ def convert(source: Array, destination: Array) -> None:
         for name in wanted:
             if name in names:
                 convert(source[name], destination[name])
+        if "created" in wanted and "created_ns" in names:
+            destination["created"] = source["created_ns"] >> np.uint64(layout.CREATED_SHIFT)
     elif names is None and wanted is None and source.ndim == destination.ndim:
         common = tuple(slice(min(one, other)) for one, other in zip(source.shape, destination.shape, strict=True))
         with np.errstate(all="ignore"):

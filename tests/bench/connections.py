@@ -177,7 +177,7 @@ def fill(bpffs_dir: Path, live: int = LIVE) -> None:
     now = time.monotonic_ns()
     common = np.zeros(live, layout.connection4["c"])
     common["proxy"], common["target"], common["idle_sec"] = 1, 1, 3600
-    common["created_ns"] = now - CHANCE.integers(0, 10**11, live)
+    common["created"] = (now - CHANCE.integers(0, 10**11, live)) >> layout.CREATED_SHIFT
     common["last_ns"] = now
     heard = layout.CONSTANTS["HEARD_ANY"] | layout.CONSTANTS["HEARD_SYN"]
     number = np.arange(live, dtype=np.uint64)

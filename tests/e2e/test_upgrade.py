@@ -24,7 +24,7 @@ OTHER_PROGRAMS = {"bpf/revproxy.c": [("", "/* Another version. */\n")]}
 OTHER_MAPS = {
     # A field in the middle of each connection, and more proxies.
     "bpf/types.h": [
-        ("\tu64 last_ns;\n\tu64 packets;\n", "\tu64 last_ns;\n\tu64 another;\n\tu64 packets;\n"),
+        ("\tu64 packets;\n\tu64 bytes;\n", "\tu64 another;\n\tu64 packets;\n\tu64 bytes;\n"),
     ],
     "reconciler/kernel/layout.py": [
         (

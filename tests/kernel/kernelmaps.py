@@ -346,7 +346,7 @@ def connection_entry(
     keys["protocol"] = protocol
     common = values["c"]
     common["proxy"], common["target"] = ids
-    common["created_ns"], common["last_ns"] = times_ns
+    common["created"], common["last_ns"] = times_ns[0] >> layout.CREATED_SHIFT & 0xFFFFFFFF, times_ns[1]
     common["idle_sec"] = idle_sec
     common["flags"] = [0, layout.CONSTANTS["CONNECTION_REPLY"]]
     common["own"], common["peer"] = heard, heard[::-1]

@@ -164,13 +164,14 @@ def _random_slot(rng: random.Random) -> Slot:
 
 
 def transport(
-    key: Key, flags: int, payload: bytes, check: str, doff: int = 5, rng: random.Random | None = None
+    key: Key, flags: int, payload: bytes, check: str, options: bytes = b"", rng: random.Random | None = None
 ) -> bytes:
     """TCP or UDP with its checksum ``right``, ``wrong``, ``none`` or ``partial``."""
     source, destination, sport, dport, protocol = key
     ports = (sport << 16 | dport).to_bytes(4, "big")
     if protocol == TCP:
-        header = ports + bytes(8) + bytes([doff << 4, flags]) + b"\x20\x00\0\0\0\0" + b"\1" * (doff * 4 - 20)
+        said = 60 if rng and rng.random() < 0.05 else 20 + len(options)  # may be more than there is
+        header = ports + bytes(8) + bytes([said << 2, flags]) + b"\x20\x00\0\0\0\0" + options
     else:
         header = ports + (8 + len(payload) & 0xFFFF).to_bytes(2, "big") + b"\0\0"
     data = bytearray(header + payload)
@@ -299,7 +300,27 @@ class Generator:
         check = rng.choices(["right", "wrong", "none", "partial"], [80, 6, 8 if key[4] == UDP else 1, 4])[0]
         if key[4] == UDP and entry is not None and len(payload) % 2 == 0 and payload and rng.random() < 0.1:
             payload = self._zero_after(key, entry, payload)
-        return transport(key, flags, payload, check, rng.choice([5, 5, 8, 15]), rng)
+        return transport(key, flags, payload, check, self._options(), rng)
+
+    def _options(self) -> bytes:
+        """TCP's, with timestamps as many systems place them, and as none should."""
+        rng = self.rng
+        stamps = b"\x08\x0a" + rng.choice([rng.randbytes(8), rng.randbytes(4) + bytes(4), b"\xff" * 8])
+        options = rng.choice(
+            [
+                b"",
+                b"\1" * rng.choice([12, 40]),
+                b"\1\1" + stamps,
+                b"\2\4\5\xb4\4\2" + stamps + b"\1\3\3\7",
+                b"\2\4\5\xb4\1\3\3\6\1\1" + stamps + b"\4\2\0\0",
+                b"\1" * rng.choice([0, 1, 3, 5, 15, 16, 27]) + stamps,
+                b"\3\3\7" + stamps,
+                b"\1\1" + stamps[: rng.randrange(2, 10)],
+                rng.choice([b"\0", b"\5\0", b"\x08\x09", b"\5\1", b"\xfe\xff"]) + stamps,
+                rng.randbytes(rng.choice([4, 20])) + stamps,
+            ]
+        )
+        return options.ljust(-(-len(options) // 4) * 4, rng.choice([b"\0", b"\1"]))[:40]
 
     def _zero_after(self, key: Key, entry: Entry, payload: bytes) -> bytes:
         """A payload with which the rewritten packet's checksum comes out as zero."""

@@ -27,6 +27,7 @@ HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN, HEARD_ON = 1, 2, 4, 8, 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
 PORTS_TRIED, IN_TURN, DRAW_NS, PORT_TURNS = 32, 4, 1 << 29, 65536
+STAMP_NS = 1 << 17  # the clock of timestamps
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Entry:
     peer: int = 0
     packets: int = 0
     bytes: int = 0
+    stamp: int = 0
 
     def turned(self, protocol: int) -> Key:
         """The key of an answer to what leaves."""
@@ -87,12 +89,13 @@ class Arrival:
 
 
 class Model:
-    """Starts without connections, and no port of full NAT had its turn. ``active`` is the slot that packets see."""
+    """Starts without connections, and no port of full NAT had its turn. ``active`` is the slot that packets see,
+    ``stamp`` what the clock for TCP timestamps says."""
 
     def __init__(self, setting: Setting, surroundings: Surroundings) -> None:
         self.setting, self.surroundings = setting, surroundings
         self.turns: Counter[int] = Counter()
-        self.active = 0
+        self.active = self.stamp = 0
         self.connections: dict[Key, Entry] = {}
         self.fragments: dict[tuple[bytes, bytes, bytes, int], tuple[int, int, int]] = {}
         self.addressed: set[str] = set()  # interfaces at which TC has seen a frame for this host
@@ -102,6 +105,9 @@ class Model:
             {(one.interface, ip_address(one.ip).packed, one.protocol, one.port): one.proxy for one in slot.listeners}
             for slot in setting.slots
         ]
+
+        self._listening = {one.port for slot in setting.slots for one in slot.listeners}
+        self._answering = {target.port for target in setting.targets.values()} | self._listening
 
     @property
     def slot(self) -> Slot:
@@ -160,7 +166,9 @@ class Model:
         arrival.segments = gso[1] or -(-(len(frame) - headers) // gso[0])
 
     def _remember_fragment(self, packet: Packet) -> None:
-        self.fragments[fragment_key(packet)] = (packet.sport, packet.dport, packet.protocol)
+        """Unless its ports are nobody's: such a packet is none of ours, whatever it says."""
+        if packet.dport in self._listening or packet.sport in self._answering:
+            self.fragments[fragment_key(packet)] = (packet.sport, packet.dport, packet.protocol)
 
     def _follow(self, packet: Packet) -> bool:
         """Give a later fragment the ports of its first."""
@@ -264,6 +272,7 @@ class Model:
             fresh.fullnat,
             arrival.now,
             peer=arrival.heard,
+            stamp=fresh.stamp,
         )
         self.connections[key] = fresh
         self.stats.setdefault(fresh.target, Counter())["connections"] += 1
@@ -323,6 +332,7 @@ class Model:
             proxy.mode == "fullnat",
             arrival.now,
             own=arrival.heard,
+            stamp=stamp_of(arrival, self.stamp) if proxy.mode == "fullnat" else 0,
         )
 
     def _destination(self, number: int, source: bytes) -> str:
@@ -466,9 +476,35 @@ def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int, begin: i
     return first + hash3(start, attempt, 0, SEED) % count
 
 
+def stamp_of(arrival: Arrival, stamp: int) -> int:
+    """What full NAT adds to a client's timestamps: they then begin as our clock's. 0: it has none."""
+    at = reading.timestamps_at(arrival.frame, arrival.packet)
+    if not at or arrival.packet.flags & (reading.SYN | reading.ACK) != reading.SYN:
+        return 0
+    return (stamp - number(arrival.frame, at) & 0xFFFFFFFF) or 1
+
+
+def number(frame: bytes | bytearray, at: int) -> int:
+    return int.from_bytes(frame[at : at + 4], "big")
+
+
+def restamp(frame: bytearray, packet: Packet, entry: Entry) -> None:
+    """The client's timestamps as the target is to see them, and their echoes as the client is to."""
+    at = reading.timestamps_at(frame, packet)
+    if not at or not entry.stamp:
+        return
+    at += 4 if entry.reply else 0
+    before = reading.total(frame[packet.content : at + 4])
+    known = number(frame, at)
+    value = known + (entry.stamp if not entry.reply else -entry.stamp if known else 0) & 0xFFFFFFFF
+    frame[at : at + 4] = value.to_bytes(4, "big")
+    reading.mend(frame, packet.content + 16, before, reading.total(frame[packet.content : at + 4]))
+
+
 def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
     """The frame as it leaves; without a way, or towards the stack, no hop further."""
     packet, out = arrival.packet, bytearray(arrival.frame)
+    restamp(out, packet, entry)
     sums = reading.write_addresses(out, ETHERNET, packet.version, entry.source, entry.destination)
     if packet.fragment != "later":
         reading.write_ports(out, packet.content, packet.protocol, entry.sport, entry.dport, sums, packet.end)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from reconciler.answers import to_json
-from reconciler.kernel import connections, connlines, layout
+from reconciler.kernel import connections, connlines, layout, otherlayout
 from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_settings, pack_target
-from reconciler.kernel.conntable import states
+from reconciler.kernel.conntable import created_ns, states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.flushing import flush
 from reconciler.kernel.maps import Maps
@@ -256,3 +256,25 @@ def test_two_listeners_connections_from_one_port_to_one_target_share_an_entry(ma
     found = connections.connections(maps, now_ns=NOW)
     assert sorted(str(each.listen) for each in found) == ["192.0.2.1:80", "192.0.2.2:80"]
     assert [each.packets_reverse for each in found] == [2, 2]
+
+
+@pytest.mark.parametrize("age_sec", [-0.5, 0, 1, 3600, 200 * 86400])
+@pytest.mark.parametrize("now_sec", [1, 17_179_869, 17_179_870, 10**9])
+def test_creation_is_what_its_last_bits_say(now_sec: int, age_sec: float) -> None:
+    """At any uptime, as when the 32 bits have just begun anew (17,179,869 s); another CPU's clock may be ahead."""
+    if age_sec > now_sec:
+        return
+    created = int((now_sec - age_sec) * SECOND)
+    bits = np.array([created >> layout.CREATED_SHIFT & 0xFFFFFFFF], np.uint32)
+    found = int(created_ns(bits, np.array([now_sec * SECOND], np.uint64))[0])
+    assert 0 <= created - found < 1 << layout.CREATED_SHIFT
+
+
+def test_connections_of_a_layout_with_the_whole_time_keep_it() -> None:
+    before = np.zeros(1, np.dtype([("created_ns", "<u8"), ("last_ns", "<u8")]))
+    before["created_ns"], before["last_ns"] = NOW - SECOND, NOW
+    after = np.zeros(1, layout.connection)
+    otherlayout.convert(before, after)
+    found = int(created_ns(after["created"], after["last_ns"])[0])
+    assert found >> layout.CREATED_SHIFT == (NOW - SECOND) >> layout.CREATED_SHIFT
+    assert int(after["stamp"][0]) == 0
