@@ -36,8 +36,10 @@ def optional(what: str, given: object) -> str | None:
 
 
 def texts(what: str, given: str | Sequence[str]) -> list[str]:
-    """One text or several."""
+    """One text or several, and not none."""
     several = given if isinstance(given, _SEVERAL) else (given,)
+    if not several:
+        raise EditError(f"{what}: none is named")
     return [text(what, each) for each in several]
 
 

@@ -109,6 +109,7 @@ class Client(Edits):
         ``confirm_within_sec`` it is rolled back unless :meth:`confirm` is called in time; without a daemon a process in
         the background sees to that.
         """
+        selection.number("confirm_within_sec", confirm_within_sec, whole=False)
         saved = None
         if plan is not None:
             from reconciler.runtime import savedplan
@@ -133,6 +134,7 @@ class Client(Edits):
     def rollback(self, revision: int | None = None) -> answers.Applied:
         """Back to an earlier applied revision, by default to the one before. The files are then not applied until they
         change, or :meth:`apply` is called."""
+        selection.number("revision", revision)
         return self._change(
             lambda daemon: daemon.rollback(revision), lambda engine: engine.revisions.rollback(revision)
         )
@@ -278,6 +280,8 @@ class Client(Edits):
     ) -> answers.Explanation:
         """What the data plane does now with a packet from ``source`` (``IP`` or ``IP:PORT``) to ``to`` (``IP:PORT``):
         by a run of the real programs. ``interface``: by which it comes in, if that is not clear."""
+        selection.text("--from", source)
+        selection.text("--to", to)
         return self._change(
             lambda daemon: daemon.explain(source, to, protocol=protocol, interface=interface),
             lambda engine: engine.explain(source, to, protocol=protocol, interface=interface),

@@ -36,27 +36,42 @@ class Listing(Filters, total=False):
 FILTERS = tuple(Filters.__annotations__)
 
 
-def endpoint(text: str) -> Endpoint:
+def text(what: str, given: object) -> str:
+    """A text, which a caller from Python may have taken something else for."""
+    if not isinstance(given, str):
+        raise UsageError(f"{what}: {given!r} is no text")
+    return given
+
+
+def number(what: str, given: object, *, whole: bool = True) -> None:
+    """Refuses what is neither a number nor left out."""
+    kinds = (int,) if whole else (int, float)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, kinds)):
+        raise UsageError(f"{what}: {given!r} is no {'whole ' if whole else ''}number")
+
+
+def endpoint(target: str) -> Endpoint:
     """``IP:PORT``, ``[IPv6]:PORT`` or ``IP`` (port 0)."""
     try:
-        target = parse_target(text)
+        parsed = parse_target(text("target", target))
     except ValueError as error:
         raise UsageError(f"target {error}") from error
-    return Endpoint(ip_address(target["ip"]), target.get("port", 0))
+    return Endpoint(ip_address(parsed["ip"]), parsed.get("port", 0))
 
 
-def client_network(text: str) -> tuple[IPNetwork, int | None]:
+def client_network(client: str) -> tuple[IPNetwork, int | None]:
     """A client as ``IP``, ``IP:PORT``, ``[IPv6]:PORT`` or a network ``IP/LENGTH``: its network, and its port if it has
     one."""
+    text("client", client)
     try:
-        if "/" in text:
-            return ip_network(text, strict=False), None
-        host, separator, port = text.rpartition(":")
-        if separator and (text.startswith("[") or ":" not in host):
+        if "/" in client:
+            return ip_network(client, strict=False), None
+        host, separator, port = client.rpartition(":")
+        if separator and (client.startswith("[") or ":" not in host):
             if not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-                raise ValueError(f"{text!r} has no port behind the colon")
+                raise ValueError(f"{client!r} has no port behind the colon")
             return ip_network(ip_address(host.strip("[]"))), int(port)
-        return ip_network(ip_address(text.strip("[]"))), None
+        return ip_network(ip_address(client.strip("[]"))), None
     except ValueError as error:
         raise UsageError(f"client: {error}") from error
 
@@ -64,6 +79,8 @@ def client_network(text: str) -> tuple[IPNetwork, int | None]:
 def query(filters: Filters, *, every_state: bool = False) -> Query:
     """Which connections are meant. ``every_state``: those that are over too, unless ``state`` says otherwise."""
     target, client, state = filters.get("target"), filters.get("client"), filters.get("state")
+    if filters.get("proxy") is not None:
+        text("proxy", filters.get("proxy"))
     if state is not None and state not in STATES:
         raise UsageError(f"state {state!r} is none of {', '.join(STATES)}")
     states = frozenset((state,)) if state else frozenset(STATES) if every_state else Query().states
@@ -76,6 +93,7 @@ def listing(how: Listing) -> tuple[Query, str, int | None]:
     sort, limit = how.get("sort") or "age", how.get("limit")
     if sort not in SORTS:
         raise UsageError(f"sort {sort!r} is none of {', '.join(SORTS)}")
+    number("limit", limit)
     if limit is not None and limit < 0:
         raise UsageError(f"limit {limit} is less than 0")
     return query(how), sort, limit
@@ -88,7 +106,9 @@ def drain(target: str, proxy: str | None) -> Drain:
 
 def event_kinds(kinds: Iterable[str]) -> frozenset[str]:
     """The kinds, each of which there is."""
-    found = frozenset((kinds,) if isinstance(kinds, str) else kinds)
+    if not isinstance(kinds, Iterable):
+        raise UsageError(f"kinds: {kinds!r} is no list of kinds")
+    found = frozenset(text("kind", kind) for kind in ((kinds,) if isinstance(kinds, str) else kinds))
     for kind in sorted(found.difference(KINDS)):
         raise UsageError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     return found

@@ -48,6 +48,9 @@ def files(directory: Path) -> dict[str, bytes]:
     [
         lambda it: it.add_proxy("x", "eth0", 80, [("10.0.0.1:80", 3)], apply=False),
         lambda it: it.add_proxy("x", "eth0", 80, [], apply=False),
+        lambda it: it.add_proxy("x", [], 80, "10.0.0.1", apply=False),
+        lambda it: it.attach_interfaces([], apply=False),
+        lambda it: it.detach_interfaces((), apply=False),
         lambda it: it.add_proxy("x", "eth0", 80, "10.0.0.1:0", apply=False),
         lambda it: it.add_proxy("x", 5, 80, "10.0.0.1", apply=False),
         lambda it: it.add_proxy("x", "eth0", "80", "10.0.0.1", apply=False),
@@ -103,11 +106,28 @@ def test_what_can_not_be_is_a_revproxy_error(directory: Path, call: Callable[[Cl
         lambda it: it.undrain(""),
         lambda it: it.draining("10.0.0.1:70000"),
         lambda _: Client(bpffs_dir=""),
+        lambda it: it.drain(None),
+        lambda it: it.undrain(8080),
+        lambda it: it.connections(target=["10.0.0.1"]),
+        lambda it: it.connection_count(client=b"10.0.0.1"),
+        lambda it: it.flush_connections(client=3),
+        lambda it: it.flush_connections(proxy=3),
+        lambda it: it.connections(limit="3"),
+        lambda it: it.events(kinds=None),
+        lambda it: it.events(kinds=[3]),
+        lambda it: it.explain(None, "10.0.0.1:80"),
+        lambda it: it.explain("10.0.0.1", 80),
+        lambda it: it.apply(confirm_within_sec="5m"),
+        lambda it: it.apply(confirm_within_sec=True),
+        lambda it: it.rollback("3"),
+        lambda it: it.rollback([]),
     ],
 )
 def test_what_can_not_be_meant_is_a_usage_error_before_anybody_is_asked(
-    directory: Path, call: Callable[[Client], object]
+    directory: Path, call: Callable[[Client], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for way in ("_change", "_read"):  # what is not refused would be done, on this host
+        monkeypatch.setattr(Client, way, lambda *_, **__: pytest.fail("somebody was asked"))
     with pytest.raises(UsageError):
         call(client(directory))
 
