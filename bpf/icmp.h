@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* ICMP and ICMPv6 errors about connections (RFC 5508, RFC 7915 in spirit): who gets one must find in it the packet as
- * it sent it. Taken are those without IP options or extension headers, outside and in the packet they quote.
+ * it sent it. Taken are those without IP options or extension headers, outside and in the packet they quote, but for the
+ * header of a first fragment.
  * No include guard: see family.h. */
 
 #if FAMILY == 4
@@ -11,6 +12,7 @@
 #define ICMP_OFFSET (ETH_HLEN + sizeof(NETWORK_HEADER))
 #define INNER_OFFSET (ICMP_OFFSET + 8)
 #define INNER_L4_OFFSET (INNER_OFFSET + sizeof(NETWORK_HEADER))
+#define FRAGMENT_HEADER 8
 
 /* A cheap look: an ICMP error that quotes a packet? */
 static __always_inline bool F(is_icmp_error)(void *data, void *end)
@@ -117,6 +119,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	u32 active, other = 0, quoted_other = 0;
 	bool loopback;
 	int way = WAY_STACK;
+	u32 skip = 0;
 	u64 now;
 
 	if (!settings || !ctl || !scratch || (void *)(l4 + 8) > end || !F(is_icmp_error)(data, end))
@@ -133,10 +136,19 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	if (ip->version != 6 || inner->version != 6)
 		return TC_ACT_UNSPEC;
 	p.key.protocol = inner->nexthdr;
+	if (inner->nexthdr == IPPROTO_FRAGMENT) {
+		if (l4[2] | (l4[3] & 0xf8)) /* one after the first */
+			return TC_ACT_UNSPEC;
+		p.key.protocol = l4[0];
+		skip = FRAGMENT_HEADER;
+	}
+	l4 += skip;
+	if ((void *)(l4 + 8) > end)
+		return TC_ACT_UNSPEC;
 	p.hop_limit = ip->hop_limit;
 	p.length = sizeof(*ip) + bpf_ntohs(ip->payload_len);
 #endif
-	if (p.length < INNER_L4_OFFSET - ETH_HLEN + 8 || ctx->len < ETH_HLEN + p.length)
+	if (p.length < INNER_L4_OFFSET - ETH_HLEN + skip + 8 || ctx->len < ETH_HLEN + p.length)
 		return TC_ACT_UNSPEC;
 	if (p.key.protocol != IPPROTO_TCP && p.key.protocol != IPPROTO_UDP)
 		return TC_ACT_UNSPEC;
@@ -182,7 +194,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 	/* What comes through the stack gets its new source, an address of this host, when it leaves. */
 	if (way == WAY_STACK && hook == HOOK_TC_INGRESS && (e->c.flags & CONNECTION_REPLY) && !loopback)
 		return TC_ACT_UNSPEC;
-	difference = F(rewrite_quoted)(inner, l4, end, p.key.protocol, p.length - (INNER_L4_OFFSET - ETH_HLEN), e);
+	difference = F(rewrite_quoted)(inner, l4, end, p.key.protocol, p.length - (INNER_L4_OFFSET - ETH_HLEN) - skip, e);
 	outer = F(write_addresses)(ip, out->saddr_be, out->daddr_be);
 #if FAMILY == 4
 	if (way != WAY_STACK)
@@ -215,3 +227,4 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 #undef ICMP_OFFSET
 #undef INNER_OFFSET
 #undef INNER_L4_OFFSET
+#undef FRAGMENT_HEADER

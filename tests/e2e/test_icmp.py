@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from netlab import TCP_PORT, UDP_PORT, wait_for
+from netlab import TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import connect, echo_tcp
 from tests.e2e.instance import Instance
 from tests.e2e.routed import IPAddress, Routed, routed
@@ -183,8 +183,10 @@ def test_long_packets_find_out_what_the_path_takes(
         instance.apply(config(far, settings))
         for mode, port in MODES.items():
             for version in (4, 6):
-                far.forget_path_mtu()
                 what = f"{mode} IPv{version}"
+                far.forget_path_mtu()
+                is_answered((far.lab, far.listen(version), port), bytes(range(256)) * 16)  # in fragments
+                far.forget_path_mtu()
                 try:
                     assert echo_tcp(far.lab.client, (far.listen(version), port), BYTES, timeout_sec=10).intact, what
                 except OSError as error:
@@ -192,6 +194,21 @@ def test_long_packets_find_out_what_the_path_takes(
         assert far.checksum_errors() == {}
     finally:
         restore(far)
+
+
+def is_answered(where: tuple[Lab, object, int], payload: bytes) -> None:
+    """The datagram and its answer arrive whole, once both senders have learned what the path takes."""
+    lab, listen, port = where
+    with connect(lab.client, (listen, port), kind=socket.SOCK_DGRAM, timeout_sec=0.3) as asking:
+
+        def answered() -> bool:
+            try:
+                asking.send(payload)
+                return asking.recv(65535).endswith(payload)
+            except OSError:  # too long for what is known by now of the path, or no answer
+                return False
+
+        wait_for(answered, "the answer, whole", timeout_sec=5)
 
 
 def test_datagrams_that_may_be_cut_are_cut(far: Routed, instance: Instance) -> None:

@@ -412,6 +412,10 @@ class Generator:
         if len(left[0]) == 4 and rng.random() < 0.1:
             flags = rng.choice([0x2000, 0x4000, 0x0001])
             quoted = ipv4(left[0], left[1], left[4], self._content(left, 16, None), where=flags)
+        elif len(left[0]) == 16 and rng.random() < 0.15:
+            where = rng.choice([0x0001, 0x0001, 0x0000, 0x0009])
+            piece = b"\0" + where.to_bytes(2, "big") + rng.randbytes(4)
+            quoted = packet_bytes(left, self._content(left, 16, None), extensions=[(44, piece)])
         elif rng.random() < 0.05:
             more: dict[str, Any] = {"options": b"\1" * 4} if len(left[0]) == 4 else {"extensions": self._extensions()}
             quoted = packet_bytes(left, self._content(left, 16, None), **more)

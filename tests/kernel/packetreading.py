@@ -197,7 +197,8 @@ def next_hop(frame: bytearray, version: int) -> None:
 
 
 def read_quoted(frame: bytes, packet: Packet) -> Packet | None:
-    """The packet that an ICMP error is about, its ports read. None: no error, or more than plain headers."""
+    """The packet that an ICMP error is about, its ports read. None: no error, or more than plain headers and that of a
+    first fragment."""
     kinds = (3, 11, 12) if packet.version == 4 else (1, 2, 3, 4)
     protocol = ICMP4 if packet.version == 4 else ICMP6
     header = 20 if packet.version == 4 else 40
@@ -220,9 +221,13 @@ def read_quoted(frame: bytes, packet: Packet) -> Packet | None:
             frame[inner + 24 : inner + 40],
             frame[inner + 6],
         )
+    at = inner + header
+    if packet.version == 6 and inner_protocol == FRAGMENT:
+        if at + 16 > packet.end or word(frame, at + 2) & 0xFFF8:
+            return None
+        inner_protocol, at = frame[at], at + 8
     if inner_protocol not in (TCP, UDP):
         return None
-    at = inner + header
     ports = {"sport": word(frame, at), "dport": word(frame, at + 2)}
     return Packet(packet.version, source, destination, inner_protocol, 0, 0, at, True, **ports)
 

@@ -174,6 +174,28 @@ def test_icmp_errors_reach_who_is_meant(
     check_icmp(after, leaves.src, TARGET[version], reply, quote)
 
 
+@pytest.mark.parametrize("mode", ["dnat", "fullnat"])
+@protocols
+def test_icmp_errors_about_first_fragments_reach_who_is_meant(plane: DataPlane, protocol: int, mode: str) -> None:
+    """With IPv6 a router cuts nothing, but tells the sender: also of a fragment that is too long."""
+    if mode == "fullnat":
+        use_fullnat(plane, 6)
+    flow = new_flow(6, protocol)
+    first, second, *_ = fragments(flow, os.urandom(1000), number=next(unused_ports))
+    arrived = plane.tc(first)[1]
+    leaves = sent(arrived, protocol)
+    for size in (None, 40 + 8 + 8, 40 + 8 + 18):
+        error = icmp_error("too big", arrived, "fd00:2::254", leaves.src, "srv", size)
+        verdict, after = plane.tc(error, "srv")
+        assert verdict == TC_REDIRECT
+        want = bytearray(first)
+        want[21] -= 1  # a hop further
+        check_icmp(after, "fd00:2::254", flow.src, bytes(want), size)
+    for quoted, size in ((plane.tc(second)[1], None), (arrived, 40 + 8)):
+        error = icmp_error("too big", quoted, "fd00:2::254", leaves.src, "srv", size)
+        assert plane.tc(error, "srv") == (TC_UNSPEC, error), "which connection it was is not told"
+
+
 @families
 def test_icmp_error_of_the_own_stack_is_translated_on_its_way_out(plane: DataPlane, version: int) -> None:
     flow = new_flow(version, 6)
