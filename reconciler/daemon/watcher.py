@@ -41,7 +41,7 @@ _EVENTS: Final = (
 )
 _POLL_SEC: Final = 2.0
 _POLL_WITHOUT_INOTIFY_SEC: Final = 0.5
-_POLL_SHARE: Final = 1 / 4000  # of a CPU's time is what the poll may take, however many files there are
+_POLL_SHARE: Final = 1 / 8000  # of a CPU's time is what the poll may take, however many files there are
 _LONGEST_POLL_SEC: Final = 30.0
 _BURST_SEC: Final = 5.0  # a stream of events that never pauses is looked at this often
 _SETTLED_NS: Final = 50_000_000  # the kernel's clock for files goes in steps of up to 10 ms

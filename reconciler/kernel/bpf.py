@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -316,6 +317,19 @@ def prog_test_run(
     _check(_prog_test_run(fd, ct.byref(options)), "test run", f"program fd {fd}")
     ctx_out = context_out.raw[: options.ctx_size_out] if ctx_in is not None else b""
     return TestRun(options.retval, data_out.raw[: options.data_size_out], ctx_out, options.duration)
+
+
+def prog_returns(fd: int, data: int, size: int, piece: int) -> Iterator[int]:
+    """Run a program on each ``piece`` bytes of the ``size`` at the address ``data``, the last ones of which may be
+    fewer, and give what it returned each time: :func:`prog_test_run` without copies. Raises :class:`KernelError`."""
+    options = _TestRunOpts(sz=ct.sizeof(_TestRunOpts), repeat=1)
+    reference = ct.byref(options)
+    for start in range(0, size, piece):
+        options.data_in, options.data_size_in = data + start, min(piece, size - start)
+        result = _prog_test_run(fd, reference)
+        if result < 0:
+            _check(result, "test run", f"program fd {fd}")
+        yield options.retval
 
 
 # -- maps: key, value, keys, values are addresses ------------------------------------------------------------

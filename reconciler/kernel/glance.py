@@ -4,8 +4,11 @@ Read are the configuration maps, the pins, the interfaces with their XDP program
 sysctls: all that can change without netlink telling, as bytes that are compared with what they were. What netlink does
 tell (addresses, routes, queueing disciplines and filters, interfaces that come and go) somebody else listens for.
 
-The kernel takes 80 ms to hand out a hundred thousand routes, so of a large trie a glance reads a part, the next one
-the next. How many entries there are, newer kernels tell without reading any.
+The kernel takes 80 ms to hand out a hundred thousand routes, so those of a large trie are not read but looked up, by a
+program (:mod:`.routecheck`), as many as a small share of a CPU's time allows. How many entries there are, newer kernels
+tell without reading any: since Linux 6.4 a trie takes so much memory for each, and so does a hash whose entries are not
+made beforehand. Where either can't be had, a glance reads a part, the next one the next. Not looked at are targets and
+groups beyond those in use: nothing leads to them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import hashlib
+import mmap
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
@@ -25,11 +30,15 @@ from reconciler.kernel import bpf, groups, rawlinks, sysctls
 from reconciler.kernel.arrays import Array, address
 from reconciler.kernel.genetlink import family_number
 from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.routecheck import RouteCheck
 from reconciler.kernel.snapshot import LISTENERS, ROUTES
 
-PART: Final = 8192
-"""So many entries of a trie are read at a glance, in 7 ms, and a quarter of that where there are more: a whole look
-finds the rest sooner in any case."""
+PART: Final = 4096
+"""So many entries of a trie are read at a glance, in 3 ms; half of that of one that has more, where it has to be."""
+SHARE: Final = 1 / 2500
+"""Looking up those of larger ones may take that of a CPU's time; those that are left follow at the next glance."""
+_LEAST_SEC: Final = 0.002
+_BEYOND: Final = 1024  # so many targets are looked at behind the last one in use
 
 _ARRAYS: Final = ("settings", "revision")
 _SPARSE_ARRAYS: Final = ("proxy", "target", "port")
@@ -43,24 +52,29 @@ class Glance:
     on, :meth:`take` giving the same again means that another look would find nothing either.
     """
 
-    def __init__(self, maps: Callable[[], Maps]) -> None:
-        self._maps = maps
+    def __init__(self, maps: Callable[[], Maps], clock: Callable[[], float] = time.monotonic) -> None:
+        self._maps, self._clock = maps, clock
+        self._taken_at = clock()
         self._known = b""
         self._sysctls: tuple[str, ...] = ()
         self._family: int | None = None
-        self._places: dict[str, int] = {}
+        self._check = RouteCheck()
+        self._places: dict[str, int] = {}  # trie -> how far its routes were looked up
+        self._parts: dict[str, int] = {}  # and read
+        self._targets: int | None = None  # so many are in use
+        self._empty: dict[str, bytes] = {}  # hash -> what it takes while it has no entry
+        self._blobs = (b"", b"")  # what the map takes, and its keys then
 
     def take(self) -> bytes:
-        """A digest of everything; empty where there is nothing to be read, or where it does not stand still. Reads one
-        part of large tries, and finds there what this process knows of them, or gives nothing."""
+        """A digest of everything; empty where there is nothing to be read, or where it does not stand still, or where a
+        trie does not hold what this process knows of it."""
         maps = self._maps()
         try:
             maps.open()
             digest = hashlib.sha256()
             for piece in self._pieces(maps):
                 digest.update(len(piece).to_bytes(8, "little") + piece)
-            as_known = all(self._as_known(maps, name) for name in ROUTES.values())
-            return digest.digest() if as_known else b""
+            return digest.digest() if self._routes_as_known(maps) else b""
         except (KernelError, OSError):  # the look behind it says what is the matter
             return b""
         finally:
@@ -81,14 +95,16 @@ class Glance:
         for name in _ARRAYS:
             yield maps[name].items()[1].tobytes()
         for name in _SPARSE_ARRAYS:
-            yield maps[name].prefix().tobytes()
+            found = maps[name].prefix(self._most(name))
+            yield found.tobytes()
+            if name == "target":
+                self._targets = len(found)
         for name in _HASHES:
-            keys, values = maps[name].items()
-            yield keys.tobytes() + values.tobytes()
-        yield repr(groups.read_recipes(maps)).encode()
-        yield maps["blob"].keys().tobytes()
+            yield self._entries(maps[name])
+        yield repr(groups.read_recipes(maps)).encode() if self._has_entries(maps["group_member"]) else b""
+        yield self._blob_keys(maps["blob"])
         for name in ROUTES.values():
-            yield _memory(maps[name])
+            yield _counted(maps[name])
         yield "\n".join(sorted(_pins(maps.root.parent))).encode()
         yield rawlinks.links()
         if self._family is None:
@@ -96,14 +112,60 @@ class Glance:
         yield rawlinks.features(self._family) if self._family else b""
         yield repr(sorted(sysctls.read_all(self._sysctls).items())).encode()
 
-    def _as_known(self, maps: Maps, name: str) -> bool:
-        """The next part of a trie is as this process knows it."""
-        table = maps[name]
-        keys, values = table.known()
-        start = self._places.get(name, 0)
+    def _most(self, name: str) -> int | None:
+        """So many entries of an array are read; None: all."""
+        return self._targets + _BEYOND if name == "target" and self._targets is not None else None
+
+    def _has_entries(self, table: Map) -> bool:
+        """False only where the kernel says so without looking through all of its buckets."""
+        taken = _counted(table)
+        return not taken or self._empty.get(table.spec.name) != taken
+
+    def _entries(self, table: Map) -> bytes:
+        """Keys and values of a hash."""
+        taken = _counted(table)
+        if not self._has_entries(table):
+            return b""
+        keys, values = table.items()
+        self._empty[table.spec.name] = b"" if len(keys) else taken
+        return keys.tobytes() + values.tobytes()
+
+    def _blob_keys(self, table: Map) -> bytes:
+        """The same for files, of which only the keys are read, and only if there are not as many as before."""
+        taken = _counted(table)
+        if not taken or self._blobs[0] != taken:
+            self._blobs = taken, table.keys().tobytes()
+        return self._blobs[1]
+
+    def _routes_as_known(self, maps: Maps) -> bool:
+        """The tries are as this process knows them, as far as that is looked at this time."""
+        now = self._clock()
+        passed_sec, self._taken_at = now - self._taken_at, now
+        known = {name: maps[name].known() for name in ROUTES.values()}
+        large = sum(len(keys) > PART for keys, _ in known.values())
+        return all(
+            self._looked_up(maps[name], *content, max(passed_sec * SHARE / large, _LEAST_SEC))
+            if len(content[0]) > PART
+            else _read(maps[name], None, len(content[0]) + 1) == (content[0].tobytes(), content[1].tobytes())
+            for name, content in known.items()
+        )
+
+    def _looked_up(self, table: Map, keys: Array, values: Array, most_sec: float) -> bool:
+        """Some more routes of a large trie are as they should be; there are as many as before, where that is known."""
+        start = self._places.get(table.spec.name, 0)
         start = start if start < len(keys) else 0
-        stop = min(start + (PART if len(keys) <= PART else PART // 4), len(keys))
-        self._places[name] = stop
+        found = self._check.check(table, keys[start:], values[start:], most_sec)
+        if found is not None:
+            self._places[table.spec.name] = start + found.count
+            if not found.same or _counted(table):
+                return found.same
+        return self._part_as_known(table, keys, values)
+
+    def _part_as_known(self, table: Map, keys: Array, values: Array) -> bool:
+        """The next part of a trie is as it should be, with nothing in between."""
+        start = self._parts.get(table.spec.name, 0)
+        start = start if start < len(keys) else 0
+        stop = self._parts[table.spec.name] = min(start + PART // 2, len(keys))
         found = _read(table, keys[start - 1 : start] if start else None, stop - start + (stop == len(keys)))
         return found == (keys[start:stop].tobytes(), values[start:stop].tobytes())
 
@@ -125,10 +187,18 @@ def _read(table: Map, behind: Array | None, count: int) -> tuple[bytes, bytes]:
     return keys[:found].tobytes(), values[:found].tobytes()
 
 
-def _memory(table: Map) -> bytes:
-    """What the kernel says that a map takes: of a trie, since Linux 6.4, so much for each entry."""
+def _counted(table: Map) -> bytes:
+    """How much memory a map takes, if that grows with every entry; empty if it does not."""
+    taken = _taken_bytes(table)
+    entry = (table.key_size + table.value_size + 7) // 8 * 8  # before 6.4: of all entries there may be
+    all_there_may_be = -(-table.spec.max_entries * entry // mmap.PAGESIZE) * mmap.PAGESIZE
+    return b"" if taken in (0, all_there_may_be) else b"%d" % taken
+
+
+def _taken_bytes(table: Map) -> int:
+    """What the kernel says of that; 0 if nothing."""
     lines = Path(f"/proc/thread-self/fdinfo/{table.fd}").read_bytes().splitlines()
-    return next((line for line in lines if line.startswith(b"memlock:")), b"")
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"memlock:")), 0)
 
 
 def _pins(directory: Path) -> Iterator[str]:

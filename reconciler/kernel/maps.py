@@ -120,10 +120,11 @@ class Map:
         found, values = self.get_many(keys)
         return keys[found], values[found]
 
-    def mapped(self, read: Callable[[Array], Array]) -> Array:
+    def mapped(self, read: Callable[[Array], Array], most: int | None = None) -> Array:
         """What ``read`` makes of the values of an array with F_MMAPABLE, which it sees as they stand in the kernel's
-        memory: what it returns must be a copy."""
+        memory, or of the first ``most`` of them: what it returns must be a copy."""
         count, stride = self.max_entries, -(-self.value_size // 8) * 8
+        count = count if most is None else min(most, count)
         size = -(-count * stride // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -131,9 +132,10 @@ class Map:
             raise KernelError("map into memory", self.subject, error.errno or 0) from error
         return read(np.ndarray((count,), self.value_dtype, memory, strides=(stride,)))  # unmapped with the array
 
-    def prefix(self) -> Array:
-        """The values of an array with F_MMAPABLE up to the last one that is not zero, and always the first."""
-        return self.mapped(prefix)
+    def prefix(self, most: int | None = None) -> Array:
+        """The values of an array with F_MMAPABLE up to the last one that is not zero, and always the first; of the
+        first ``most`` ones, if that is given."""
+        return self.mapped(prefix, most)
 
     def _items_in_batches(self) -> tuple[Array, Array]:
         """The kernel writes each chunk to where it stays: memory that is not written to is never there."""

@@ -151,7 +151,7 @@ class LiveTables:
 
     def sweep(self) -> int:
         """Delete expired connections, of large tables those in one part; how many."""
-        if connections.none_at_all(self.maps) or not self._reopened():
+        if self._sweeper.needless(self.maps) or not self._reopened():
             return 0
         return self._ended(self._sweeper.sweep(self.maps))
 

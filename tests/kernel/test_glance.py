@@ -12,9 +12,11 @@ from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from netlab import wait_for
 from reconciler.errors import KernelError
-from reconciler.kernel import genetlink, glance, groups, layout, rawlinks, sysctls
+from reconciler.kernel import genetlink, glance, groups, layout, rawlinks, routecheck, sysctls
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.glance import Glance
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.routecheck import RouteCheck
 from tests.kernel.kernelmaps import private_maps, small_arrays
 from tests.kernel.network import GATEWAY, add_veth, command, load_xdp
 from tests.kernel.test_mirror import configure, keys, values
@@ -33,6 +35,8 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Maps]:
     with small_arrays(), private_maps() as found:
         configure(found)
         groups.put_groups(found, [1], [np.asarray([1, 2], np.uint32)], [7])
+        for target in (1, 2):
+            found["group_member"].put(np.asarray((1, target), layout.group_member_key), np.ones(1, np.uint32))
         yield found
 
 
@@ -96,27 +100,95 @@ def test_whatever_changes_is_seen(maps: Maps, change: str) -> None:
     assert not seen.same(seen.take())
 
 
+@pytest.mark.parametrize("looked_up", [True, False])
 @pytest.mark.parametrize("counted", [True, False])
-def test_of_many_routes_a_change_is_seen_when_their_turn_comes(
-    maps: Maps, monkeypatch: pytest.MonkeyPatch, counted: bool
+def test_of_many_routes_a_change_is_seen(
+    maps: Maps, monkeypatch: pytest.MonkeyPatch, counted: bool, looked_up: bool
 ) -> None:
-    """As somebody else writes them: this process' own writes it knows of. Where the kernel counts them, one more or
-    less is seen at once."""
+    """As somebody else writes them: this process' own writes it knows of. At once where the kernel lets them be looked
+    up, and counts them for one more or less; when their turn comes to be read where it does not."""
     if not counted:
-        monkeypatch.setattr(glance, "_memory", lambda _: b"")
-    elif not glance._memory(maps["route4"]):
+        monkeypatch.setattr(glance, "_counted", lambda _: b"")
+    elif not glance._counted(maps["route4"]):
         pytest.skip("this kernel does not count a trie's entries")
+    if not looked_up:
+        monkeypatch.setattr(RouteCheck, "_program", lambda *_: None)
     for number, change in ((950, "value"), (5, "value"), (500, "gone"), (1001, "new")):
         seen = remembered(maps)
-        other = Maps(maps.root.parent)
-        other.open()
-        if change == "gone":
-            other["route4"].delete_many(keys(number))
-        else:
-            other["route4"].put_many(keys(number), values(4 - number % 4))
-        other.close()
-        glances = next(count for count in range(1, 3 + 4 * 1000 // PART) if not same(seen, maps))
-        assert glances == 1 or change == "value" or not counted
+        for _ in range(3):
+            assert same(seen, maps)
+        meddle(maps, number, change)
+        glances = next(count for count in range(1, 3 + 2 * 1000 // PART) if not same(seen, maps))
+        at_once = counted if change == "new" else looked_up or (counted and change == "gone")
+        assert glances == 1 or not at_once
+
+
+def meddle(maps: Maps, number: int, change: str) -> None:
+    """Change a route behind this process' back."""
+    other = Maps(maps.root.parent)
+    other.open()
+    if change == "gone":
+        other["route4"].delete_many(keys(number))
+    else:
+        other["route4"].put_many(keys(number), values(4 - number % 4))
+    other.close()
+
+
+def test_the_others_turn_comes_where_not_all_can_be_looked_up(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routecheck, "_AT_ONCE", 4 * PART)
+    monkeypatch.setattr(glance, "SHARE", 0)
+    monkeypatch.setattr(glance, "_LEAST_SEC", 0)
+    for number in (100, 500, 990):
+        seen = remembered(maps)
+        meddle(maps, number, "value")
+        glances = next(count for count in range(1, 6) if not same(seen, maps))
+        assert glances <= 4, "a quarter of them at a time"
+        assert not same(seen, maps), "it is looked at until it is mended"
+
+
+def test_what_is_beyond_the_targets_in_use_costs_nothing(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what lies close behind them is seen."""
+    monkeypatch.setattr(glance, "_BEYOND", 10)
+    seen = remembered(maps)
+    assert same(seen, maps)
+    maps["target"].put(300, np.ones(1, layout.target))
+    assert same(seen, maps)
+    maps["target"].put(12, np.ones(1, layout.target))
+    assert not same(seen, maps)
+
+
+def test_a_hash_that_is_empty_is_not_read(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking through a million buckets for nothing takes a millisecond; the first entry is seen."""
+    if not glance._counted(maps["listener6"]):
+        pytest.skip("this kernel does not count a hash's entries")
+    seen = remembered(maps)
+    assert same(seen, maps)
+    read: list[str] = []
+    items = Map.items
+
+    def noting(table: Map) -> tuple[Array, Array]:
+        read.append(table.spec.name)
+        return items(table)
+
+    monkeypatch.setattr(Map, "items", noting)
+    assert same(seen, maps)
+    assert "listener6" not in read
+    assert "proxy_name" in read
+    put("listener6")(maps)
+    assert not same(seen, maps)
+    assert "listener6" in read
+
+
+def test_a_kernel_that_tells_the_same_however_many_there_are(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.4 (bpf_map_memory_footprint): the size of keys and values of as many as fit in."""
+    before = {"route4": 32 << 20, "route6": 40 << 20, "proxy_name": 8192, "device": 4096}
+    for name, taken in before.items():
+        monkeypatch.setattr(glance, "_taken_bytes", lambda _, taken=taken: taken)
+        assert glance._counted(maps[name]) == b"", name
+        monkeypatch.setattr(glance, "_taken_bytes", lambda _, taken=taken: taken + 64)
+        assert glance._counted(maps[name]), name
+    monkeypatch.setattr(glance, "_taken_bytes", lambda _: 0)
+    assert glance._counted(maps["route4"]) == b""
 
 
 def test_own_writes_are_known(maps: Maps) -> None:
