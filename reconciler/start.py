@@ -37,6 +37,9 @@ def revproxyctl() -> NoReturn:
 def revproxyd() -> NoReturn:
     """The daemon."""
     _prepare()
+    from reconciler.spared import spare
+
+    spare()
     from reconciler.daemon import main
 
     main()

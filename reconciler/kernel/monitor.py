@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from pyroute2 import IPRSocket
-from pyroute2.netlink import rtnl
+from pyroute2.netlink import NETLINK_ROUTE, rtnl
+from pyroute2.netlink.nlsocket import Marshal
 from pyroute2.netlink.rtnl import ndmsg
 
 from reconciler.kernel.messages import EventMessage
@@ -85,19 +85,19 @@ class Monitor:
     """An open subscription. A context manager. :meth:`close` may be called from any thread, at any time."""
 
     def __init__(self) -> None:
-        self._socket = IPRSocket()  # the one of pyroute2's that may be polled, and read by another thread
+        # Not one of pyroute2's: those that may be polled, and read by another thread, load a great deal more of it.
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
         try:
-            self._socket.bind(groups=sum(1 << (group - 1) for group in _GROUPS))
+            self._socket.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
             self.set_receive_buffer(_BUFFER_BYTES)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except BaseException:
             self._socket.close()
             raise
         # Only what an Event tells is decoded: a thousand routes that change at once are not worth more.
-        self._socket.marshal.msg_map = {
-            kind: EventMessage for kind, subject in _SUBJECTS.items() if subject in _WITH_IFINDEX
-        }
-        self._socket.marshal.msg_map[rtnl.RTM_NEWNEIGH] = ndmsg.ndmsg
+        self._marshal = Marshal()
+        self._marshal.msg_map = {kind: EventMessage for kind, subject in _SUBJECTS.items() if subject in _WITH_IFINDEX}
+        self._marshal.msg_map[rtnl.RTM_NEWNEIGH] = ndmsg.ndmsg
         self._neighbours: dict[tuple[int, str], str] = {}
         self._closing = False
         self._lock = threading.Lock()  # between close and release
@@ -111,7 +111,7 @@ class Monitor:
 
     def fileno(self) -> int:
         """Readable when there are events, for a caller with a selector of its own."""
-        return int(self._socket.fileno())
+        return self._socket.fileno()
 
     def set_receive_buffer(self, size_bytes: int) -> None:
         """How much may wait unread before the kernel drops messages."""
@@ -145,7 +145,7 @@ class Monitor:
                 self._neighbours.clear()
                 yield Event(Subject.EVERYTHING)
                 continue
-            for message in self._socket.marshal.parse(data):
+            for message in self._marshal.parse(data):
                 kind = message["header"].get("type")
                 subject = _SUBJECTS.get(kind)
                 if subject is None or (kind == rtnl.RTM_NEWNEIGH and self._is_known(message)):
