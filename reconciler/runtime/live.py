@@ -29,8 +29,9 @@ from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
+from reconciler.kernel.lastlook import RouteMemory
 from reconciler.kernel.maps import Maps
-from reconciler.kernel.observe import RouteMemory, observe
+from reconciler.kernel.observe import observe
 from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
@@ -151,7 +152,7 @@ class Live(LiveTables):
         return replace(found, unfinished=found.unfinished or left)
 
     def adopt(self, state: KernelState) -> None:
-        """What was observed last is equal to this: see :class:`~reconciler.kernel.observe.RouteMemory`."""
+        """What was observed last is equal to this: see :class:`~reconciler.kernel.lastlook.RouteMemory`."""
         self._memory.adopt(state)
 
     def _own(self, listed: Mapping[int, links.Link] | None = None) -> OwnPrograms:

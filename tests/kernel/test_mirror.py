@@ -12,8 +12,9 @@ from reconciler.errors import KernelError
 from reconciler.kernel import layout
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.gateway import FaultGateway
+from reconciler.kernel.lastlook import RouteMemory
 from reconciler.kernel.maps import Map, Maps
-from reconciler.kernel.observe import RouteMemory, observe
+from reconciler.kernel.observe import observe
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, bpffs_directory, private_maps, small_arrays
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import codec, groups, layout, store
+from reconciler.kernel.lastlook import RouteMemory
 from reconciler.kernel.maps import Maps
-from reconciler.kernel.observe import RouteMemory, observe
+from reconciler.kernel.observe import observe
 from reconciler.kernel.recover import recover
 from reconciler.kernel.transaction import execute
 from reconciler.state.objects import DENY, DataPlaneSettings, Destination, KernelState, RouteKey
