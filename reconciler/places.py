@@ -35,7 +35,7 @@ REQUIRE_SIGNED: Final = "REVPROXY_REQUIRE_SIGNED"
 """The environment variable of ``--require-signed``: files, separated by colons."""
 
 # The kernel allows 108 bytes for the path of a unix socket, the closing zero included.
-_SOCKET_PATH_BYTES: Final = 107
+SOCKET_PATH_BYTES: Final = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ class Places:
 
     def prepare_run_dir(self) -> None:
         """Make the run directory. Raises :class:`RevproxyError` if it can't be made or its path is too long."""
-        if len(os.fsencode(self.read_socket)) > _SOCKET_PATH_BYTES:
+        if len(os.fsencode(self.read_socket)) > SOCKET_PATH_BYTES:
             raise RevproxyError(
-                f"--run-dir {self.run_dir}: too long for a unix socket (the kernel allows {_SOCKET_PATH_BYTES} bytes"
+                f"--run-dir {self.run_dir}: too long for a unix socket (the kernel allows {SOCKET_PATH_BYTES} bytes"
                 f" for {self.read_socket})"
             )
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import http.client
 import json
+import os
 import socket
 import stat
 import time
@@ -17,7 +18,7 @@ from urllib.parse import urlencode
 from reconciler import answers
 from reconciler.answers import from_json, to_json
 from reconciler.errors import TOLD, ConfigError, DaemonError, LockedError, Problem, RevproxyError
-from reconciler.places import READ_SOCKET
+from reconciler.places import READ_SOCKET, SOCKET_PATH_BYTES
 
 if TYPE_CHECKING:
     from reconciler.selection import Filters, Listing
@@ -299,6 +300,8 @@ class DaemonClient:
         except TimeoutError as error:
             raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
         except (OSError, http.client.HTTPException) as error:
+            if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES:
+                raise NoDaemonError(f"{self._path}: too long for a unix socket: no revproxyd listens there") from error
             raise DaemonError(
                 f"revproxyd at {self._path}: connection lost: {error or type(error).__name__}; {lost}"
             ) from error

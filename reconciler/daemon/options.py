@@ -10,11 +10,11 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from reconciler import __version__
-from reconciler.config import oneline
+from reconciler.config import oneline, parse_sources
 from reconciler.daemon import memory, openfiles
 from reconciler.daemon.process import RESYNC_SEC, Daemon
 from reconciler.directory import Directory, NamedPath
-from reconciler.errors import RevproxyError
+from reconciler.errors import ConfigError, RevproxyError
 from reconciler.helptext import Command
 from reconciler.places import READ_GROUP, READ_SOCKET, Places
 from reconciler.runtime import logs
@@ -149,9 +149,14 @@ def _by_hand(options: Mapping[str, Any]) -> str | None:
             f"without a configuration directory it takes -i, -p and -t: {', '.join(missing)} missing"
         )
     protocol = options["protocol"] or "tcp"
-    return oneline.document(
+    text = oneline.document(
         options["interfaces"], options["port"], options["targets"], protocol, stats=options["stats"]
     )
+    try:  # nobody is going to edit it: what is wrong stays so
+        parse_sources({f"{oneline.NAME}.json": text.encode()})
+    except ConfigError as error:
+        raise click.UsageError("\n".join(problem.message for problem in error.problems)) from error
+    return text
 
 
 def _fail(error: RevproxyError) -> NoReturn:

@@ -187,8 +187,10 @@ class Steering:
 
     def undrain(self, wanted: Drain, observed: Observed) -> None:
         """New connections again. Also for a drained target that is in no proxy any more."""
-        if not any(overlap(drain, wanted) for drain in self._drains.load()):
+        drains = [drain for drain in self._drains.load() if overlap(drain, wanted)]
+        if all(wanted.proxy not in (None, drain.proxy) for drain in drains):  # none that names what is meant
             self.meant(wanted)  # raises if there is no such target at all
+        if not drains:
             return
         live = [(each.proxy, each.endpoint) for each in self._live.targets()]
         freed = self._drains.take_back(wanted, live)

@@ -210,6 +210,11 @@ def test_what_there_is_not(lab: Lab, instance: Instance) -> None:
         assert found.returncode == status
         assert text in found.stderr
     assert instance.run("undrain", target(lab, 0)).returncode == 0
+    instance.ctl("drain", target(lab, 0))
+    assert "no live proxy is called wbe" in instance.run("undrain", target(lab, 0), "--proxy", "wbe").stderr
+    assert state(instance, lab, 0) == "drained"
+    instance.ctl("undrain", target(lab, 0), "--proxy", "web")
+    assert state(instance, lab, 0) == "active"
     (instance.state_dir / "drains.json").write_text("{")
     found = instance.run("apply", "--yes")
     assert found.returncode == 1

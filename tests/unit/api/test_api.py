@@ -273,6 +273,8 @@ def test_who_answers_is_told_while_the_worker_is_busy(path: Path, commands: Fake
 def test_no_daemon_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(NoDaemonError):
         DaemonClient(tmp_path / "revproxyd.sock").status()
+    with pytest.raises(NoDaemonError, match="too long for a unix socket"):
+        DaemonClient(tmp_path / ("x" * 108) / "revproxyd.sock").status()
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(tmp_path / "revproxyd.sock"))
     left.close()
