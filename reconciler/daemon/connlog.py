@@ -13,6 +13,7 @@ from reconciler.daemon.conntext import CLOSED, COUNTERS, ENDS, OPENED, REASONS, 
 from reconciler.kernel.arrays import Array, join
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.conntable import proxy_name
+from reconciler.kernelclock import monotonic_ns
 
 _SAME_CLOCK_NS: Final = 1_000_000
 
@@ -23,7 +24,7 @@ class ConnectionBatch:
 
     def __init__(self, events: Array, names: Mapping[int, str]) -> None:
         self._events, self._names = events, names
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        self._epoch_ns = time.time_ns() - monotonic_ns()
 
     def __len__(self) -> int:
         return len(self._events)

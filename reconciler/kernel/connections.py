@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from reconciler.kernel.conntable import (
     records,
 )
 from reconciler.kernel.maps import Maps
+from reconciler.kernelclock import monotonic_ns
 from reconciler.state.objects import Endpoint, Protocol
 from reconciler.state.selection import STATES, Query
 
@@ -105,7 +105,7 @@ def listing(
     now_ns: int | None = None,
 ) -> Found:
     """What :func:`connections` gives, before anything is made of it. A million connections take some 120 MB."""
-    now_ns = time.monotonic_ns() if now_ns is None else now_ns
+    now_ns = monotonic_ns() if now_ns is None else now_ns
     names, settings = proxy_names(maps), active_settings(maps)
     wanted = Wanted(chosen_early(query), lambda rows: matching(rows, query, names))
     parts = [gather(maps, version, wanted, settings, now_ns) for version in VERSIONS]
@@ -230,7 +230,7 @@ def count(
 ) -> Counts:
     """How many live connections there are, without making a row of each. ``see`` is shown all entries on the way, some
     at a time."""
-    now_ns = time.monotonic_ns() if now_ns is None else now_ns
+    now_ns = monotonic_ns() if now_ns is None else now_ns
     proxies: Counter[int] = Counter()
     targets: Counter[int] = Counter()
     held: dict[int, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +23,7 @@ from reconciler.kernel.conntable import (
 )
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import Position, step
+from reconciler.kernelclock import monotonic_ns
 from reconciler.state.selection import Query
 
 AT_ONCE: Final = 1 << 16
@@ -52,7 +52,7 @@ class Flusher:
         """Go on for some entries. None: it is done. Raises :class:`KernelError`."""
         if not self._left:
             return None
-        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        now_ns = monotonic_ns() if now_ns is None else now_ns
         turn, names = self._left[0], proxy_names(maps)
         ended = together(
             _end(maps, *self._meant(maps, turn, keys, values, names), now_ns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from reconciler.kernel.conntable import (
 )
 from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.scan import Position, step
+from reconciler.kernelclock import monotonic_ns
 
 AT_ONCE: Final = 1 << 18
 """So many entries of each family are looked at in one go: a fifth of a second."""
@@ -62,7 +62,7 @@ class Sweeper:
         A connection that is taken up again between the reading and the deleting loses its entries; its next packet
         makes new ones, by the same choice. The programs treat an expired entry as absent anyway.
         """
-        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        now_ns = monotonic_ns() if now_ns is None else now_ns
         settings = active_settings(maps)
         return together(
             _sweep(maps, Table.alone(version, keys, values), settings, now_ns)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from reconciler import kernelclock
 from reconciler.answers import from_json, to_json
 from reconciler.errors import RevproxyError
 from reconciler.runtime.logger import Logger
@@ -115,4 +115,4 @@ def boot_id() -> str:
 
 def boot_clock() -> float:
     """Seconds since the machine was started, sleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return kernelclock.boot_sec()

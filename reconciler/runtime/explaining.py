@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -17,6 +16,7 @@ from reconciler.kernel.arrays import join
 from reconciler.kernel.frames import Packet
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.probe import Entry, connection_key
+from reconciler.kernelclock import monotonic_ns
 from reconciler.runtime.probing import Answer, Prober, drop_reason, results, why_passed
 from reconciler.state.desired import Causes
 from reconciler.state.facts import Interface
@@ -208,7 +208,7 @@ def _live_connection(maps: Maps, asked: Question) -> tuple[tuple[Entry, ...], An
     keys, values = join([each for each, _ in pairs], key), join([each for _, each in pairs], value)
     peer = np.asarray([1, 0] if len(pairs) == 2 else [-1], np.int64)
     found = conntable.Table(version, keys, values, peer)
-    now_ns = time.monotonic_ns()
+    now_ns = monotonic_ns()
     if conntable.expired_entries(found, conntable.active_settings(maps), now_ns).any():
         return (), None
     return tuple(pairs), connections.connection(found, 0, conntable.proxy_names(maps), now_ns)
