@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.validators import extend
 
-from reconciler.config import SourcePorts, default_settings, schema
+from reconciler.config import SourcePorts, default_settings, parse_sources, schema
 from reconciler.config.explain import UNSUPPORTED_KEYS
 from reconciler.config.formats import Formats
 from reconciler.config.predicate import Compiler, is_integer, pattern
+from reconciler.errors import ConfigError
 from tests.thorough import examples
 from tests.unit.config.strategies import DOCUMENTS
 
@@ -123,6 +125,35 @@ REFERENCE = reference()
 @example({"apiVersion": "revproxy/v1", "proxies": [{"name": "a\n", "listen": {}, "default_target": {"ip": "::"}}]})
 def test_the_fast_check_agrees_with_jsonschema(document: Any) -> None:
     assert Compiler(SCHEMA, Formats().known).predicate(SCHEMA)(document) == REFERENCE.is_valid(document)
+
+
+ANYTHING = [0, 1, 99, 443, 600, 70000, "x", "200-299", "/ca", True, None, [], [99], [443], {}, {"ip": "10.0.0.1"}]
+
+
+@pytest.mark.parametrize("key", ["port", "default_target", "target", "expected_codes", "verify"])
+def test_what_jsonschema_refuses_no_file_may_hold(key: str) -> None:
+    for value in ANYTHING:
+        given = {key: [value] if key == "expected_codes" else value}
+        proxy = {
+            "name": "web",
+            "listen": {"interfaces": ["eth0"], "port": given.get("port", 80)},
+            "default_target": given.get("default_target", {"ip": "10.0.0.1", "port": 80}),
+            "source_routes": [{"source": "10.0.0.0/8", "target": given.get("target", {"ip": "10.0.0.1"})}],
+            "health_check": {
+                "type": "https",
+                "port": 443,
+                "expected_codes": given.get("expected_codes", [200]),
+                "verify": given.get("verify", True),
+            },
+        }
+        document = {"apiVersion": "revproxy/v1", "proxies": [proxy]}
+        try:
+            parse_sources({"a.json": json.dumps(document).encode()})
+        except ConfigError:
+            refused = True
+        else:
+            refused = False
+        assert refused != REFERENCE.is_valid(document), value
 
 
 ADDRESS_TEXT = (
