@@ -20,6 +20,7 @@ from reconciler.kernel import (
     host,
     layout,
     links,
+    neighbours,
     privilege,
     store,
     support,
@@ -270,13 +271,14 @@ class Live(LiveTables):
         # What only our programs make harmless goes before them.
         removed += self._restore_sysctls(observed, (name for name in observed.remembered if opens(name)))
         seen = links.observe_attachments(own)
+        others = neighbours.instances(seen.interfaces.values(), self._bpffs_dir)
         for attachment in seen.attachments.values():
             links.detach(attachment, own, self._gateway, self.programs.kept)
             removed.append(f"detached from {attachment.name}")
             if attachment.taken_over:
                 removed.append(f"put {attachment.taken_over} back on {attachment.name}")
         removed += self._let_go(own, seen)
-        removed += self._restore_sysctls(observed, (name for name in observed.remembered if not opens(name)))
+        removed += self._restore_sysctls(observed, (name for name in observed.remembered if not opens(name)), others)
         there = self.maps.root.exists()
         self.programs.remove()
         self.probe.remove()
@@ -290,13 +292,17 @@ class Live(LiveTables):
         bpffs.release(self._bpffs_dir, self._gateway)
         return tuple(removed)
 
-    def _restore_sysctls(self, observed: Observed, names: Iterable[str]) -> Iterator[str]:
-        """A value that somebody else has changed since is not ours to put back."""
+    def _restore_sysctls(self, observed: Observed, names: Iterable[str], others: Sequence[Path] = ()) -> Iterator[str]:
+        """A value that somebody else has changed since is not ours to put back, nor one that another instance needs."""
         for name in names:
             before, after = observed.remembered[name]
-            if observed.state.sysctls.get(name) == after and before != after:
-                sysctls.write(name, before, self._gateway)
-                yield f"sysctl {name} back to {before}"
+            if observed.state.sysctls.get(name) != after or before == after:
+                continue
+            if heir := neighbours.hand_over(others, name, before, after, self._gateway):
+                yield f"sysctl {name} left to the instance of {heir}"
+                continue
+            sysctls.write(name, before, self._gateway)
+            yield f"sysctl {name} back to {before}"
 
     def _let_go(self, own: OwnPrograms, seen: links.ObservedAttachments) -> Iterator[str]:
         """Unpin programs of others that are not to be put back any more; why, in words."""

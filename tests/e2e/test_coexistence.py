@@ -17,6 +17,7 @@ from tests.e2e.instance import Instance, web
 from tests.e2e.watching import Requests, attached, held
 
 XDP_PASS, TC_UNSPEC = 2, -1
+LO_FORWARDING = "net/ipv4/conf/lo/forwarding"
 
 
 @contextmanager
@@ -73,10 +74,19 @@ def test_a_second_instance_beside_the_first() -> None:
                 assert {each["name"] for each in second.json("status")["interfaces"]} == {"eth2", "eth3"}
                 second.ctl("down")
                 assert (held(first), {name: attached(lab)[name] for name in ("eth0", "eth1")}) == before
-            assert set(requests.answers) == {one.name}
-            assert [xdp_id(lab, name) for name in ("eth2", "eth3")] == [None, None]
+                # The one that came first goes: what it has set of lo is the other one's to put back.
+                before_second = lab.proxy.read_sysctl(LO_FORWARDING)
+                second.ctl("apply", "--yes")
             first.ctl("status")
             first.ctl("down")
+            assert lab.proxy.read_sysctl(LO_FORWARDING) == before_second == "1"
+            assert second.json("diff", status=0)["changes"] == []
+            answer = two.namespace.run("curl", "-sf", "--max-time", "5", f"http://{gateway}/").stdout
+            assert answer.split()[0] == three.name
+            second.ctl("down")
+            assert lab.proxy.read_sysctl(LO_FORWARDING) == "0"
+            assert set(requests.answers) == {one.name}
+            assert [xdp_id(lab, name) for name in ("eth2", "eth3")] == [None, None]
 
 
 def test_native_refuses_where_a_foreign_xdp_program_is(lab: Lab, instance: Instance, foreign_xdp: int) -> None:
