@@ -380,3 +380,13 @@ def test_hundred_thousand_routes_are_read_in_under_a_second(tmp_path: Path) -> N
         assert found.state == wanted
         assert not found.unfinished
         instance.close()
+
+
+def test_ports_that_targets_keep_are_no_unfinished_business(instance: Instance) -> None:
+    """A target without a port has that of every listener of its proxy."""
+    wanted = replace(STATE, listeners={**STATE.listeners, listener("2001:db8::1", 8081): "web"})
+    execute(instance.plan(wanted, "more"), instance.context)
+    assert instance.observe().ports == {80: 3, 53: 3, 8081: 3}
+    assert not instance.observe().unfinished
+    recover(instance.maps)
+    assert instance.observe().ports == {80: 3, 53: 3, 8081: 3}
