@@ -16,6 +16,7 @@ from tests.kernel import packetreading as reading
 from tests.kernel.packetmodel import EGRESS, INGRESS, XDP, Entry, Model
 from tests.kernel.packetreading import ETHERNET, TCP, UDP, Key
 from tests.kernel.packetsetting import Listener, Proxy, Setting, Slot, Target
+from tests.kernel.packetstamps import random_options
 
 STRANGER_MAC = bytes.fromhex("0200000000ff")
 LISTEN = {4: ["10.0.1.1", "10.0.2.1", "203.0.113.10"], 6: ["fd00:1::1", "fd00:2::1", "2001:db8::10"]}
@@ -300,27 +301,7 @@ class Generator:
         check = rng.choices(["right", "wrong", "none", "partial"], [80, 6, 8 if key[4] == UDP else 1, 4])[0]
         if key[4] == UDP and entry is not None and len(payload) % 2 == 0 and payload and rng.random() < 0.1:
             payload = self._zero_after(key, entry, payload)
-        return transport(key, flags, payload, check, self._options(), rng)
-
-    def _options(self) -> bytes:
-        """TCP's, with timestamps as many systems place them, and as none should."""
-        rng = self.rng
-        stamps = b"\x08\x0a" + rng.choice([rng.randbytes(8), rng.randbytes(4) + bytes(4), b"\xff" * 8])
-        options = rng.choice(
-            [
-                b"",
-                b"\1" * rng.choice([12, 40]),
-                b"\1\1" + stamps,
-                b"\2\4\5\xb4\4\2" + stamps + b"\1\3\3\7",
-                b"\2\4\5\xb4\1\3\3\6\1\1" + stamps + b"\4\2\0\0",
-                b"\1" * rng.choice([0, 1, 3, 5, 15, 16, 27]) + stamps,
-                b"\3\3\7" + stamps,
-                b"\1\1" + stamps[: rng.randrange(2, 10)],
-                rng.choice([b"\0", b"\5\0", b"\x08\x09", b"\5\1", b"\xfe\xff"]) + stamps,
-                rng.randbytes(rng.choice([4, 20])) + stamps,
-            ]
-        )
-        return options.ljust(-(-len(options) // 4) * 4, rng.choice([b"\0", b"\1"]))[:40]
+        return transport(key, flags, payload, check, random_options(rng), rng)
 
     def _zero_after(self, key: Key, entry: Entry, payload: bytes) -> bytes:
         """A payload with which the rewritten packet's checksum comes out as zero."""

@@ -17,6 +17,7 @@ from tests.kernel import packetreading as reading
 from tests.kernel.packetreading import ETHERNET, TCP, UDP, Key, Packet
 from tests.kernel.packets import SEED, fold, hash3
 from tests.kernel.packetsetting import Setting, Slot, Surroundings, Target, Way
+from tests.kernel.packetstamps import restamp, stamp_of
 
 XDP, INGRESS, EGRESS = "xdp", "tc_ingress", "tc_egress"
 PASS, DROP, REDIRECT, TX = "pass", "drop", "redirect", "tx"
@@ -27,7 +28,6 @@ HEARD_ANY, HEARD_SYN, HEARD_FIN, HEARD_RST, HEARD_PLAIN, HEARD_ON = 1, 2, 4, 8, 
 # Of a group other members are tried, of a fullnat target other ports, when the answers would be another connection's.
 CHOICES, CHOICE_STEP = 8, 0x9E3779B9
 PORTS_TRIED, IN_TURN, DRAW_NS, PORT_TURNS = 32, 4, 1 << 29, 65536
-STAMP_NS = 1 << 17  # the clock of timestamps
 
 
 @dataclass(slots=True)
@@ -90,12 +90,12 @@ class Arrival:
 
 class Model:
     """Starts without connections, and no port of full NAT had its turn. ``active`` is the slot that packets see,
-    ``stamp`` what the clock for TCP timestamps says."""
+    ``clock`` what the clock for TCP timestamps says."""
 
     def __init__(self, setting: Setting, surroundings: Surroundings) -> None:
         self.setting, self.surroundings = setting, surroundings
         self.turns: Counter[int] = Counter()
-        self.active = self.stamp = 0
+        self.active = self.clock = 0
         self.connections: dict[Key, Entry] = {}
         self.fragments: dict[tuple[bytes, bytes, bytes, int], tuple[int, int, int]] = {}
         self.addressed: set[str] = set()  # interfaces at which TC has seen a frame for this host
@@ -332,7 +332,7 @@ class Model:
             proxy.mode == "fullnat",
             arrival.now,
             own=arrival.heard,
-            stamp=stamp_of(arrival, self.stamp) if proxy.mode == "fullnat" else 0,
+            stamp=stamp_of(arrival.frame, arrival.packet, self.clock) if proxy.mode == "fullnat" else 0,
         )
 
     def _destination(self, number: int, source: bytes) -> str:
@@ -476,35 +476,10 @@ def port_draw(key: Key, attempt: int, ports: tuple[int, int], now: int, begin: i
     return first + hash3(start, attempt, 0, SEED) % count
 
 
-def stamp_of(arrival: Arrival, stamp: int) -> int:
-    """What full NAT adds to a client's timestamps: they then begin as our clock's. 0: it has none."""
-    at = reading.timestamps_at(arrival.frame, arrival.packet)
-    if not at or arrival.packet.flags & (reading.SYN | reading.ACK) != reading.SYN:
-        return 0
-    return (stamp - number(arrival.frame, at) & 0xFFFFFFFF) or 1
-
-
-def number(frame: bytes | bytearray, at: int) -> int:
-    return int.from_bytes(frame[at : at + 4], "big")
-
-
-def restamp(frame: bytearray, packet: Packet, entry: Entry) -> None:
-    """The client's timestamps as the target is to see them, and their echoes as the client is to."""
-    at = reading.timestamps_at(frame, packet)
-    if not at or not entry.stamp:
-        return
-    at += 4 if entry.reply else 0
-    before = reading.total(frame[packet.content : at + 4])
-    known = number(frame, at)
-    value = known + (entry.stamp if not entry.reply else -entry.stamp if known else 0) & 0xFFFFFFFF
-    frame[at : at + 4] = value.to_bytes(4, "big")
-    reading.mend(frame, packet.content + 16, before, reading.total(frame[packet.content : at + 4]))
-
-
 def rewritten(arrival: Arrival, entry: Entry, way: Way | None = None) -> bytes:
     """The frame as it leaves; without a way, or towards the stack, no hop further."""
     packet, out = arrival.packet, bytearray(arrival.frame)
-    restamp(out, packet, entry)
+    restamp(out, packet, entry.stamp, reply=entry.reply)
     sums = reading.write_addresses(out, ETHERNET, packet.version, entry.source, entry.destination)
     if packet.fragment != "later":
         reading.write_ports(out, packet.content, packet.protocol, entry.sport, entry.dport, sums, packet.end)

@@ -12,9 +12,8 @@ ICMP4, TCP, UDP, ICMP6 = 1, 6, 17, 58
 HOP_BY_HOP, FRAGMENT, DESTINATION_OPTIONS = 0, 44, 60
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
-# How far a chain of IPv6 extension headers is followed, and TCP options: bounds of ours, not of an RFC.
+# How far a chain of IPv6 extension headers is followed: a bound of ours, not of an RFC.
 EXTENSIONS, EXTENSION_BYTES = 4, 64
-TCP_OPTIONS = 16
 
 Key = tuple[bytes, bytes, int, int, int]  # source, destination, source port, destination port, protocol
 
@@ -108,25 +107,6 @@ def read_ports(frame: bytes, packet: Packet) -> bool:
     if packet.protocol == TCP:
         packet.flags = frame[at + 13]
     return True
-
-
-def timestamps_at(frame: bytes | bytearray, packet: Packet) -> int:
-    """Offset of the values in TCP's timestamps option, what is said before what is echoed; 0 if there are none."""
-    if packet.protocol != TCP or packet.fragment == "later":
-        return 0
-    at, end = packet.content + 20, packet.content + (frame[packet.content + 12] >> 4) * 4
-    if end > packet.end:
-        return 0
-    for _ in range(TCP_OPTIONS):
-        if at + 10 > end or not frame[at]:
-            return 0
-        if frame[at : at + 2] == b"\x08\x0a":
-            return at + 2
-        length = 1 if frame[at] == 1 else frame[at + 1]
-        if not length:
-            return 0
-        at += length
-    return 0
 
 
 def checksum_at(protocol: int) -> int:

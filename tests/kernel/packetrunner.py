@@ -36,9 +36,10 @@ from tests.kernel.dataplane import (
     pack,
 )
 from tests.kernel.packetgenerator import Step
-from tests.kernel.packetmodel import DRAW_NS, DROP, EGRESS, PASS, REDIRECT, SECOND_NS, STAMP_NS, TX, XDP, Entry, Model
-from tests.kernel.packetreading import Key, read_packet, read_ports, timestamps_at
+from tests.kernel.packetmodel import DRAW_NS, DROP, EGRESS, PASS, REDIRECT, SECOND_NS, TX, XDP, Entry, Model
+from tests.kernel.packetreading import Key
 from tests.kernel.packetsetting import Setting, Slot, Surroundings, Way
+from tests.kernel.packetstamps import clock_between
 
 C = layout.CONSTANTS
 ALT_MAC, OTHER_MAC = bytes.fromhex("020000000005"), bytes.fromhex("020000000006")
@@ -292,7 +293,7 @@ class Runner:
             traces.not_applicable += 1  # the kernel makes no packet of it
             return
         now = coarse_ns()
-        model.stamp = stamp_between(frame, started, time.monotonic_ns())
+        model.clock = clock_between(frame, started, time.monotonic_ns())
         if before // DRAW_NS != now // DRAW_NS:  # which of the two did the programs see?
             tried = copy.deepcopy(model)
             if tried.packet(step.hook, step.interface, step.frame, before, step.gso) == (verdict, frame):
@@ -390,16 +391,6 @@ class Runner:
             assert value is not None
             out[number] = {name: int(value[name].sum()) for name in layout.target_stats.names or ()}
         return out
-
-
-def stamp_between(frame: bytes, started: int, ended: int) -> int:
-    """What the programs' clock for timestamps said, which a packet that opens a connection then says; if it is not one
-    that it can have said while they ran, one that it can."""
-    packet = read_packet(frame)
-    at = timestamps_at(frame, packet) if packet and read_ports(frame, packet) else 0
-    said = int.from_bytes(frame[at : at + 4], "big")
-    ago = ended // STAMP_NS - said & 0xFFFFFFFF
-    return said if at and ago <= ended // STAMP_NS - started // STAMP_NS else ended // STAMP_NS & 0xFFFFFFFF
 
 
 def destination(text: str) -> int:
