@@ -167,9 +167,11 @@ def test_ctrl_c_at_the_question(key: bytes, status: int, word: bytes) -> None:
     try:
         while b"?" not in text:
             text += os.read(terminal, 1000)
+        os.write(terminal, key)
         with contextlib.suppress(OSError):  # EIO: all is read
-            while True:  # a key before readline is there is lost
-                os.write(terminal, key)
+            while True:
+                if key == b"\x04":  # is lost if it comes before readline is there
+                    os.write(terminal, key)
                 while select.select([terminal], [], [], 0.2)[0]:
                     text += os.read(terminal, 1000)
     finally:
