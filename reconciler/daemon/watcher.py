@@ -155,6 +155,7 @@ class Watcher:
         self._inotify = inotify
         self.fingerprints = FilesAndHead(directory) if head else Fingerprints(directory)
         self._wake, self._stopping = threading.Event(), threading.Event()
+        self._moved = threading.Event()  # a directory on the way may be another one by the same number
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._observer: Any = None  # watchdog's Observer is a variable, not a type
         self._armed: Mapping[str, tuple[_Identity, frozenset[str]]] = {}
@@ -219,20 +220,22 @@ class Watcher:
         """Watch what has to be watched now; nothing to do while every watched directory is still the same one."""
         if not self._inotify:
             return
-        wanted = {}
+        wanted, moved = {}, self._moved.is_set()
+        if moved:
+            self._moved.clear()
         for path, names in watch_points(self._directory, self._links).items():
             try:
                 found = Path(path).stat()
             except OSError:
                 continue  # gone in this moment; the next look sees what came instead
             wanted[path] = ((found.st_dev, found.st_ino), names)
-        if wanted == self._armed:
+        if wanted == self._armed and not moved:
             return
         self._disarm()
         observer = Observer()
         try:
             for path, (_, names) in wanted.items():
-                observer.schedule(_Handler(self._wake, names), path, **_only_changes(observer))
+                observer.schedule(_Handler(self._wake, self._moved, names), path, **_only_changes(observer))
             observer.start()
         except OSError:
             observer.stop()
@@ -259,10 +262,11 @@ def _only_changes(observer: Any) -> dict[str, Any]:
 
 
 class _Handler(FileSystemEventHandler):
-    """Sets an event when something with one of the names changed (every name: empty set)."""
+    """Sets ``wake`` when something with one of the names changed (every name: empty set), and ``moved`` if there are
+    names: those of directories and links on the way. One made anew often gets the number of the one removed."""
 
-    def __init__(self, wake: threading.Event, names: frozenset[str]) -> None:
-        self._wake, self._names = wake, names
+    def __init__(self, wake: threading.Event, moved: threading.Event, names: frozenset[str]) -> None:
+        self._wake, self._moved, self._names = wake, moved, names
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type not in _CHANGES:
@@ -271,4 +275,5 @@ class _Handler(FileSystemEventHandler):
             ends = (event.src_path, getattr(event, "dest_path", ""))
             if not any(os.path.basename(os.fsdecode(end)) in self._names for end in ends if end):  # noqa: PTH119
                 return
+            self._moved.set()
         self._wake.set()

@@ -153,6 +153,20 @@ def test_a_directory_removed_and_made_anew_is_followed(start: Start, directory: 
     changes.wait(3)
 
 
+def test_a_directory_made_anew_under_the_same_number_is_followed(start: Start, directory: Path) -> None:
+    """At once, as tools do that write all of it: it has the number of the one before on most file systems."""
+    changes = start(directory)
+    for text in ("two", "three", "four"):
+        before = changes.count
+        shutil.rmtree(directory)
+        directory.mkdir()
+        (directory / "a.yaml").write_text(text)
+        changes.wait(before + 1)
+        changes.stay(before + 1)
+        (directory / "a.yaml").write_text(f"{text} more")
+        changes.wait(before + 2)
+
+
 def test_an_exchanged_directory_is_told(start: Start, directory: Path, tmp_path: Path) -> None:
     changes = start(directory)
     (tmp_path / "other").mkdir()
