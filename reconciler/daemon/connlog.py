@@ -70,9 +70,9 @@ class ConnectionBatch:
 
 def marks(events: Array) -> list[int]:
     """A number for each connection, by its addresses, ports and birth."""
-    found = events["created_ns"].astype(np.uint64)
+    found = np.zeros(len(events), np.uint64)
     ports = events["client_port_be"].astype(np.uint64) << np.uint64(16) | events["listen_port_be"].astype(np.uint64)
-    columns = [ports, events["protocol"].astype(np.uint64)]
+    columns = [events["created_ns"].astype(np.uint64), ports, events["protocol"].astype(np.uint64)]
     for name in ("client", "listen"):
         columns += list(np.ascontiguousarray(events[f"{name}_be"]).view(np.uint64).reshape(len(events), 2).T)
     for column in columns:

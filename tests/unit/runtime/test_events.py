@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 
 from reconciler.api.streams import as_answer
-from reconciler.daemon.connlog import CLOSED, OPENED, ConnectionBatch
+from reconciler.daemon.connlog import CLOSED, OPENED, ConnectionBatch, marks
 from reconciler.kernel import layout
 from reconciler.runtime.events import Events, Slice
 
@@ -93,6 +93,15 @@ def mixed(count: int) -> ConnectionBatch:
     # Whole milliseconds: which way halves are rounded is no matter.
     rows["time_ns"] = rows["created_ns"] + (chance.integers(-10, 10**8, count) * 10**6).astype(np.uint64)
     return ConnectionBatch(rows, {0: "web", 1: 'a "b"\\', 2: "ö\ufffd"})
+
+
+def test_connections_begun_one_after_the_other_are_told_apart() -> None:
+    """Their ports and the ticks at which they began go up together."""
+    rows = np.zeros(64 * 256, layout.connection_event)
+    number = np.arange(len(rows))
+    rows["client_port_be"] = 30000 + number % 256 * 64
+    rows["created_ns"] = (1 << 30) + (number // 256 << layout.CREATED_SHIFT)
+    assert len(set(marks(rows))) == len(rows)
 
 
 def test_lines_say_what_events_say() -> None:
