@@ -86,7 +86,7 @@ class Traffic:
         listen = (lab.proxy4 if version == 4 else lab.proxy6, MODES[mode])
         self.name = f"IPv{version} {mode}"
         self.datagrams = connect(lab.client, listen, kind=socket.SOCK_DGRAM)
-        self.stream = connect(lab.client, listen, timeout_sec=20)
+        self.stream = connect(lab.client, listen, timeout_sec=40)
         self.sent: dict[int, float] = {}
         self.answered: set[int] = set()
         self.failures: list[BaseException] = []
@@ -214,7 +214,7 @@ def test_a_machine_that_took_over_an_address_without_a_word_is_found(lab: Lab) -
             each.flows()
         backend.ip(f"link set eth0 address {mac}")
         for each in flows:
-            each.flows(timeout_sec=20)
+            each.flows(timeout_sec=40)
         for version in (4, 6):
             (known,) = lab.proxy.ip_json("neigh", "show", FIRST[version], "dev", "eth1")
             assert known["lladdr"] == mac
