@@ -55,7 +55,7 @@ static __always_inline int F(rewrite)(void *ctx, int hook, const struct F(packet
 	for (int i = 0; i < ADDRESS_WORDS; i++)
 		addresses += difference32(p->key.saddr_be[i], e->saddr_be[i]) +
 			     difference32(p->key.daddr_be[i], e->daddr_be[i]);
-	if (what & REWRITE_STAMP)
+	if ((what & REWRITE_STAMP) && e->c.stamp)
 		ports += F(restamp)(ctx, hook, p, &e->c);
 	/* The hop limit shares its word with the protocol (IPv4) or the next header (IPv6). */
 	if (what & REWRITE_HOP)

@@ -205,7 +205,6 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	reply->sport_be = p->key.dport_be;
 	reply->dport_be = p->key.sport_be;
 	reply->c.created = fresh->c.created;
-	reply->c.stamp = fresh->c.stamp;
 	reply->c.last_ns = fresh->c.last_ns;
 	reply->c.proxy = fresh->c.proxy;
 	reply->c.target = fresh->c.target;
@@ -277,8 +276,6 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		return verdict_pass(hook);
 
 	__builtin_memset(fresh, 0, sizeof(*fresh));
-	if (proxy->mode == MODE_FULLNAT)
-		fresh->c.stamp = F(stamp_of)(ctx, hook, p);
 	verdict = F(choose)(hook, p, proxy, settings, scratch, active);
 	if (verdict != GO_ON)
 		return verdict;
@@ -357,19 +354,14 @@ static __always_inline int F(open)(void *ctx, int hook)
 		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	}
-	if (scratch->begun && !scratch->fresh.c.stamp)
+	if (scratch->begun && !(scratch->fresh.c.flags & CONNECTION_FULLNAT))
 		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, 0);
-	e = scratch->begun ? (void *)&scratch->fresh : lookup(MAPF(CONNECTION), &p.key);
-	if (!e)
-		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	if (e->c.stamp) {
-		call(ctx, hook, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
-		return verdict_drop(hook, OUTCOME_DROP_ERROR);
-	}
-	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now, 0);
+	call(ctx, hook, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
+	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }
 
-/* XDP: called for a connection whose timestamps change. */
+/* XDP: called for a connection whose timestamps change; for each that full NAT has begun, and those that another CPU has
+ * just begun. */
 static __always_inline int F(stamp_called)(struct xdp_md *ctx)
 {
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
@@ -380,10 +372,13 @@ static __always_inline int F(stamp_called)(struct xdp_md *ctx)
 
 	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_XDP, &p))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
-	if (scratch->begun)
-		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, REWRITE_STAMP);
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (!e)
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_TABLE_FULL);
+	if (scratch->begun) {
+		if (p.opens)
+			scratch->fresh.c.stamp = F(begin_stamp)(ctx, HOOK_XDP, &p, e, (void *)&scratch->key);
+		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, REWRITE_STAMP);
+	}
 	return F(forward_xdp)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now, REWRITE_STAMP);
 }

@@ -253,6 +253,8 @@ static __always_inline int F(forward_called)(struct __sk_buff *ctx)
 	if (!e)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
 	p.heard &= scratch->begun - 1; /* nothing, if the entries say so already */
+	if (scratch->begun && p.opens && (e->c.flags & CONNECTION_FULLNAT))
+		F(begin_stamp)(ctx, HOOK_TC_INGRESS, &p, e, (void *)&scratch->key);
 	if (e->c.stamp && F(restamp_skb)(ctx, &p, &e->c))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 	return F(forward_tc)(ctx, &p, e, &settings->slot[scratch->active & 1], ctl, scratch->now);

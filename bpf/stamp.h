@@ -54,15 +54,24 @@ static __always_inline u32 F(find_stamps)(void *ctx, int hook, const struct F(pa
 	return 0;
 }
 
-/* By what the timestamps of the connection that this packet opens are to change; 0: they are not. */
-static __always_inline u32 F(stamp_of)(void *ctx, int hook, const struct F(packet) *p)
+/* Notes in both entries, e and its answers', by what the timestamps of the connection that this packet has opened are to
+ * change, and returns it; 0: they are not. Not where the entries are made, whose branches are many enough for the
+ * verifier. */
+static __always_inline u32 F(begin_stamp)(void *ctx, int hook, const struct F(packet) *p, struct F(connection) *e,
+					  struct F(connection_key) *reply_key)
 {
-	u32 at = p->opens ? F(find_stamps)(ctx, hook, p) : 0;
+	u32 at = F(find_stamps)(ctx, hook, p);
 	u8 *option = packet_start(ctx, hook) + (p->l4_offset & 0xff) + (at & 0x3f);
+	struct F(connection) *reply;
 
 	if (!at || (void *)(option + STAMPS_BYTES) > packet_end(ctx, hook))
 		return 0;
-	return (u32)(bpf_ktime_get_ns() >> STAMP_SHIFT) - bpf_ntohl(*(__be32 *)(option + STAMP_SAID)) ?: 1;
+	e->c.stamp = (u32)(bpf_ktime_get_ns() >> STAMP_SHIFT) - bpf_ntohl(*(__be32 *)(option + STAMP_SAID)) ?: 1;
+	F(reverse_key)(e, IPPROTO_TCP, reply_key);
+	reply = lookup(MAPF(CONNECTION), reply_key);
+	if (reply)
+		reply->c.stamp = e->c.stamp;
+	return e->c.stamp;
 }
 
 /* Changes them; what the checksum has to be changed by. */
