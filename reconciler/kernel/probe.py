@@ -59,7 +59,7 @@ SHARED: Final = frozenset(
 )
 """Maps that programs only read."""
 
-CALLED: Final = ("open", "forward", "reset")
+CALLED: Final = ("open", "forward", "stamp", "reset")
 """What a TCP or UDP packet is passed on to by tail calls."""
 
 _CONNECTIONS: Final = 16

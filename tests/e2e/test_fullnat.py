@@ -185,6 +185,10 @@ def test_targets_that_remember_a_port_take_new_connections_from_there(mode: str,
         wait_for(lambda what=command: len(backend.run(*what).stdout.splitlines()) == ports, "memories of all ports")
     refused = backend.run("nstat", "-asz", "TcpExtPAWSTimewait").stdout.split()[-2]
     assert int(refused) == 0
+    # The way to the targets is known now, so that the probe of a change goes it to the end.
+    for listen in (lone.proxy4, lone.proxy6):
+        ask_udp(lone.client, (listen, 7))
+    instance.apply(config(lone, f"{{source_ports: {{first: 20000, last: {last}}}, xdp_mode: {mode}}}", backends=2))
     assert lone.checksum_errors() == {}
 
 
