@@ -136,32 +136,8 @@ static __always_inline int F(unusual)(void *ctx, int hook)
 	return TC_ACT_UNSPEC;
 }
 
-/* A live connection's packet: by the way its entry remembers, if that is all there is to it. For everything else there
- * is another program, since the verifier would follow each way of parsing through all of it. */
-static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
-					    struct settings *settings, struct control *control, u64 now, u32 active)
-{
-	const struct way *out = way_of(fresh_way(&e->c, control->generation, now));
-	struct scratch *scratch;
-
-	if ((settings->flags & SETTING_FAST_PATH) && out && p->hop_limit > 1 && p->length <= out->mtu && !e->c.stamp) {
-		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
-			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-		F(account)(e, p, now, OUTCOME_REDIRECT_TC);
-		return bpf_redirect(out->ifindex, 0);
-	}
-	scratch = lookup_index(MAP(SCRATCH), 0);
-	if (scratch) {
-		scratch->now = now;
-		scratch->active = active;
-		scratch->begun = 0;
-		call(ctx, HOOK_TC_INGRESS, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
-	}
-	return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-}
-
-/* XDP: a connection whose timestamps change has a program of its own, so that the others' is short. */
-static __always_inline int F(to_stamp)(struct xdp_md *ctx, u64 now, u32 active)
+/* Another program goes on with a live connection's packet. */
+static __always_inline int F(to_forward)(void *ctx, int hook, u64 now, u32 active)
 {
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
 
@@ -169,9 +145,26 @@ static __always_inline int F(to_stamp)(struct xdp_md *ctx, u64 now, u32 active)
 		scratch->now = now;
 		scratch->active = active;
 		scratch->begun = 0;
-		call(ctx, HOOK_XDP, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
+		call(ctx, hook, hook == HOOK_XDP ? (FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6) :
+						   (FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6));
 	}
-	return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
+	return verdict_drop(hook, OUTCOME_DROP_ERROR);
+}
+
+/* A live connection's packet: by the way its entry remembers, if that is all there is to it. For everything else there
+ * is another program, since the verifier would follow each way of parsing through all of it. */
+static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct F(packet) *p, struct F(connection) *e,
+					    struct settings *settings, struct control *control, u64 now, u32 active)
+{
+	const struct way *out = way_of(fresh_way(&e->c, control->generation, now));
+
+	if ((settings->flags & SETTING_FAST_PATH) && out && p->hop_limit > 1 && p->length <= out->mtu && !e->c.stamp) {
+		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
+			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+		F(account)(e, p, now, OUTCOME_REDIRECT_TC);
+		return bpf_redirect(out->ifindex, 0);
+	}
+	return F(to_forward)(ctx, HOOK_TC_INGRESS, now, active);
 }
 
 static __always_inline int F(ingress)(void *ctx, int hook)
@@ -211,8 +204,9 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 				return XDP_PASS;
 			call(ctx, hook, FAMILY == 4 ? CALL_RESET4 : CALL_RESET6);
 		}
+		/* A program of its own, so that the others' is short. */
 		if (!replace && hook == HOOK_XDP && e->c.stamp)
-			return F(to_stamp)(ctx, now, active);
+			return F(to_forward)(ctx, hook, now, active);
 		if (!replace && hook == HOOK_XDP)
 			return F(forward_xdp)(ctx, &p, e, &settings->slot[active], ctl, now, 0);
 		if (!replace)
