@@ -8,9 +8,9 @@
 #define HOOK_TC_INGRESS 1
 #define HOOK_TC_EGRESS 2
 
-/* Longest headers read: Ethernet, IPv6 with some extensions, TCP without options; or an ICMPv6 error with the headers
+/* Longest headers read: Ethernet, IPv6 with some extensions, TCP with its options; or an ICMPv6 error with the headers
  * it quotes. */
-#define HEADERS_MAX (ETH_HLEN + 40 + 64 + 20)
+#define HEADERS_MAX (ETH_HLEN + 40 + 64 + 60)
 
 static __always_inline void *packet_start(void *ctx, int hook)
 {
