@@ -129,6 +129,19 @@ def test_a_connection_is_told_when_it_opens_and_when_it_ends(
 
 
 @families
+def test_one_that_began_by_the_clock_of_a_cpu_that_is_ahead(plane: DataPlane, ring: EventRing, version: int) -> None:
+    asked, name, ahead = flow(version), f"connection{version}", 8
+    send(plane, "xdp", asked, "S", "<SA", "A")
+    table = Map(layout.MAPS[name], plane.fds[name], Gateway())
+    keys, values = table.items()
+    values["c"]["created"] += np.uint32(ahead)
+    table.put_many(keys, values)
+    send(plane, "xdp", asked, "R")
+    opened, closed = ring.read()
+    assert int(closed["created_ns"]) - int(opened["created_ns"]) == ahead << layout.CREATED_SHIFT
+
+
+@families
 @hooks
 def test_a_port_used_again_is_another_connection(plane: DataPlane, ring: EventRing, version: int, hook: str) -> None:
     asked = flow(version)
