@@ -340,6 +340,11 @@ def _proxy(proxy: ProxyState | None, listens: list[str] | None) -> Json | None:
         "mode": str(proxy.mode),
         "balance": str(proxy.balance),
         "connection_timeout_sec": proxy.idle_sec,
+        **{
+            f"default_ipv{version}": str(default)  # written by somebody else: no file asks for that
+            for version, default in ((4, proxy.default4), (6, proxy.default6))
+            if default is not None and {endpoint.ip.version for endpoint, _ in default.members} != {version}
+        },
     }
 
 

@@ -237,7 +237,8 @@ def _slots(delta: Delta, new: KernelState, observed: Observed, numbers: Numbers)
     if delta.settings and delta.settings[1] is not None:
         found.append(StageSettings(delta.settings[0], delta.settings[1]))
     for name, before, after in _proxy_slots(delta, old, new, old_dests, new_dests):
-        if before != after and name in proxy_ids:
+        # What leads nowhere is the same number as nothing: a slot with it is to be written all the same.
+        if (before != after or name in delta.proxies) and name in proxy_ids:
             found.append(StageProxy(proxy_ids[name], before, after))
     old_routes, new_routes = (_Routes(state.routes, len(delta.routes)) for state in (old, new))
     for key in sorted(delta.routes):

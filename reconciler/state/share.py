@@ -112,6 +112,6 @@ def table(
 
 def recipe(ids: Sequence[int], effective_weights: Sequence[int]) -> int:
     """A number that says what a table was made from, to be stored beside it: the members' ids and effective weights,
-    in whatever order."""
+    in whatever order. Of a weight that no file can ask for, but somebody can write into the maps, the lower half."""
     pairs = sorted(zip(ids, effective_weights, strict=True))
-    return zlib.crc32(np.asarray(pairs, "<u4").tobytes())
+    return zlib.crc32(np.asarray(pairs, "<u8").astype("<u4").tobytes())

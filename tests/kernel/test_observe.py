@@ -102,6 +102,19 @@ def _poke(name: str, field: str, value: int, *, sub: str = "slot") -> Callable[[
     return poke
 
 
+def _give_default(kind: str) -> Callable[[Maps], None]:
+    """Have the proxies without an IPv6 target lead IPv6 clients somewhere."""
+
+    def give(maps: Maps) -> None:
+        keys, values = maps["proxy"].items()
+        chosen = (values["slot"]["flags"][:, 0] != 0) & (values["slot"]["dest6"][:, 0] == 0)
+        assert chosen.any()
+        values["slot"]["dest6"][chosen] = layout.CONSTANTS[kind] << layout.CONSTANTS["DEST_KIND_SHIFT"] | 1
+        maps["proxy"].put_many(keys[chosen], values[chosen])
+
+    return give
+
+
 def _garbage(maps: Maps) -> None:
     """Entries that no reconciler would write."""
     keys = np.zeros(3, layout.listener_key4)
@@ -131,6 +144,10 @@ DRIFT: dict[str, Callable[[Maps], None]] = {
     "mode unknown": _poke("proxy", "mode", 77),
     "balance unknown": _poke("proxy", "balance", 77),
     "dest of unknown kind": _poke("proxy", "dest4", 0xF0000001),
+    "default of a family without one: deny": _give_default("DEST_DENY"),
+    "default of a family without one: nothing": _give_default("DEST_GROUP"),
+    "default of a family without one: an IPv4 target": _give_default("DEST_TARGET"),
+    "weight that no file has": _poke("group_member", "", 1 << 31, sub=""),
     "dest out of range": _poke("proxy", "dest4", 0x1FFFFFFF),
     "group out of range": _poke("route4", "dest", 0x2FFFFFFF),
     "route to nothing": _poke("route4", "dest", 0),
