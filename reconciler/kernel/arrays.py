@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def address(array: Array) -> int:
-    """Where the array's memory starts."""
+    """Where the array's memory starts. Keep the array: the memory goes with it, and another thread may get it."""
     return array.ctypes.data  # the array interface would describe the fields as well, in five times the time
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
-from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapType
 from reconciler.kernel.maps import Map
@@ -66,8 +66,8 @@ class EventRing:
 
 def hanging(holder: Map) -> int | None:
     """The id of the ring that hangs in the map ``event_ring``."""
-    value = np.zeros(1, layout.u32)
-    return int(value[0]) if bpf.map_lookup(holder.fd, address(np.zeros(1, layout.u32)), address(value)) else None
+    value = holder.get(0)
+    return None if value is None else int(value[0])
 
 
 def provide(holder: Map, size: int = BYTES) -> EventRing:

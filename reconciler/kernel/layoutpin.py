@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from reconciler.kernel import bpf, layout
+from reconciler.kernel.arrays import address
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapType
 
@@ -25,10 +26,11 @@ def pin(root: Path, gateway: Gateway) -> None:
     if path.exists():
         return
     packed = zlib.compress(layout.description().encode(), 9)
+    key = np.zeros(1, layout.u32)
     value = np.frombuffer(len(packed).to_bytes(_LENGTH_BYTES, "little") + packed, np.uint8).copy()
     fd = bpf.map_create(MapType.ARRAY, NAME, 4, len(value), 1)
     try:
-        bpf.map_update(fd, np.zeros(1, layout.u32).ctypes.data, value.ctypes.data)
+        bpf.map_update(fd, address(key), address(value))
         gateway.call("pin", f"map {NAME}", lambda: bpf.obj_pin(fd, str(path)))
     finally:
         os.close(fd)
@@ -50,7 +52,7 @@ def read(root: Path) -> str:
         if (info.type, info.key_size, info.max_entries) != (MapType.ARRAY, 4, 1):
             raise ValueError("it is another map")
         key, value = np.zeros(1, layout.u32), np.zeros(info.value_size, np.uint8)
-        bpf.map_lookup(fd, key.ctypes.data, value.ctypes.data)
+        bpf.map_lookup(fd, address(key), address(value))
     finally:
         os.close(fd)
     content = value.tobytes()

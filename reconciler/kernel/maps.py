@@ -183,7 +183,8 @@ class Map:
     @property
     def is_empty(self) -> bool:
         """There is no entry. (An array is never empty.)"""
-        return not bpf.map_next_key(self.fd, None, address(np.zeros(1, self.spec.key)))
+        key = np.zeros(1, self.spec.key)  # the kernel writes to it
+        return not bpf.map_next_key(self.fd, None, address(key))
 
     def sums(self) -> Array:
         """Of a per-CPU map with values of unsigned 64-bit counters: the sums over CPUs, indexed by key."""

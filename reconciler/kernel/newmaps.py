@@ -71,9 +71,9 @@ def create_map(spec: MapSpec, max_connections: int, *, show_ways: bool = True) -
 
 
 def _put_head(fd: int, spec: MapSpec, head: Array) -> None:
-    value = np.zeros(spec.value.itemsize, np.uint8)
+    key, value = np.zeros(1, layout.u32), np.zeros(spec.value.itemsize, np.uint8)
     value[: head.nbytes] = head.view(np.uint8)
-    bpf.map_update(fd, address(np.zeros(1, layout.u32)), address(value))
+    bpf.map_update(fd, address(key), address(value))
 
 
 def inner_template(spec: MapSpec) -> int:

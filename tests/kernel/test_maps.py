@@ -6,14 +6,15 @@ import ctypes as ct
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from reconciler.errors import CapacityError, KernelError
-from reconciler.kernel import bpf, groups, layout
+from reconciler.kernel import bpf, eventring, groups, layout
 from reconciler.kernel.arrays import address, prefix
 from reconciler.kernel.gateway import KILLED_STATUS, FaultGateway
 from reconciler.kernel.layout import MapType
@@ -250,6 +251,31 @@ def test_reading_one_by_one_gives_the_same(small_maps: Maps) -> None:
     single = table.items()
     assert sorted(key.tobytes() for key in batched[0]) == sorted(key.tobytes() for key in single[0])
     assert sorted(value.tobytes() for value in batched[1]) == sorted(value.tobytes() for value in single[1])
+
+
+def test_no_call_is_given_memory_that_others_may_take(small_maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the making of a call and the kernel's reading and writing, another thread may want memory."""
+    taken: list[np.ndarray] = []
+
+    def taking(call: Callable[..., object]) -> Callable[..., object]:
+        def first_take(*arguments: object) -> object:
+            taken.extend(np.full(size, 0xA5, np.uint8) for size in (4, 12) for _ in range(16))
+            return call(*arguments)
+
+        return first_take
+
+    for name in ("map_lookup", "map_next_key", "map_update"):
+        monkeypatch.setattr(bpf, name, taking(getattr(bpf, name)))
+    listeners, holder = small_maps["listener4"], small_maps["event_ring"]
+    assert listeners.is_empty
+    listeners.put_many(*_listeners(1))
+    assert not listeners.is_empty
+    assert eventring.hanging(holder) is None
+    with closing(eventring.provide(holder, mmap.PAGESIZE)) as ring:
+        assert eventring.hanging(holder) == ring.id
+    way = create_map(layout.MAPS["way"], MAX_CONNECTIONS)  # which begins with a head
+    os.close(way)
+    assert all((each == 0xA5).all() for each in taken)
 
 
 def test_value_of_another_size_is_refused(small_maps: Maps) -> None:
