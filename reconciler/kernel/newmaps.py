@@ -11,7 +11,7 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
-from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.arrays import address
 from reconciler.kernel.layout import MapSpec, MapType
 
 
@@ -58,19 +58,25 @@ def create_map(spec: MapSpec, max_connections: int, *, show_ways: bool = True) -
     finally:
         if inner:
             os.close(inner)
+    try:
+        _put_head(fd, spec, max_connections, show_ways=show_ways)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _put_head(fd: int, spec: MapSpec, max_connections: int, *, show_ways: bool) -> None:
+    """The first entry, of the maps that tell the programs there how to use the rest."""
     if spec.name in layout.HINTS.values():
         head = np.zeros(1, layout.hint_head)
         head["slots"] = spec.max_entries * max_connections
-        _put_head(fd, spec, head)
     elif spec.name == "way":
         head = np.zeros(1, layout.way_head)
         head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()
         head["show_after"] = SHOW_AFTER if show_ways else 0
-        _put_head(fd, spec, head)
-    return fd
-
-
-def _put_head(fd: int, spec: MapSpec, head: Array) -> None:
+    else:
+        return
     key, value = np.zeros(1, layout.u32), np.zeros(spec.value.itemsize, np.uint8)
     value[: head.nbytes] = head.view(np.uint8)
     bpf.map_update(fd, address(key), address(value))

@@ -25,13 +25,13 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, maps
-from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import unpack_address
 from reconciler.kernel.compiler import compile_programs, source_tag
 from reconciler.kernel.frames import Packet
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.newmaps import create_map
-from reconciler.kernel.program import MAX_CALLS, load_program
+from reconciler.kernel.program import MAX_CALLS, load_called, load_program
 from reconciler.state.objects import Endpoint
 
 OWN: Final = frozenset(
@@ -236,12 +236,7 @@ class Probe:
             fds = {**{name: self.maps[name].fd for name in SHARED}, **descriptors}
             for place, function in enumerate(layout.CALLS[calls]):
                 if function in (f"{hook}_{step}{version}" for step in CALLED):
-                    called = load_program(code, function, fds, self.gateway)
-                    key, value = np.asarray([place], "<u4"), np.asarray([called], "<u4")
-                    try:
-                        bpf.map_update(descriptors[calls], address(key), address(value))
-                    finally:
-                        os.close(called)
+                    load_called(code, function, fds, (calls, place), self.gateway)
             descriptors[entry] = load_program(code, entry, fds, self.gateway)
         except BaseException:
             for descriptor in descriptors.values():

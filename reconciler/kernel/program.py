@@ -53,10 +53,7 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
         fds = {**map_fds, **loaded}
         for name, functions in layout.CALLS.items():
             for place, function in enumerate(functions):
-                fd = load_program(code, function, fds, gateway)
-                key, value = np.asarray([place], "<u4"), np.asarray([fd], "<u4")
-                bpf.map_update(loaded[name], address(key), address(value))
-                os.close(fd)
+                load_called(code, function, fds, (name, place), gateway)
         for function in ENTRY_POINTS:
             loaded[function] = load_program(code, function, fds, gateway)
     except BaseException:
@@ -64,6 +61,18 @@ def load_set(code: ObjectCode, map_fds: Mapping[str, int], gateway: Gateway) -> 
             os.close(fd)
         raise
     return loaded
+
+
+def load_called(
+    code: ObjectCode, function: str, fds: Mapping[str, int], where: tuple[str, int], gateway: Gateway
+) -> None:
+    """Load one program that others call. ``where``: through which map, and at which place of it."""
+    fd = load_program(code, function, fds, gateway)
+    key, value = np.asarray([where[1]], layout.u32), np.asarray([fd], layout.u32)
+    try:
+        bpf.map_update(fds[where[0]], address(key), address(value))
+    finally:
+        os.close(fd)
 
 
 def load_program(code: ObjectCode, function: str, fds: Mapping[str, int], gateway: Gateway) -> int:
@@ -160,7 +169,7 @@ class Programs:
         next_tables: dict[str, maps.Map] = {}
         try:
             if operation.after.max_connections != self.maps.max_connections:
-                next_tables = self._make_next(operation.after.max_connections)
+                self._make_next(operation.after.max_connections, next_tables)
                 fds |= {name: table.fd for name, table in next_tables.items()}
             self.gateway.call("make directory", str(path), lambda: path.mkdir(parents=True, exist_ok=True))
             loaded = load_set(code, fds, self.gateway)
@@ -305,8 +314,8 @@ class Programs:
     def _next_path(self, name: str) -> Path:
         return self.maps.directory / f"{name}{NEXT}"
 
-    def _make_next(self, max_connections: int) -> dict[str, maps.Map]:
-        tables: dict[str, maps.Map] = {}
+    def _make_next(self, max_connections: int, tables: dict[str, maps.Map]) -> None:
+        """Into ``tables``: also those that are there when another can't be made."""
         for name in TABLES:
             spec = layout.MAPS[name]
             table = maps.Map(spec, create_map(spec, max_connections), self.gateway)
@@ -318,7 +327,6 @@ class Programs:
             noted = _number(values, tables[hints].max_entries - layout.HINT_PLACES - 1)
             tables[hints].put_many(values["hint"][noted], keys[noted])
             tables[name].put_many(keys, values)
-        return tables
 
     def _discard_next(self) -> None:
         if not self.maps.directory.is_dir():

@@ -1,0 +1,66 @@
+"""What can't be made leaves no descriptor open: a commit that fails is tried again and again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler.errors import KernelError
+from reconciler.kernel import bpf, layout, program
+from reconciler.kernel.compiler import ObjectCode
+from reconciler.kernel.gateway import FaultGateway, Gateway
+from reconciler.kernel.newmaps import create_map
+from reconciler.kernel.program import TABLES, Programs
+from reconciler.state.objects import ProgramState
+from reconciler.state.operations import LoadProgram
+from tests.kernel.kernelmaps import MAX_CONNECTIONS, private_maps, small_arrays
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_left() -> Iterator[None]:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    yield
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes nothing into its maps."""
+
+    def refuse(*_arguments: Any) -> None:
+        raise KernelError("update", "map", errno.ENOMEM)
+
+    monkeypatch.setattr(bpf, "map_update", refuse)
+
+
+@pytest.mark.parametrize("failing", range(1, len(TABLES) + 1))
+def test_connection_tables_of_another_size(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    monkeypatch.setattr(program, "compile_programs", lambda _source: None)
+    gateway = FaultGateway(fail_at=failing)
+    with small_arrays(), private_maps() as maps:
+        programs = Programs(maps, Path("nowhere"), gateway)
+        operation = LoadProgram(ProgramState("one", MAX_CONNECTIONS), ProgramState("two", 2 * MAX_CONNECTIONS))
+        with pytest.raises(KernelError):
+            programs.stage(operation)
+    assert gateway.calls[-1] == ("pin", f"map {TABLES[failing - 1]}_next")
+
+
+@pytest.mark.usefixtures("refusing")
+@pytest.mark.parametrize("name", ["hint4", "way"])
+def test_map_with_a_head(name: str) -> None:
+    with pytest.raises(KernelError):
+        create_map(layout.MAPS[name], MAX_CONNECTIONS)
+
+
+@pytest.mark.usefixtures("refusing")
+def test_program_that_others_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "load_program", lambda *_arguments: os.dup(0))
+    with pytest.raises(KernelError):
+        program.load_set(ObjectCode("", {}), {}, Gateway())
