@@ -31,16 +31,20 @@ _BUSY: Final = 1 << 31  # BPF_RINGBUF_BUSY_BIT: being written
 
 
 class EventRing:
-    """An open ring. Takes over the descriptor. Not thread-safe."""
+    """An open ring. Takes over the descriptor, and closes it if it raises :class:`KernelError`. Not thread-safe."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        info = bpf.map_info(fd)
-        self.id, self.size = info.id, info.max_entries
         page = mmap.PAGESIZE
-        # One page that the reader writes, one that the kernel writes, and the data, twice.
-        self._ours = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._theirs = mmap.mmap(fd, page + 2 * self.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        try:
+            info = bpf.map_info(fd)
+            self.id, self.size = info.id, info.max_entries
+            # One page that the reader writes, one that the kernel writes, and the data, twice.
+            self._ours = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._theirs = mmap.mmap(fd, page + 2 * self.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        except (KernelError, OSError) as error:
+            os.close(fd)
+            raise KernelError("map into memory", "map events", error.errno or 0) from error
         self._consumed: Any = np.frombuffer(self._ours, np.uint64, 1)
         self._produced: Any = np.frombuffer(self._theirs, np.uint64, 1)
         self._records: Any = np.frombuffer(self._theirs, _RECORD, 2 * self.size // _RECORD.itemsize, page)

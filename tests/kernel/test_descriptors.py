@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout, program
+from reconciler.kernel import bpf, eventring, layout, program
 from reconciler.kernel.compiler import ObjectCode
 from reconciler.kernel.gateway import FaultGateway, Gateway
 from reconciler.kernel.newmaps import create_map
@@ -64,3 +65,16 @@ def test_program_that_others_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "load_program", lambda *_arguments: os.dup(0))
     with pytest.raises(KernelError):
         program.load_set(ObjectCode("", {}), {}, Gateway())
+
+
+def test_ring_that_there_is_no_room_for_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon tries it every second."""
+
+    def refuse(*_arguments: Any, **_more: Any) -> None:
+        raise OSError(errno.ENOMEM, "no room")
+
+    with small_arrays(), private_maps() as maps, monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse)
+        for _made_and_found in range(2):
+            with pytest.raises(KernelError, match="map into memory map events: ENOMEM"):
+                eventring.provide(maps["event_ring"])
