@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.config import files as config_files
 from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
 from reconciler.errors import ConfigError, HostError, KernelError, RevproxyError
+from reconciler.kernel import privilege
 from reconciler.places import Places
 from reconciler.runtime.git import commit_time
 from reconciler.runtime.snapshot import index_lock
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from reconciler.config.model import Config
     from reconciler.errors import Problem
 
-# Any of the bits does. CAP_SYS_ADMIN is asked for opening by id (kernel/bpf.py), which nothing else allows.
-_CAPABILITIES: Final = {
-    "CAP_NET_ADMIN": (12,),
-    "CAP_SYS_ADMIN": (21,),
-    "CAP_BPF": (39, 21),
-    "CAP_PERFMON": (38, 21),
-}
 _ANYWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}  # documentation addresses: only the default route leads there
 
 
@@ -59,7 +53,7 @@ def look(places: Places, daemon_pid: int | None = None, daemon_trouble: str = ""
 
 
 def _system(places: Places) -> SystemSight:
-    missing = _missing_capabilities()
+    missing = tuple(privilege.missing())
     bcc = _bcc()
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     trials, where, point, trouble, occupied = None, None, "/sys/fs/bpf", "", False
@@ -90,12 +84,6 @@ def _system(places: Places) -> SystemSight:
         bcc=bcc,
         headers=Path("/usr/include/linux/bpf.h").exists(),
     )
-
-
-def _missing_capabilities() -> tuple[str, ...]:
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
-    return tuple(name for name, bits in _CAPABILITIES.items() if not any(effective >> bit & 1 for bit in bits))
 
 
 def _bcc() -> str | None:

@@ -42,12 +42,12 @@ class Mount:
 def mounts(process: str = "self") -> list[Mount]:
     """The mount table of a process, as ``/proc/<process>/mountinfo`` gives it; later entries hide earlier ones."""
     table = []
-    for line in Path(f"/proc/{process}/mountinfo").read_text().splitlines():
+    for line in os.fsdecode(Path(f"/proc/{process}/mountinfo").read_bytes()).rstrip("\n").split("\n"):
         before, _, after = line.partition(" - ")
-        point = before.split()[4]
+        point = before.split(" ")[4]
         for octal, character in _OCTAL.items():
             point = point.replace(octal, character)
-        kind, source = after.split()[:2]
+        kind, source = after.split(" ")[:2]
         table.append(Mount(Path(point), kind, source))
     return table
 
@@ -105,10 +105,10 @@ def _ancestors() -> list[str]:
     process = "self"
     while True:
         try:
-            status = Path(f"/proc/{process}/status").read_text()
+            status = Path(f"/proc/{process}/status").read_bytes()
         except OSError:
             return found
-        process = next((line.split()[1] for line in status.splitlines() if line.startswith("PPid:")), "0")
+        process = next((line[5:].strip().decode() for line in status.split(b"\n") if line.startswith(b"PPid:")), "0")
         if process == "0":
             return found
         found.append(process)

@@ -100,8 +100,8 @@ def _bequeath(wanted: bool) -> None:
 
 
 def _ambient() -> bool:
-    status = Path("/proc/self/status").read_text()
-    return any(line.startswith("CapAmb:") and int(line.split()[1], 16) for line in status.splitlines())
+    status = Path("/proc/self/status").read_bytes()
+    return any(line.startswith(b"CapAmb:") and int(line[7:], 16) for line in status.split(b"\n"))
 
 
 def _header() -> Any:

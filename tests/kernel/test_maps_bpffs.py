@@ -135,6 +135,25 @@ def test_elsewhere_a_bpffs_is_mounted_and_taken_down(tmp_path: Path) -> None:
         subprocess.run(["umount", str(own)], check=False, capture_output=True)
 
 
+def test_names_that_are_no_text() -> None:
+    """The kernel tells of them beside what we look for: mounts, and a process's name, cut after 15 bytes."""
+    code = (
+        "import os, pathlib, subprocess, sys, tempfile; from reconciler.kernel import bpffs, privilege\n"
+        "pathlib.Path('/proc/self/comm').write_bytes(b'\\xd0')\n"
+        "assert bpffs._ancestors()[0] == str(os.getppid())\n"
+        "assert not privilege._ambient()\n"
+        "with tempfile.TemporaryDirectory() as place:\n"
+        "    for name in (b'\\xff', b'a\\x0cb\\xc2\\xa0c\\xe2\\x80\\xa8d'):\n"
+        "        own = pathlib.Path(place, os.fsdecode(name))\n"
+        "        own.mkdir()\n"
+        "        subprocess.run(['mount', '-t', 'tmpfs', 'none', own], check=True)\n"
+        "        assert bpffs.mount_of(own) == bpffs.Mount(own, 'tmpfs', 'none')\n"
+        "        subprocess.run(['umount', own], check=True)\n"
+        "print('fine')"
+    )
+    assert behind_a_new_sys(code) == "fine"
+
+
 def test_nothing_is_mounted_over_files(tmp_path: Path) -> None:
     for own in (tmp_path, Path("/")):
         (tmp_path / "file").touch()
