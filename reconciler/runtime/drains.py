@@ -43,7 +43,7 @@ class Drains:
         """Each with the time it was asked for, ISO 8601. Raises :class:`RevproxyError` if the file is no longer what
         was written."""
         try:
-            content = self.path.read_text("utf-8")
+            content = self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:

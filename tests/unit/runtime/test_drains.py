@@ -57,11 +57,13 @@ def test_one_of_a_target_that_is_not_there_now(drains: Drains) -> None:
     assert drains.load() == {}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"target": "x", "port": 1, "proxy": null, "since": ""}]', "7"])
-def test_a_file_that_somebody_wrote_to(drains: Drains, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'[{"target": "x", "port": 1, "proxy": null, "since": ""}]', b"7", b'["\xff"]']
+)
+def test_a_file_that_somebody_wrote_to(drains: Drains, content: bytes) -> None:
     """Held, not forgotten: what is drained must not get connections because of it."""
     drains.state_dir.mkdir()
-    drains.path.write_text(content)
+    drains.path.write_bytes(content)
     with pytest.raises(RevproxyError, match=r"drains\.json: not as it was written"):
         drains.load()
 
