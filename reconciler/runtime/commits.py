@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler import answers, report
 from reconciler.config.contents import Contents
+from reconciler.config.files import MAX_FILE_BYTES
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError, UnfinishedError
 from reconciler.runtime import clock, control, unrecorded
 from reconciler.runtime.clock import now
@@ -350,7 +351,8 @@ class Commits:
         return _told(entry, commit)
 
     def _read_anyhow(self) -> dict[str, bytes]:
-        """The configuration files as they are, by name; without those that can't be read."""
+        """The configuration files as they are, by name; without those that can't be read, and of those that are too
+        large as much as would be read of others."""
         found: dict[str, bytes] = {}
         directory = self._places.config_dir
         try:
@@ -359,7 +361,8 @@ class Commits:
             return found  # the error at hand says so
         for path in paths:
             try:
-                found[path.name] = path.read_bytes()
+                with path.open("rb") as file:
+                    found[path.name] = file.read(MAX_FILE_BYTES)
             except OSError as error:
                 _log.debug("file_not_read", path=str(path), error=str(error))
         return found

@@ -48,6 +48,16 @@ def test_refused_and_failed_attempts_are_in_the_history_once(engine: Engine, pla
     assert (status.revision, status.attempt.revision, status.attempt.result) == (1, 2, "failed")
 
 
+def test_a_file_that_is_too_large_is_not_read_whole_for_the_history(engine: Engine, places: Places) -> None:
+    write(places, 1)
+    with (places.config_dir / "b.yaml").open("wb") as file:
+        file.truncate(1 << 40)  # more than there is memory
+    Loop(engine).look(FILES)
+    (found,) = engine.revisions.history()
+    assert (found.result, found.files) == ("refused", ("a.yaml", "b.yaml"))
+    assert "b.yaml:1:1: too large" in found.error
+
+
 def test_a_commit_that_holds_is_not_said_to_have_failed(
     engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
