@@ -267,24 +267,28 @@ def _object(tree: Path, kind: str, identity: str) -> bytes:
 def _files_of(tree: Path, commit: bytes, prefix: Sequence[bytes]) -> dict[str, Entry]:
     """What the commit has in the directory, by name, as far as it would be a configuration file."""
     identity = commit.partition(b"\n")[0].removeprefix(b"tree ").decode()
-    entries = dict(_entries(_object(tree, "tree", identity), len(identity)))
+    entries = _entries(tree, identity)
     for part in prefix:
         mode, identity = entries.get(part, (b"", ""))
         if mode != _DIRECTORY:
             raise _Unsigned("the directory is not part of the commit that is checked out")
-        entries = dict(_entries(_object(tree, "tree", identity), len(identity)))
+        entries = _entries(tree, identity)
     names = {os.fsdecode(name): entry for name, entry in entries.items() if entry[0] != _DIRECTORY}
     return {name: entry for name, entry in names.items() if is_config_file(name)}
 
 
-def _entries(tree: bytes, digits: int) -> Iterator[tuple[bytes, Entry]]:
-    """Name, mode and id of each entry of a tree (gitformat-pack(5))."""
-    at, size = 0, digits // 2
-    while at < len(tree):
-        end = tree.index(b"\0", at)
-        mode, _, name = tree[at:end].partition(b" ")
-        yield name, (mode, tree[end + 1 : end + 1 + size].hex())
+def _entries(tree: Path, identity: str) -> dict[bytes, Entry]:
+    """Mode and id of each entry of a tree, by name (gitformat-pack(5))."""
+    content, size, at = _object(tree, "tree", identity), len(identity) // 2, 0
+    entries = {}
+    while at < len(content):
+        end = content.find(b"\0", at)
+        if end < 0:
+            raise _Unsigned(f"the tree {identity} in {tree} is damaged: it ends within an entry")
+        mode, _, name = content[at:end].partition(b" ")
         at = end + 1 + size
+        entries[name] = mode, content[end + 1 : at].hex()
+    return entries
 
 
 def _compare(contents: Mapping[str, bytes], committed: Mapping[str, Entry], identity: str) -> None:

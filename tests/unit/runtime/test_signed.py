@@ -222,6 +222,13 @@ def test_objects_are_what_their_ids_say(tree: Tree, keys: dict[str, Key]) -> Non
     assert "damaged" in refusal(tree, keys["ssh"].keyring)
 
 
+def test_a_tree_that_is_none(tree: Tree, keys: dict[str, Key], tmp_path: Path) -> None:
+    (tmp_path / "body").write_bytes(b"x")
+    none = tree.git("hash-object", "-t", "tree", "-w", "--literally", str(tmp_path / "body"))
+    tree.git("update-ref", "HEAD", tree.git("commit-tree", "-m", "change", none))
+    assert refusal(tree, keys["ssh"].keyring) == f"the tree {none} in {tree.path} is damaged: it ends within an entry"
+
+
 def test_files_of_a_commit_that_is_not_checked_out(tree: Tree, keys: dict[str, Key]) -> None:
     """As plans and revisions have them."""
     first = tree.commit(keys["ssh"])
