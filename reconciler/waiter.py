@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from reconciler.errors import LockedError, RevproxyError
+from reconciler.errors import LockedError
 from reconciler.places import Places, instance_lock
 from reconciler.runtime.control import ControlFile
+from reconciler.trouble import EXPLAINED
 
 _GLANCE_SEC: Final = 0.5
 _TRIES: Final = 20
@@ -71,7 +72,7 @@ def main(directories: list[str]) -> int:
             _roll_back(places)
         except LockedError:
             time.sleep(_GLANCE_SEC)  # a daemon, which does it itself, or a command, which ends
-        except RevproxyError:  # it is in the history, and `status` says so
+        except EXPLAINED:  # it is in the history, and `status` says so
             time.sleep(_PAUSE_SEC)
     return 1
 

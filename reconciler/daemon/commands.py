@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from reconciler import answers
 from reconciler.answers import Sync
-from reconciler.errors import Problem, RevproxyError
+from reconciler.errors import Problem
 
 if TYPE_CHECKING:
     from reconciler.daemon.exporter import Exporter
@@ -109,7 +109,7 @@ class DaemonCommands:
         self._loop.suspended = True
         try:
             removed = self._engine.down()
-        except RevproxyError:
+        except BaseException:
             self._loop.suspended = False
             raise
         self._end.set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from reconciler.answers import Sync
+from reconciler.daemon.commands import DaemonCommands
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import ConfigError, KernelError, RevproxyError, StaleError, TransactionError
@@ -244,6 +246,19 @@ def test_a_suspended_loop_does_nothing(engine: Engine, places: Places, live: Fak
     loop.suspended = True
     loop.look(frozenset({"files"}))
     assert live.executed == 0
+
+
+def test_a_data_plane_that_could_not_be_taken_down_is_looked_after(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down() -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(engine, "down", down)
+    loop = Loop(engine)
+    with pytest.raises(OSError, match="no room"):
+        DaemonCommands(engine, loop, threading.Event()).down()
+    assert not loop.suspended
 
 
 def test_the_loop_clears_up_at_start_even_with_broken_files(engine: Engine, places: Places, live: FakeLive) -> None:

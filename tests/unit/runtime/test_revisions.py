@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from reconciler import answers
+from reconciler import answers, waiter
 from reconciler.answers import Sync
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
@@ -317,3 +317,20 @@ def test_what_a_daemon_had_just_applied_when_it_ended_is_taken_over(
     unconfirmed = again(places, live).apply(confirm_within_sec=30).unconfirmed
     assert (unconfirmed is not None) == taken
     assert unconfirmed is None or unconfirmed.previous == 1
+
+
+def test_who_waits_without_a_daemon_tries_again_when_the_host_is_in_trouble(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def roll_back(_places: Places) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(waiter, "wait", lambda _places: len(tries) < 2)
+    monkeypatch.setattr(waiter, "_roll_back", roll_back)
+    monkeypatch.setattr(waiter, "_PAUSE_SEC", 0)
+    assert waiter.main([str(each) for each in (places.config_dir, places.run_dir, places.state_dir, "bpf")]) == 0
+    assert len(tries) == 2
