@@ -52,7 +52,9 @@ class WebServer:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve())
-        except OSError as error:
+        except Exception as error:
+            if self._started.done():
+                raise
             self._started.set_exception(error)
         finally:
             self._loop.close()
