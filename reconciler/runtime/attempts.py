@@ -21,12 +21,13 @@ _log = Logger("engine")
 
 class Attempts:
     """Makes commits of views, and remembers what ``status`` has to say of the last one: ``latest``, and in ``failure``
-    the view and the error if it came to nothing."""
+    the view and the error if it came to nothing. ``blind``: why the daemon's latest look did not come to a view."""
 
     def __init__(self, views: Views, commits: Commits, config_dir: Path) -> None:
         self._views, self._commits, self._config_dir = views, commits, config_dir
         self.latest: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
+        self.blind: RevproxyError | None = None
 
     def commit(self, view: View, *, allow_empty: bool = False) -> Applied:
         """Make the kernel what a view just taken asks for, all or nothing. Raises :class:`HeldError` for files without
@@ -40,7 +41,7 @@ class Attempts:
         except RevproxyError as error:
             self.note(error, view)
             raise
-        self.failure = None
+        self.failure = self.blind = None
         self.latest = Attempt(
             clock.now(), "applied" if applied.changes else "unchanged", revision=applied.revision, commit=applied.commit
         )
@@ -79,7 +80,7 @@ class Attempts:
 
     def forget(self) -> None:
         """There is nothing left that an attempt could be about."""
-        self.latest = self.failure = None
+        self.latest = self.failure = self.blind = None
 
     def standing_failure(self, view: View) -> RevproxyError | None:
         """The error of the last commit, if nothing has changed since and something is still to be done."""

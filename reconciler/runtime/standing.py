@@ -45,7 +45,7 @@ class Standing:
         except RevproxyError as found:
             error = found
         if view and error is None:
-            error = self._attempts.standing_failure(view)
+            error = self._attempts.standing_failure(view) or self._attempts.blind
         observed = view.observed if view else self._live.observe()
         situation = self._situation(view, error, observed)
         revision = observed.revision
@@ -76,7 +76,8 @@ class Standing:
 
     def track(self, view: View | None, error: RevproxyError | None) -> None:
         """The daemon has looked, with this result: remember since when things are as they are. ``view`` None: the files
-        can't be applied."""
+        can't be applied, or it could not even be found out what differs."""
+        self._attempts.blind = None if view or isinstance(error, ConfigError) else error
         try:
             observed = view.observed if view else self._live.observe()
             self._conditions.of(self._situation(view, error, observed), keep=True)

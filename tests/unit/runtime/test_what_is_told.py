@@ -120,6 +120,29 @@ def test_conditions_follow_the_loop(engine: Engine, places: Places) -> None:
     assert second["Progressing"] == replace(first[2], reason="Stuck", message=second["Progressing"].message)
 
 
+def test_a_look_that_fails_before_it_can_compare_is_told_until_one_does_not(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another version's maps can't be read: files and kernel are known, and differ."""
+
+    def refuse() -> None:
+        raise KernelError("take over", "/pins", detail="nobody knows how they are laid out")
+
+    loop = Loop(engine)
+    write(places, 1)
+    live.state = replace(live.state, unfinished=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(live, "recover", refuse)
+        for reason in ("start", "resync"):
+            loop.look(frozenset({reason}))
+            status = engine.status()
+            assert status.sync is Sync.DEGRADED, reason
+            assert [each.message for each in status.errors] == ["take over /pins: nobody knows how they are laid out"]
+            assert {each.type: each.status for each in status.conditions}["Degraded"] == "True"
+    loop.look(frozenset({"resync"}))
+    assert (engine.status().sync, engine.status().errors) == (Sync.SYNCED, ())
+
+
 def test_another_program_is_another_situation(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places)
     view = engine.view()
