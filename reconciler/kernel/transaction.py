@@ -156,12 +156,19 @@ def _set_sysctl(operation: SetSysctl, context: Context, journal: Journal) -> Non
     value["after"] = pack_text(operation.after, layout.sysctl_value["after"])
     journal.put(table, key, value)
     if live is not None:
-        journal.note(
-            f"sysctl {name}",
-            lambda: context.host.write_sysctl(name, live),
-            lambda: context.host.read_sysctl(name) == live,
-        )
+        _note_sysctl(name, live, context, journal)
     context.host.write_sysctl(name, operation.after)
+
+
+def _note_sysctl(name: str, live: str, context: Context, journal: Journal) -> None:
+    def same() -> bool:
+        return context.host.read_sysctl(name) == live
+
+    def back() -> None:
+        if not same():  # where it could not be written, it need not be
+            context.host.write_sysctl(name, live)
+
+    journal.note(f"sysctl {name}", back, same)
 
 
 def _attach(operation: Attach, context: Context, journal: Journal) -> None:

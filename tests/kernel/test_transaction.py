@@ -202,6 +202,20 @@ def test_original_sysctl_value_is_remembered_over_commits(instance: Instance) ->
     assert instance.observe().remembered == {}
 
 
+def test_a_sysctl_that_nobody_may_write_needs_no_undo(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where /proc/sys is read-only: it is what it was."""
+
+    def refuse(name: str, _value: str) -> None:
+        raise KernelError("set sysctl", name, errno.EROFS)
+
+    before = dump(instance.maps)
+    plan = instance.plan(replace(NEW, sysctls={FORWARDING: "1"}), "new")
+    monkeypatch.setattr(instance.host, "write_sysctl", refuse)
+    with pytest.raises(TransactionError, match=r"EROFS.*; rolled back$"):
+        execute(plan, instance.context)
+    assert dump(instance.maps) == before
+
+
 def test_freeing_looks_at_connections_again(instance: Instance) -> None:
     numbers = instance.observe().allocation
     proxy_id, busy_id = numbers.proxies["web"], min(numbers.targets.values())
