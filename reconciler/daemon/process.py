@@ -281,7 +281,11 @@ class Daemon:
 
     @contextlib.contextmanager
     def _pid_file(self) -> Iterator[None]:
-        self._places.pid.write_text(f"{os.getpid()}\n")
+        try:
+            self._places.pid.write_text(f"{os.getpid()}\n")
+        except OSError as error:  # a full disk shows in writing, which does not know the file's name
+            error.filename = str(self._places.pid)
+            raise
         try:
             yield
         finally:

@@ -71,6 +71,11 @@ def test_places_that_can_not_be_used(lab: Lab, instance: Instance) -> None:
         (("--config-dir", "/etc/passwd"), "/etc/passwd: can't be read: Not a directory"),
     ):
         assert said in refused(instance, *words, "apply", "--yes")
+    with mounted(instance.run_dir, "size=4k"):
+        (instance.run_dir / "fill").write_bytes(bytes(4096))
+        daemon = lab.spawn(lab.proxy, PROGRAMS / "revproxyd", env=instance.env)
+        assert daemon.wait(timeout_sec=20) == 1
+        assert f"{instance.run_dir}/revproxyd.pid: No space left on device: make room there" in daemon.output()
     with mounted(instance.config_dir, "ro"):
         assert "Read-only" in refused(instance, "proxy", "add", "a", "-i", "eth0", "-p", "81", "-t", "10.0.0.1:80")
 
