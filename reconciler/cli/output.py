@@ -103,8 +103,9 @@ def table(
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=single)
     for line_ in lines:
         grid.add_row(*map(Text, line_))
-    console = Console(file=sys.stdout, no_color=not session.color, highlight=False)
-    console.width = max(width(), _least(cells)) if width() < _WIDE else _WIDE
+    wide = max(width(), _least(cells)) if width() < _WIDE else _WIDE
+    # With a height as well: where TERM is dumb, a width alone is taken for 80, and what is wider is cut off.
+    console = Console(file=sys.stdout, no_color=not session.color, highlight=False, width=wide, height=len(lines) + 1)
     with console.capture() as captured:
         console.print(grid)
     click.echo("\n".join(row.rstrip() for row in captured.get().splitlines()))

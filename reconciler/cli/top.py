@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SORTS = {"n": "name", "c": "connections", "o": "opened", "p": "packets", "b": "bytes"}
 _KEYS = "q quit  c o p b n sort  t targets  r reverse"
+_INSTEAD = "for scripts there is `revproxyctl stats --watch --output json`"
+_NUMBERS = ("CONNS", "OPEN/s", "PKT/s", "IN/s", "OUT/s")
+_LEAST_NAME = 21  # what an IPv4 address with its port takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,15 @@ def top(context: click.Context, interval: float, sort: str) -> None:
     """
     session = context.ensure_object(Session)
     if session.output != "table" or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise RevproxyError("top needs a terminal; for scripts there is `revproxyctl stats --watch --output json`")
+        raise RevproxyError(f"top needs a terminal; {_INSTEAD}")
     from rich.console import Console
     from rich.live import Live
 
+    console = Console(no_color=not session.color, highlight=False)
+    if console.is_dumb_terminal:
+        raise RevproxyError(f"top needs a terminal that can be drawn on (TERM is {os.environ['TERM']}); {_INSTEAD}")
     client = session.client()
     wish = Wish(sort)
-    console = Console(no_color=not session.color, highlight=False)
     before: tuple[answers.Stats, float] | None = None
     status, stats = client.status(), client.stats()  # what goes wrong does so before the screen is ours
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -138,26 +143,38 @@ def view(console: Console, status: answers.Status, stats: answers.Stats, moved: 
         *(f"{problem}".splitlines()[0] for problem in status.errors[:1]),
     ]
     grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="reverse", width=width)
-    grid.add_column("PROXY / TARGET", no_wrap=True, ratio=1, overflow="ellipsis")
-    for column in ("CONNS", "OPEN/s", "PKT/s", "IN/s", "OUT/s"):
-        grid.add_column(column, justify="right", no_wrap=True)
-    grid.add_column("STATE", no_wrap=True)
     rows = table(status, stats, moved, wish)
     room = max(1, height - len(lines) - 3)
-    for row in rows[:room]:
-        grid.add_row(
-            Text(row.name),
-            str(row.connections),
-            f"{row.opened:.0f}",
-            f"{row.packets:.0f}",
-            _bytes(row.bytes_in),
-            _bytes(row.bytes_out),
-            row.state,
-        )
+    shown = [(row.name, *_numbers(row), row.state) for row in rows[:room]]
+    columns = ["PROXY / TARGET", *_NUMBERS, "STATE"]
+    left = _fitting(columns, shown, width)
+    for number in left:
+        if number == 0:
+            grid.add_column(columns[0], no_wrap=True, ratio=1, overflow="ellipsis")
+        else:
+            grid.add_column(columns[number], justify="right" if columns[number] in _NUMBERS else "left", no_wrap=True)
+    for cells in shown:
+        grid.add_row(*(Text(cells[number]) for number in left))
     more = f"  {len(rows) - room} more rows" if len(rows) > room else ""
     order = f"by {wish.sort}{' reversed' if wish.reverse else ''}"
     texts = [Text(line[:width], no_wrap=True, overflow="ellipsis") for line in lines]
     return Group(*texts, grid, Text(f"{_KEYS}  [{order}]{more}"[:width], style="dim", no_wrap=True))
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    """In the order of :data:`_NUMBERS`."""
+    counts = (f"{row.connections}", f"{row.opened:.0f}", f"{row.packets:.0f}")
+    return (*counts, _bytes(row.bytes_in), _bytes(row.bytes_out))
+
+
+def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which columns are shown: on a narrow terminal no more than leave room for names, and the name always."""
+    wide = [max(map(len, (column, *(row[number] for row in rows)))) + 1 for number, column in enumerate(columns)]
+    left = list(range(len(columns)))
+    for number in (columns.index(name) for name in ("OPEN/s", "PKT/s", "OUT/s", "IN/s", "STATE", "CONNS")):
+        if width - sum(wide[each] for each in left[1:]) < min(wide[0], _LEAST_NAME):
+            left.remove(number)
+    return left
 
 
 def table(status: answers.Status, stats: answers.Stats, moved: Rates, wish: Wish) -> list[Row]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from reconciler import answers
 from reconciler.answers import Sync
-from reconciler.cli import output
+from reconciler.cli import output, top
+from reconciler.cli.rates import rates
 from tests.unit.cli.fakeclient import CHANGE, ENTRY, PROBLEMS, UNCONFIRMED, FakeClient, run
 
 
@@ -131,3 +134,20 @@ def test_events_say_why_they_end(client: FakeClient) -> None:
         assert result.exit_code == 0
         assert result.stdout == "2026-01-02T03:04:05 config_applied\n"
         assert result.stderr == said
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(80, "CONNS OPEN/s PKT/s IN/s OUT/s STATE"), (40, "CONNS IN/s STATE"), (24, "CONNS"), (8, "")]
+)
+def test_top_leaves_columns_out_where_names_would_have_no_room(width: int, shown: str) -> None:
+    traffic = {"10.0.0.11:8080": answers.Traffic(connections=12)}
+    stats = answers.Stats(proxies={"web": answers.ProxyStats(targets=traffic)})
+    target = answers.TargetStatus("10.0.0.11:8080", 1, "unchecked", "active", 12)
+    status = answers.Status(Sync.SYNCED, 1, proxies=(answers.ProxyStatus("web", (), (), (target,)),))
+    console = Console(width=width, height=24, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(top.view(console, status, stats, rates(stats, stats, 1.0), top.Wish()))
+    _, _, _, heading, _, row, _ = captured.get().splitlines()
+    assert heading.removeprefix("PROXY / TARGET").split() == (shown.split() if width > 8 else ["PROXY", "/…"])
+    if width > 8:
+        assert row.split()[:2] == ["10.0.0.11:8080", *["12"] * ("CONNS" in shown)][:2]

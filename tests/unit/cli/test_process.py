@@ -97,17 +97,28 @@ def test_names_of_files_that_the_locale_can_not_write(tmp_path: Path, name: str,
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("columns", ["20", "1", "x"])
-def test_a_narrow_terminal(files: Path, columns: str) -> None:
+@pytest.mark.parametrize(("columns", "term"), [("20", "vt100"), ("1", "vt100"), ("x", "vt100"), ("20", "dumb")])
+def test_a_narrow_terminal(files: Path, columns: str, term: str) -> None:
     several = '[{ip: 10.0.0.1}, {ip: 10.0.0.2, port: 8080}, {ip: "2001:db8:1::1234:5678", port: 8080}]'
     (files / "web.yaml").write_text(GOOD.replace("{ip: 10.0.0.1}", several))
     places = ["--config-dir", str(files), "--run-dir", str(files / "run")]
     command = [sys.executable, "-c", START.format("revproxyctl"), *places, "proxy", "list"]
     shell = ["script", "-qec", shlex.join(command), "/dev/null"]
-    done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "COLUMNS": columns}, check=False)
+    env = {**os.environ, "COLUMNS": columns, "TERM": term}
+    done = subprocess.run(shell, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stdout
     for word in ("web", "10.0.0.1", "10.0.0.2:8080", "[2001:db8:1::1234:5678]:8080", f"{files}/web.yaml"):
         assert word in done.stdout, "no word is broken"
+
+
+def test_top_is_refused_where_nothing_can_be_drawn(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", START.format("revproxyctl"), "top"]
+    shell = ["script", "-qec", shlex.join(command), "/dev/null"]
+    places = {f"REVPROXY_{place}_DIR": str(tmp_path / place) for place in ("CONFIG", "RUN", "STATE", "BPFFS")}
+    env = {**os.environ, **places, "TERM": "dumb"}
+    done = subprocess.run(shell, capture_output=True, text=True, env=env, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "top needs a terminal that can be drawn on (TERM is dumb); for scripts there is" in done.stdout
 
 
 @pytest.mark.parametrize("content", ["", "{"])
