@@ -9,6 +9,7 @@ from typing import Final
 
 from reconciler.answers import Condition, Sync, Unconfirmed
 from reconciler.errors import ConfigError, ForeignProgramError, RevproxyError, UnsignedError
+from reconciler.runtime import wholefile
 from reconciler.runtime.clock import now
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import HeldError
@@ -128,10 +129,7 @@ class Conditions:
         return self._since
 
     def _write(self, latest: dict[str, tuple[str, str]]) -> None:
-        draft = self._path.with_name(f".{self._path.name}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            draft.write_text(json.dumps(latest, sort_keys=True))
-            draft.replace(self._path)
+            wholefile.replace(self._path, json.dumps(latest, sort_keys=True))
         except OSError as error:
             _log.warning("state_dir_not_written", path=str(self._path), error=str(error))

@@ -7,7 +7,6 @@ Nothing here says what is live; the kernel does.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 from reconciler import kernelclock
 from reconciler.answers import from_json, to_json
 from reconciler.errors import RevproxyError
+from reconciler.runtime import wholefile
 from reconciler.runtime.logger import Logger
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -88,16 +88,8 @@ class ControlFile:
         """Remember it, also through a loss of power. Raises :class:`RevproxyError` if it can't be written."""
         if control == self.read():
             return
-        draft = self._path.with_name(f".{self._path.name}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(descriptor, json.dumps(to_json(control), sort_keys=True).encode() + b"\n")
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            draft.replace(self._path)
+            wholefile.replace(self._path, json.dumps(to_json(control), sort_keys=True) + "\n", durable=True)
         except OSError as error:
             raise RevproxyError(f"{self._path} can't be written: {error.strerror or error}") from error
 

@@ -6,7 +6,6 @@ The file is read anew for every question: it is small, and whoever writes it hol
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.errors import RevproxyError
+from reconciler.runtime import wholefile
 from reconciler.state.objects import Endpoint
 from reconciler.state.share import Drain, is_drained
 
@@ -82,14 +82,8 @@ class Drains:
             {"target": str(drain.endpoint.ip), "port": drain.endpoint.port, "proxy": drain.proxy, "since": since}
             for drain, since in drains.items()
         ]
-        draft = self.path.with_suffix(".new")
         try:
-            self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
-            with draft.open("w", encoding="utf-8") as file:
-                json.dump(rows, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
+            wholefile.replace(self.path, json.dumps(rows, indent=1), durable=True)
         except OSError as error:
             raise RevproxyError(f"{self.path}: {error.strerror}: a drain has to outlive this process") from error
 

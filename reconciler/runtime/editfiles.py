@@ -20,6 +20,7 @@ from typing import Final, Generic, TypeVar
 from reconciler.config import files as config_files
 from reconciler.config.edit import Edit, FileEdit, edit, sources
 from reconciler.errors import EditError, RevproxyError
+from reconciler.runtime.wholefile import sync_names
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ def write(wanted: FileEdit) -> None:
             path.unlink()
         else:
             _replace(path, wanted.before is None, wanted.after)
-        _sync(path.parent)
+        sync_names(path.parent)
     except OSError as error:
         raise EditError(f"{wanted.path}: can't be written: {error.strerror or error}") from error
 
@@ -120,15 +121,6 @@ def _like(there: os.stat_result, descriptor: int) -> None:
     if (own.st_uid, own.st_gid) != (there.st_uid, there.st_gid):
         os.fchown(descriptor, there.st_uid, there.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(there.st_mode))
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # some file systems can't, and need not
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

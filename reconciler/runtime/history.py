@@ -19,6 +19,7 @@ from reconciler.answers import HistoryEntry, from_json, to_json
 from reconciler.config.model import SourceFile
 from reconciler.errors import RevproxyError
 from reconciler.places import Places
+from reconciler.runtime import wholefile
 from reconciler.runtime.logger import Logger
 
 RECORDS: Final = 1000
@@ -100,9 +101,7 @@ class History:
                 history.write(_line(entry))
         else:
             entries = entries[-RECORDS:]
-            draft = self._places.history.with_suffix(".new")
-            draft.write_text("".join(map(_line, entries)), encoding="utf-8")
-            draft.replace(self._places.history)
+            wholefile.replace(self._places.history, "".join(map(_line, entries)))
         self._known = _version(self._places.history), entries  # so that a long history is read once, not at each commit
 
     def keep(self, number: int, files: Sequence[SourceFile]) -> None:

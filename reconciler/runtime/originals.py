@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from reconciler.runtime import wholefile
 from reconciler.runtime.control import boot_id
 from reconciler.runtime.logger import Logger
 from reconciler.state.objects import Observed
@@ -56,10 +57,7 @@ class Originals:
         kept = {name: pair for name, pair in before.items() if name not in restored} | dict(remembered)
         if kept == before:
             return
-        draft = self._path.with_name(f".{self._path.name}.new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            draft.write_text(json.dumps({"boot": boot_id(), "sysctls": kept}, sort_keys=True))
-            draft.replace(self._path)
+            wholefile.replace(self._path, json.dumps({"boot": boot_id(), "sysctls": kept}, sort_keys=True))
         except OSError as error:
             _log.warning("state_dir_not_written", path=str(self._path), error=str(error))

@@ -12,7 +12,6 @@ import pytest
 from reconciler.engine import Engine
 from reconciler.errors import RevproxyError
 from reconciler.places import Places
-from reconciler.runtime import control
 from reconciler.runtime.control import Control, ControlFile, Hold
 from tests.unit.runtime.fakelive import FakeLive, write
 
@@ -33,7 +32,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch, step: str, number: int) -> None:
         real = getattr(os, step)
         # Only files that are written: everything else goes on working.
         monkeypatch.setattr(
-            control.os,
+            os,
             step,
             lambda *args, **more: fail() if step != "open" or args[1] & os.O_CREAT else real(*args, **more),
         )
@@ -71,6 +70,19 @@ def test_what_the_disk_does_not_take_is_refused(
     assert engine.revisions.control == before
     getattr(engine.revisions, what)()
     assert said(engine, what)
+
+
+def test_a_loss_of_power_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the content nor, by its place in the directory, the file."""
+    synced = []
+
+    def sync(descriptor: int) -> None:
+        there = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((there.name, there.is_dir() and sorted(path.name for path in there.iterdir())))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    ControlFile(tmp_path / "state" / "control.json").write(Control(suspended="now"))
+    assert synced == [(".control.json.new", False), ("state", ["control.json"])]
 
 
 def prepare(engine: Engine, places: Places, what: str) -> None:

@@ -1,0 +1,35 @@
+"""Files that are written whole or not at all: beside the old one, which they then replace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def replace(path: Path, content: str, *, durable: bool = False) -> None:
+    """Write a file, and the directory that it is in if there is none. ``durable``: when this returns, no loss of power
+    takes it away any more. Raises :class:`OSError`; the old file is then as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    draft, left = path.with_name(f".{path.name}.new"), content.encode()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    draft.replace(path)
+    if durable:
+        sync_names(path.parent)
+
+
+def sync_names(directory: Path) -> None:
+    """Have on disk which files there are in a directory, as far as the system lets us: the files are written."""
+    with contextlib.suppress(OSError):  # some file systems can't, and need not
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
