@@ -39,7 +39,7 @@ def write(name: str, value: str, gateway: Gateway) -> None:
     before = read_all(_changed_along(name))
     _set(name, value, gateway)
     for other, was in before.items():
-        if read(other) != was:
+        if read(other) not in (was, None):  # None: its interface went meanwhile
             _set(other, was, gateway)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from reconciler.errors import KernelError
 from reconciler.kernel import sysctls
+from reconciler.kernel.gateway import Gateway
 from tests.kernel.network import GATEWAY, add_veth, command, enter_new_namespace, recorder
 
 pytestmark = pytest.mark.own_namespace
@@ -66,6 +67,24 @@ def test_ipv6_forwarding_for_all_changes_no_other_one() -> None:
     for value in ("1", "0"):
         sysctls.write("net/ipv6/conf/all/forwarding", value, GATEWAY)
         assert sysctls.read_all(names) == dict(zip(names, (value, "0", "0", "1", "0"), strict=True))
+
+
+def test_an_interface_that_goes_meanwhile_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had need not be put back."""
+    add_veth("va", "vb")
+    set_all = sysctls._set
+
+    def set_and_lose(name: str, value: str, gateway: Gateway) -> None:
+        set_all(name, value, gateway)
+        if name == sysctls.ALL_FORWARDING6:
+            command("ip link del va")
+
+    monkeypatch.setattr(sysctls, "_set", set_and_lose)
+    sysctls.write(sysctls.ALL_FORWARDING6, "1", GATEWAY)
+    assert sysctls.read_all(f"net/ipv6/conf/{name}/forwarding" for name in ("all", "lo", "va")) == {
+        "net/ipv6/conf/all/forwarding": "1",
+        "net/ipv6/conf/lo/forwarding": "0",
+    }
 
 
 def test_end_of_ipv6_forwarding_for_all_leaves_what_is_forced() -> None:
