@@ -52,8 +52,8 @@ class ProxyStatus:
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """The last time somebody tried to bring the kernel to what the files say. ``result``: applied, unchanged, held (the
-    files can't be applied), waiting (they are not to be applied by themselves) or failed. ``revision``: the number it
-    got, or would have got; ``commit``: the git commit of the files. Times are ISO 8601 in UTC."""
+    files can't be applied) or failed. ``revision``: the number it got, or would have got; ``commit``: the git commit
+    of the files. Times are ISO 8601 in UTC."""
 
     time: str
     result: str

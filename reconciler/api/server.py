@@ -40,7 +40,7 @@ _ANSWER_SEC: Final = 600.0
 
 
 class Commands(Counted, Protocol):
-    """What the interface offers; called on the worker, one at a time, but for the last four."""
+    """What the interface offers; called on the worker, one at a time, unless it says otherwise."""
 
     def diff(self) -> answers.Difference: ...
     def plan(self) -> answers.PlanAnswer: ...

@@ -1,5 +1,5 @@
 """The daemon's process: watcher, netlink, timers, signals and the API all give the one worker reasons to look or calls
-to answer; see ``runtime/``. Ending it leaves the data plane as it is."""
+to answer. Ending it leaves the data plane as it is."""
 
 from __future__ import annotations
 
