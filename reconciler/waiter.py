@@ -6,13 +6,13 @@ or the next command that changes something does it.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Final
 
+from reconciler import child
 from reconciler.errors import LockedError
 from reconciler.places import Places, instance_lock
 from reconciler.runtime.control import ControlFile
@@ -25,15 +25,13 @@ _PAUSE_SEC: Final = 3.0
 
 def start(places: Places) -> None:
     """Start one that outlives this process, in the network namespace of the calling thread."""
-    package = str(Path(__file__).parents[1])
-    path = os.pathsep.join(each for each in (package, os.environ.get("PYTHONPATH")) if each)
     directories = (places.config_dir, places.run_dir, places.state_dir, places.bpffs_dir)
     subprocess.Popen(
-        [sys.executable, "-m", "reconciler.waiter", *map(str, directories)],
+        child.command("reconciler.waiter", *map(str, directories)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": path},
+        env=child.environment(),
         start_new_session=True,
         close_fds=True,
     )

@@ -12,8 +12,8 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
+from reconciler import child
 from reconciler.errors import DaemonError, RevproxyError
-from reconciler.runtime.list_child import environment
 
 T = TypeVar("T")
 Bequeathing = Callable[[], AbstractContextManager[None]]
@@ -119,7 +119,7 @@ class Reader:
         """It has ended afterwards."""
         with self._bequeathing():
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment(), limit=_PIECE_BYTES
+                *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=child.environment(), limit=_PIECE_BYTES
             )
         self._processes.add(process)
         try:

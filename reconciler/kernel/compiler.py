@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from reconciler import child
 from reconciler.errors import CompileError
 from reconciler.kernel import codecache, layout
 
@@ -123,19 +123,17 @@ def _compile_in_child(source: Path, defines: tuple[tuple[str, int], ...], assert
         "defines": dict(defines),
         "assertions": assertions,
     }
-    # A path of its own on sys.path: the child must find this package however the parent was started.
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     try:
-        child = subprocess.run(
-            [sys.executable, "-m", "reconciler.kernel.compile_child", json.dumps(request)],
+        done = subprocess.run(
+            child.command("reconciler.kernel.compile_child", json.dumps(request)),
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SEC,
-            env=environment,
+            env=child.environment(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise CompileError(f"compiling {source}/revproxy.c took longer than {TIMEOUT_SEC} s") from error
-    if child.returncode:
-        raise CompileError(f"{source}/revproxy.c does not compile:\n{child.stderr.strip()}")
-    return {name: base64.b64decode(code) for name, code in json.loads(child.stdout).items()}
+    if done.returncode:
+        raise CompileError(f"{source}/revproxy.c does not compile:\n{done.stderr.strip()}")
+    return {name: base64.b64decode(code) for name, code in json.loads(done.stdout).items()}

@@ -15,18 +15,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from reconciler import selection
+from reconciler import child, selection
 
 
 def command(bpffs_dir: Path, how: Mapping[str, Any]) -> list[str]:
     """What starts it; ``bpffs_dir``: where the maps are pinned. Raises :class:`UsageError` for what can't be meant."""
     selection.listing({name: value for name, value in how.items() if name != "count"})  # type: ignore[arg-type]
-    return [sys.executable, "-m", __name__, json.dumps({"bpffs_dir": str(bpffs_dir), "how": dict(how)})]
-
-
-def environment() -> dict[str, str]:
-    """For it: it has to find this package however the parent was started."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return child.command(__name__, json.dumps({"bpffs_dir": str(bpffs_dir), "how": dict(how)}))
 
 
 def write_array(steps: Iterator[list[str]], stream: TextIO) -> None:
