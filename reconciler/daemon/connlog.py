@@ -30,8 +30,8 @@ class ConnectionBatch:
         return len(self._events)
 
     def joined(self, following: ConnectionBatch) -> ConnectionBatch | None:
-        """None if the clock has been set in between."""
-        if abs(following._epoch_ns - self._epoch_ns) > _SAME_CLOCK_NS:
+        """None if the clock has been set in between, or numbers may stand for others."""
+        if following._names is not self._names or abs(following._epoch_ns - self._epoch_ns) > _SAME_CLOCK_NS:
             return None
         return ConnectionBatch(join((self._events, following._events), self._events), self._names)
 

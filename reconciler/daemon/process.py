@@ -108,7 +108,7 @@ class Daemon:
         glance = None if self._places.require_signed else Glance(lambda: engine.live.maps)
         loop = Loop(engine, told=self._notifier.status, resync=Resync(glance))
         recorder = Recorder(engine.live.maps_directory, engine.events)
-        engine.live.ended = recorder.publish
+        engine.live.ended, engine.live.renaming = recorder.publish, recorder.renew_names
         self._worker: Worker = Worker(self._looking(engine, loop, recorder), self._timers(engine, recorder))
         loop.wanted = lambda: self._worker.wanted
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)

@@ -117,6 +117,19 @@ class Recorder:
             self._drain()  # their openings first
             self._publish(events)
 
+    def renew_names(self) -> None:
+        """Tell what has happened so far by the names that there are, and read them anew: a commit is about to begin,
+        and may give the number of a proxy that is gone to another one. (Not of one that goes with this commit, nor
+        while a connection has it.)"""
+        with self._lock:
+            try:
+                self._drain()
+                self._names = {}  # those of what is told already stay as they are
+                if self._maps:
+                    self._read_names()
+            except KernelError as error:
+                _log.warning("names_not_read", error=str(error))
+
     # -- with the lock -------------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -143,7 +156,7 @@ class Recorder:
         return bool(int(settings["flags"]) & C["SETTING_STATS_EVENTS"])
 
     def _read_names(self) -> None:
-        """Names are only added: the last events of a proxy come when its name is gone already."""
+        """Between two commits names are only added: the last events of a proxy come when its name is gone already."""
         ids, names = self._maps["proxy_name"].items()
         for number, name in zip(ids.tolist(), names["name"].tolist(), strict=True):
             self._names[number] = name.decode(errors="replace")

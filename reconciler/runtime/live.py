@@ -202,6 +202,7 @@ class Live(LiveTables):
         """Carry a plan out; ``verify`` sees the standby slot before the switch. Raises what
         :func:`~reconciler.kernel.transaction.execute` does."""
         self._use_provided()
+        self.renaming()
         try:
             result = execute(plan, Context(self.maps, self, self.programs, verify, self._packer))
         except BaseException:

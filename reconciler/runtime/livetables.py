@@ -37,6 +37,8 @@ class LiveTables:
         self._counted: Totals | None = None
         self.ended: Callable[[Array], None] = lambda _: None
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
+        self.renaming: Callable[[], None] = lambda: None
+        """Told before numbers of proxies that are gone may be given to others."""
         self._take(maps)
 
     def _take(self, maps: Maps) -> None:

@@ -153,6 +153,29 @@ def test_ends_that_no_packet_shows(lab: Lab, recording: Instance) -> None:
         assert stats[name] == sum(event[name] for event in follower.events("connection_closed")), name
 
 
+def test_who_gets_the_number_of_another_proxy_is_told_by_its_own_name(lab: Lab, recording: Instance) -> None:
+    daemon, text = recording.daemon, config(lab)
+    first, _, rest = text.partition("  - name: dns\n")
+    assert daemon is not None
+
+    def told() -> list[tuple[str, str]]:
+        lines = map(json.loads, recording.ctl("events", "--output", "json").splitlines())
+        return [(each["kind"], each["proxy"]) for each in lines if each.get("listen", "").endswith(":53")]
+
+    def applied(number: int) -> bool:
+        return daemon.output().count("commit_applied") >= number
+
+    for number, (name, revision) in enumerate((("dns", 1), ("other", 3)), 1):
+        recording.write(f"{first}  - name: {name}\n{rest}")
+        wait_for(lambda revision=revision: applied(revision), "the proxy")  # type: ignore[misc]
+        ask_udp(lab.client, (lab.proxy4, 53), b"who")
+        recording.ctl("connections", "flush", "--all")
+        wait_for(lambda number=number: len(told()) == 2 * number, "its connection")  # type: ignore[misc]
+        recording.write(first)
+        wait_for(lambda revision=revision: applied(revision + 1), "its end")  # type: ignore[misc]
+    assert told() == [(kind, name) for name in ("dns", "other") for kind in ("connection_opened", "connection_closed")]
+
+
 def test_a_restarted_daemon_tells_what_happened_meanwhile(lab: Lab, recording: Instance) -> None:
     recording.stop_daemon()
     client, _ = echo(lab, lab.proxy4, 5000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import tracemalloc
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -42,11 +43,14 @@ def test_waiting_ends_when_one_comes() -> None:
     assert [event.kind for event in found] == ["late"]
 
 
-def connections(*ports: int) -> ConnectionBatch:
+WEB = {0: "web"}
+
+
+def connections(*ports: int, names: Mapping[int, str] = WEB) -> ConnectionBatch:
     """Connections opened by clients with these ports."""
     rows = np.zeros(len(ports), layout.connection_event)
     rows["family"], rows["client_port_be"], rows["kind"] = 4, ports, layout.CONSTANTS["EVENT_OPENED"]
-    return ConnectionBatch(rows, {0: "web"})
+    return ConnectionBatch(rows, names)
 
 
 def test_connections_that_come_one_by_one_take_no_more_memory_than_many_at_once() -> None:
@@ -78,6 +82,13 @@ def test_what_happens_in_between_stays_in_between() -> None:
     assert [event.number for event in found] == [1, 2, 3, 4, 5]
     found, _ = events.after(4)
     assert [event.fields["client"] for event in found] == ["0.0.0.0:4"]
+
+
+def test_each_is_told_by_the_names_of_its_time() -> None:
+    events = Events()
+    events.publish_batch(connections(1))
+    events.publish_batch(connections(2, names={0: "other"}))
+    assert [event.fields["proxy"] for event in events.after(0)[0]] == ["web", "other"]
 
 
 def mixed(count: int) -> ConnectionBatch:
