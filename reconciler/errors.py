@@ -107,6 +107,12 @@ class CapacityError(RevproxyError):
     """The configuration needs more proxies, targets, groups or routes than the maps hold."""
 
 
+class CrowdedError(CapacityError):
+    """There are more live connections than the configuration wants to track. They end some time."""
+
+    transient = True
+
+
 class LockedError(RevproxyError):
     """Another process of this instance holds the lock."""
 

@@ -159,10 +159,8 @@ def expired_entries(table: Table, settings: Any, now_ns: int) -> Mask:
 
 def limits_sec(common: Array, settings: Any) -> Indexes:
     """For how long each may be idle, in the state that it is in."""
-    heard, both = common["own"] | common["peer"], common["own"] & common["peer"]
-    unanswered = (both & C["HEARD_ANY"] == 0) | (heard & C["HEARD_PLAIN"] == 0)
     limit_sec = common["idle_sec"].astype(np.int64)
-    limit_sec = np.where(unanswered, np.minimum(limit_sec, int(settings["unanswered_sec"])), limit_sec)
+    limit_sec = np.where(established(common), limit_sec, np.minimum(limit_sec, int(settings["unanswered_sec"])))
     return np.where(over(common), int(settings["closing_sec"]), limit_sec)
 
 
@@ -170,6 +168,12 @@ def expired(last_ns: Indexes, limit_sec: Indexes, now_ns: int) -> Mask:
     """Which have been idle for their limits, and for a second at least; clocks of other CPUs may be ahead."""
     idle_ns = now_ns - last_ns
     return np.asarray((idle_ns >= _NS) & (idle_ns >= limit_sec * _NS))
+
+
+def established(common: Array) -> Mask:
+    """Which entries are of connections that were answered and have gone on since; some may be over by now."""
+    heard, both = common["own"] | common["peer"], common["own"] & common["peer"]
+    return np.asarray((both & C["HEARD_ANY"] != 0) & (heard & C["HEARD_PLAIN"] != 0))
 
 
 def over(common: Array) -> Mask:
@@ -197,8 +201,7 @@ def states(protocols: Array, own: Array, peer: Array) -> Array:
 def endings(common: Array) -> Array:
     """For each connection that is over why, as an ``EVENT_`` kind; as ``ending()`` in ``conntrack.h``."""
     either, both = common["own"] | common["peer"], common["own"] & common["peer"]
-    established = (both & C["HEARD_ANY"] != 0) & (either & C["HEARD_PLAIN"] != 0)
-    idle = np.where(established, C["EVENT_IDLE"], C["EVENT_UNANSWERED"])
+    idle = np.where(established(common), C["EVENT_IDLE"], C["EVENT_UNANSWERED"])
     fin = np.where(both & C["HEARD_FIN"] != 0, C["EVENT_FIN"], idle)
     return np.asarray(np.where(either & C["HEARD_RST"] != 0, C["EVENT_RST"], fin).astype(np.uint8))
 

@@ -28,6 +28,7 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.helpers import explained
 from reconciler.kernel.identity import LoadedProgram, OwnPrograms
 from reconciler.kernel.newmaps import create_map
+from reconciler.kernel.resize import carry_over, entries_for
 from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
 
@@ -323,7 +324,8 @@ class Programs:
             path = str(self._next_path(name))
             self.gateway.call("pin", f"map {name}{NEXT}", lambda t=table, p=path: bpf.obj_pin(t.fd, p))  # type: ignore[misc]
         for name, hints in layout.HINTS.items():
-            keys, values = self.maps[name].items()
+            version = int(name.removeprefix("connection"))
+            keys, values = entries_for(self.maps, version, tables[name].max_entries)
             noted = _number(values, tables[hints].max_entries - layout.HINT_PLACES - 1)
             tables[hints].put_many(values["hint"][noted], keys[noted])
             tables[name].put_many(keys, values)
@@ -340,7 +342,7 @@ class Programs:
         """Carry over what the old programs added meanwhile, then put the new tables in the old ones' place."""
         for name, table in self._next_tables():
             if name in layout.HINTS:
-                _carry_over(self.maps[name], table)
+                carry_over(self.maps[name], table)
             path = self._next_path(name)
             self.gateway.call("rename", f"map {name}", lambda p=path, n=name: p.rename(self.maps.directory / n))  # type: ignore[misc]
         self.maps.open()
@@ -349,7 +351,7 @@ class Programs:
         """Carry over what the new programs have added to tables that are not in force yet."""
         for name, table in self._next_tables():
             if name in layout.HINTS:
-                _carry_over(table, self.maps[name])
+                carry_over(table, self.maps[name])
 
     def _next_tables(self) -> Iterator[tuple[str, maps.Map]]:
         """Those that exist, open as long as the loop is at them."""
@@ -362,15 +364,6 @@ class Programs:
                 yield name, table
             finally:
                 table.close()
-
-
-def _carry_over(source: maps.Map, destination: maps.Map) -> None:
-    """Put entries that only ``source`` has into ``destination`` too."""
-    keys, values = source.items()
-    known, _ = destination.items()
-    late = ~np.isin(_as_bytes(keys), _as_bytes(known))
-    values["hint"] = 0  # of the other table
-    destination.put_many(keys[late], values[late])
 
 
 def _number(values: Array, places: int) -> Array:
@@ -387,10 +380,6 @@ def _map_id(pin: Path) -> int:
         return bpf.map_info(descriptor).id
     finally:
         os.close(descriptor)
-
-
-def _as_bytes(array: Array) -> Array:
-    return np.ascontiguousarray(array).view(np.dtype((np.void, array.dtype.itemsize)))
 
 
 def _parse(name: str) -> ProgramState | None:
