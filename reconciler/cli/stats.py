@@ -55,6 +55,7 @@ def _print_watched(session: Session, found: answers.Stats, moved: Rates | None) 
     if session.output == "json":
         output.line(_with_rates(found, moved))
     elif session.output == "yaml":
+        click.echo("---")  # a document each time
         output.data(session, _with_rates(found, moved))
     else:
         if session.color:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from reconciler import answers
 from reconciler.answers import Sync
@@ -151,3 +152,19 @@ def test_top_leaves_columns_out_where_names_would_have_no_room(width: int, shown
     assert heading.removeprefix("PROXY / TARGET").split() == (shown.split() if width > 8 else ["PROXY", "/…"])
     if width > 8:
         assert row.split()[:2] == ["10.0.0.11:8080", *["12"] * ("CONNS" in shown)][:2]
+
+
+def test_each_time_of_watching_is_a_yaml_document(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that reads the stream has to tell where one ends."""
+    times = iter((answers.Stats(connections=1), answers.Stats(connections=2), KeyboardInterrupt()))
+
+    def stats() -> answers.Stats:
+        found = next(times)
+        if isinstance(found, KeyboardInterrupt):
+            raise found
+        return found
+
+    monkeypatch.setattr(client, "stats", stats, raising=False)
+    ended = run("stats", "--watch", "--interval", "0.1", "--output", "yaml")
+    assert ended.exit_code == 130
+    assert [each["connections"] for each in YAML(typ="safe", pure=True).load_all(ended.stdout)] == [1, 2]
