@@ -1,13 +1,12 @@
 """What differs between the desired and the observed state, in the files' own words.
 
 :func:`compare` finds it, in time proportional to the size but cheaply; :func:`changes_of` says it as
-:class:`Change` values, in time proportional to the difference; :func:`diff_text` prints those.
+:class:`Change` values, in time proportional to the difference.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -53,16 +52,6 @@ class Change:
     before: Any
     after: Any
     place: Place | None = None
-
-    def to_json(self) -> Json:
-        """The form scripts rely on."""
-        return {
-            "action": self.action,
-            "object": self.object,
-            "name": self.name,
-            "before": self.before,
-            "after": self.after,
-        }
 
 
 def diff(desired: Desired, observed: Observed) -> tuple[Change, ...]:
@@ -413,53 +402,3 @@ def _destination(destination: Destination | None) -> Json | None:
     if destination.deny:
         return {"action": "deny"}
     return {"target": [{"address": str(endpoint), "weight": weight} for endpoint, weight in destination.members]}
-
-
-# -- printing ------------------------------------------------------------------------------------------------------
-
-_COLOURS = {"-": "\033[31m", "+": "\033[32m", "h": "\033[1m"}
-
-
-def diff_text(changes: Iterable[Change], color: bool = False) -> str:
-    """A unified diff per object, live against files; empty for no changes. ``color``: with terminal escapes."""
-
-    def paint(kind: str, line: str) -> str:
-        return f"{_COLOURS[kind]}{line}\033[0m" if color and kind in _COLOURS else line
-
-    return "".join(f"{line}\n" for change in changes for line in _object_diff(change, paint))
-
-
-def _object_diff(change: Change, paint: Callable[[str, str], str]) -> Iterator[str]:
-    name = f"{change.object}/{change.name}"
-    place = f" ({change.place.file}:{change.place.line})" if change.place else ""
-    absent_before = " (absent)" if change.before is None else ""
-    absent_after = " (absent)" if change.after is None else ""
-    yield paint("h", f"--- live {name}{absent_before}")
-    yield paint("h", f"+++ files {name}{absent_after}{place}")
-    before, after = list(yaml_lines(change.before)), list(yaml_lines(change.after))
-    whole = len(before) + len(after)
-    for line in list(difflib.unified_diff(before, after, n=whole, lineterm=""))[3:]:  # our own header instead
-        yield paint(line[0], line)
-
-
-def yaml_lines(value: Any) -> Iterator[str]:
-    """A change's ``before`` or ``after`` as lines that look like the files."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if isinstance(item, list) and item:
-                yield f"{key}:"
-                yield from (f"  - {_scalar(each)}" for each in item)
-            else:
-                yield f"{key}: {_scalar(item)}"
-    elif value is not None:
-        yield _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_scalar(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_scalar(item) for item in value) + "]"
-    return str(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from reconciler.state import steering
 from reconciler.state.allocate import DestNumbers, Limits, Numbers, allocate
 from reconciler.state.desired import Desired
-from reconciler.state.diff import Change, Delta, Json, changes_of, compare, listener_order, wanted_ports
+from reconciler.state.diff import Change, Delta, changes_of, compare, listener_order, wanted_ports
 from reconciler.state.facts import RuntimeFacts
 from reconciler.state.local import opens
 from reconciler.state.objects import FULL, Destination, KernelState, Observed, ProxyState, Revision, RouteKey
@@ -60,9 +60,6 @@ class Touched:
 
     fate = "stay where they are until they end"
 
-    def to_json(self) -> Json:
-        return {"proxy": self.proxy, "target": self.target, "connections": self.connections, "fate": self.fate}
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -92,16 +89,6 @@ class Plan:
     def counts(self) -> dict[str, int]:
         """Operations per map (or other place in the kernel), by name."""
         return dict(sorted(Counter(operation.map for operation in self.operations).items()))
-
-    def to_json(self) -> Json:
-        """The form scripts rely on, and more: counts per map, the new revision's number, connections touched."""
-        return {
-            "changes": [change.to_json() for change in self.changes],
-            "operations": len(self.operations),
-            "counts": self.counts,
-            "revision": self.revision.number if self.revision else None,
-            "connections": [each.to_json() for each in self.touched],
-        }
 
 
 def make_plan(

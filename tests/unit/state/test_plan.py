@@ -44,7 +44,6 @@ def test_equal_states_make_an_empty_plan() -> None:
     found = plan(wanted, applied(wanted), revision=Revision(2, 2, b"2" * 16), blobs={b"2" * 16: b"x"})
     assert found.empty
     assert found.operations == ()
-    assert found.to_json() == {"changes": [], "operations": 0, "counts": {}, "revision": None, "connections": []}
 
 
 def test_a_first_plan_has_everything_in_its_phase() -> None:
@@ -94,7 +93,7 @@ def test_a_first_plan_has_everything_in_its_phase() -> None:
     assert staged.after.dest6 == ops.Dest()
     assert (staged.after.routes4, staged.after.routes6) == (True, False)
     assert found.counts["target"] == 3
-    assert sum(found.counts.values()) == found.to_json()["operations"] == len(found.operations)
+    assert sum(found.counts.values()) == len(found.operations)
 
 
 def test_a_target_that_keeps_the_clients_port_opens_the_listeners() -> None:
