@@ -22,10 +22,9 @@ from reconciler.kernel import bpf, layout
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.connorder import first_of
-from reconciler.kernel.connscan import Wanted, gather
+from reconciler.kernel.connscan import Chosen, Wanted, gather
 from reconciler.kernel.conntable import (
     VERSIONS,
-    Chosen,
     Indexes,
     Mask,
     Table,
@@ -42,7 +41,6 @@ from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
 _LONGEST_KEY_BYTES: Final = 512  # of a hash (MAX_BPF_STACK in include/linux/filter.h), whoever's it is
-_LOOPBACK4: Final = 127
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
 
@@ -162,25 +160,21 @@ def matching(rows: Array, query: Query, names: Mapping[int, str]) -> Mask:
             ids.append(int(query.proxy[1:]))
         found &= np.isin(rows["proxy"], ids)
     if query.target is not None:
-        found &= _within(rows, "target", query.target.ip.packed, query.target.ip.packed, b"\xff" * 16)
+        found &= _within(rows, "target", query.target.ip.packed, b"\xff" * len(query.target.ip.packed))
         if query.target.port:
             found &= rows["target_port_be"] == query.target.port
     if query.client is not None:
         network = query.client
-        found &= _within(
-            rows, "client", network.network_address.packed, network.broadcast_address.packed, network.netmask.packed
-        )
+        found &= _within(rows, "client", network.network_address.packed, network.netmask.packed)
     if query.client_port is not None:
         found &= rows["client_port_be"] == query.client_port
     return found
 
 
-def _within(rows: Array, name: str, first: bytes, last: bytes, netmask: bytes) -> Mask:
-    """Which addresses are from ``first`` to ``last`` of a network."""
-    size = len(first)
-    masked = rows[f"{name}_be"][:, :size] & np.frombuffer(netmask[:size], np.uint8)
-    same = (masked == np.frombuffer(first, np.uint8) & np.frombuffer(netmask[:size], np.uint8)).all(axis=1)
-    return np.asarray(same & (rows["family"] == (4 if len(last) == 4 else 6)))
+def _within(rows: Array, name: str, wanted: bytes, mask: bytes) -> Mask:
+    """Of which records the client's or target's address is the wanted one under the mask."""
+    same = _are(rows[f"{name}_be"][:, : len(wanted)], wanted, mask)
+    return np.asarray(same & (rows["family"] == (4 if len(wanted) == 4 else 6)))
 
 
 def _connection(row: Any, names: Mapping[int, str], now_ns: int) -> Connection:

@@ -7,7 +7,7 @@ that reversed is the other direction's key.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +27,6 @@ _MULTIPLIER: Final = np.uint64(secrets.randbits(64) | 1)  # nobody outside can c
 
 Mask = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.int64]
-Chosen = Callable[[Array, Array], Mask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +54,9 @@ class Table:
         return np.asarray(~self.is_reply | (self.peer < 0))
 
 
-def read_table(maps: Maps, version: int, chosen: Chosen | None = None) -> Table:
-    """All entries of one family, or those that ``chosen`` names by their keys and values: it has to name either both
-    directions' entries of a connection or none."""
+def read_table(maps: Maps, version: int) -> Table:
+    """All entries of one family."""
     keys, values = maps[f"connection{version}"].items()
-    if chosen is not None:
-        places = np.flatnonzero(chosen(keys, values))
-        keys, values = keys[places], values[places]
     reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
     own, other = _words(keys), _words(reverse_keys(keys, values))
     words = np.hstack((np.where(reply[:, None], other, own), np.where(reply[:, None], own, other)))
