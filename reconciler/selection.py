@@ -33,9 +33,6 @@ class Listing(Filters, total=False):
     limit: int | None
 
 
-FILTERS = tuple(Filters.__annotations__)
-
-
 def text(what: str, given: object) -> str:
     """A text, which a caller from Python may have taken something else for."""
     if not isinstance(given, str):

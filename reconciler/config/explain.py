@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
@@ -18,9 +18,6 @@ from jsonschema.validators import extend
 from reconciler.config.formats import FORMATS, Formats
 from reconciler.config.messages import Path, hint, nearest, show
 from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
-
-# What the format has but this version does not do: name of the definition in the schema -> keys.
-UNSUPPORTED_KEYS: Final[dict[str, frozenset[str]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,6 @@ class Explainer:
 
     def __init__(self, schema: Schema, compiler: Compiler, formats: Formats) -> None:
         self._compiler = compiler
-        self._definitions = {id(value): name for name, value in schema["$defs"].items()} | {id(schema): ""}
         keywords = {
             "additionalProperties": self._additional_properties,
             "items": self._items,
@@ -105,13 +101,9 @@ class Explainer:
     ) -> Iterator[ValidationError]:
         known = schema["properties"]
         for key in instance if isinstance(instance, dict) else ():
-            if key in known:
-                continue
-            if key in UNSUPPORTED_KEYS.get(self._definitions.get(id(schema), "-"), ()):
-                text = f"'{key}' is not supported by this version"
-            else:
+            if key not in known:
                 text = f"unknown key {show(key)}" + (hint(key, known) or f" (known: {', '.join(known)})")
-            yield _KeyError(text, path=[key])
+                yield _KeyError(text, path=[key])
 
     def _required(self, _validator: Any, required: Any, instance: Any, schema: Schema) -> Iterator[ValidationError]:
         if not isinstance(instance, dict):

@@ -183,9 +183,7 @@ def _interface(name: str, conflicts: tuple[answers.Conflict, ...] | None) -> Int
     return InterfaceSight(
         conflicts=conflicts,
         lro=ethtool.large_receive_offload(name),
-        transmit_checksums=ethtool.transmit_checksums(name),
         queues_now=queues.now if queues else None,
         queues_most=queues.most if queues else None,
         rp_filter=max(int(each) for each in filters),
-        forwarding4=sysctls.read(f"net/ipv4/conf/{name}/forwarding") == "1",
     )

@@ -53,11 +53,9 @@ class InterfaceSight:
 
     conflicts: tuple[answers.Conflict, ...] | None = None
     lro: bool | None = None
-    transmit_checksums: bool | None = None
     queues_now: int | None = None
     queues_most: int | None = None
     rp_filter: int = 0
-    forwarding4: bool = False
 
 
 @dataclass(frozen=True, slots=True)

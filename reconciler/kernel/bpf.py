@@ -18,10 +18,6 @@ from reconciler.kernel.libbpf import function as _function
 from reconciler.kernel.privilege import opening_by_id
 
 ANY: Final = 0
-NOEXIST: Final = 1
-EXIST: Final = 2
-
-F_RDONLY: Final = 1 << 3
 
 PROG_TYPE_SCHED_CLS: Final = 3
 PROG_TYPE_XDP: Final = 6

@@ -1,4 +1,4 @@
-"""What ethtool knows of an interface and netlink does not tell in Linux 5.11: offloads and queues."""
+"""What ethtool knows of an interface and netlink does not tell in Linux 5.11: driver, offloads and queues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _SIOCETHTOOL: Final = 0x8946
-_GTXCSUM, _GFLAGS, _GCHANNELS = 0x16, 0x25, 0x3C
+_GDRVINFO, _GFLAGS, _GCHANNELS = 0x3, 0x25, 0x3C
 _FLAG_LRO: Final = 1 << 15
 
 
@@ -17,6 +17,12 @@ class _Request(ct.Structure):
     """``struct ifreq`` with a pointer in its union."""
 
     _fields_ = [("name", ct.c_char * 16), ("data", ct.c_void_p), ("rest", ct.c_uint8 * 16)]
+
+
+class _DriverInfo(ct.Structure):
+    """``struct ethtool_drvinfo``."""
+
+    _fields_ = [("cmd", ct.c_uint32), ("driver", ct.c_char * 32), ("rest", ct.c_uint8 * 160)]
 
 
 class _Value(ct.Structure):
@@ -42,16 +48,16 @@ class Queues:
     most: int
 
 
+def driver_name(interface: str) -> str:
+    """What it calls the interface's driver; empty if it has no name for it."""
+    info = _DriverInfo(cmd=_GDRVINFO)
+    return bytes(info.driver).decode(errors="replace") if _ask(interface, info) else ""
+
+
 def large_receive_offload(interface: str) -> bool | None:
     """Whether LRO is on; None where the driver doesn't say."""
     value = _Value(cmd=_GFLAGS)
     return bool(value.data & _FLAG_LRO) if _ask(interface, value) else None
-
-
-def transmit_checksums(interface: str) -> bool | None:
-    """Whether the device is trusted with the checksums of what it sends; None where the driver doesn't say."""
-    value = _Value(cmd=_GTXCSUM)
-    return bool(value.data) if _ask(interface, value) else None
 
 
 def queues(interface: str) -> Queues | None:

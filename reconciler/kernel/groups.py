@@ -90,12 +90,6 @@ def all_free(maps: Maps, ids: Sequence[int]) -> bool:
     return all(read_table(maps, number) is None for number in ids)
 
 
-def read_recipe(maps: Maps, group_id: int) -> int | None:
-    """What :func:`read_recipes` has for one group; None if it is free."""
-    value = maps["group"].get(group_id)
-    return None if value is None else _recipe(int(value[0]))
-
-
 def read_recipes(maps: Maps) -> dict[int, int]:
     """The recipe of the table of each group that has one, by id; :data:`DAMAGED` for a table that is not as it was
     written."""

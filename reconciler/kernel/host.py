@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from reconciler.errors import KernelError
-from reconciler.kernel import links, sysctls
+from reconciler.kernel import ethtool, links, sysctls
 from reconciler.kernel.genetlink import xdp_features
 from reconciler.kernel.links import Link
 from reconciler.kernel.netlink import Answer, Request, asking
@@ -38,8 +38,6 @@ _NO_WAY: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EIN
 
 _AT_ONCE: Final = 32  # requests in one call: their answers have to fit into the socket's buffer
 _SIOCGIFHWADDR: Final = 0x8927
-_SIOCETHTOOL: Final = 0x8946
-_ETHTOOL_GDRVINFO: Final = 3
 
 # Drivers with native XDP, for kernels before 6.3, which don't tell.
 _NATIVE_DRIVER_NAMES: Final = """
@@ -119,7 +117,7 @@ def _route(target: IPAddress, outcome: tuple[Answer, ...] | OSError) -> Route:
 
 
 def _interface(link: Link, addresses: tuple[InterfaceAddress, ...], features: frozenset[str] | None) -> Interface:
-    driver = driver_name(link.name)
+    driver = ethtool.driver_name(link.name)
     native = driver in _NATIVE_DRIVERS if features is None else "basic" in features
     return Interface(
         ifindex=link.ifindex,
@@ -152,22 +150,6 @@ def _addresses() -> dict[int, tuple[InterfaceAddress, ...]]:
     return found
 
 
-class _DriverInfo(ct.Structure):
-    """``struct ethtool_drvinfo``."""
-
-    _fields_ = [
-        ("cmd", ct.c_uint32),
-        ("driver", ct.c_char * 32),
-        ("rest", ct.c_uint8 * 160),
-    ]
-
-
-class _InterfaceRequest(ct.Structure):
-    """``struct ifreq`` with a pointer in its union."""
-
-    _fields_ = [("name", ct.c_char * 16), ("data", ct.c_void_p), ("rest", ct.c_uint8 * 16)]
-
-
 def hardware_address(interface: str) -> bytes:
     """The interface's Ethernet address; zero where it has none. Raises :class:`KernelError` if there is no such
     interface."""
@@ -178,15 +160,3 @@ def hardware_address(interface: str) -> bytes:
         except OSError as error:
             raise KernelError("ask for the address of", interface, error.errno or 0, error.strerror or "") from error
     return bytes(request[18:24])
-
-
-def driver_name(interface: str) -> str:
-    """What ethtool calls the interface's driver; empty if it has no name for it."""
-    info = _DriverInfo(cmd=_ETHTOOL_GDRVINFO)
-    request = _InterfaceRequest(name=interface.encode()[:15], data=ct.addressof(info))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
-        except OSError:
-            return ""
-    return bytes(info.driver).decode(errors="replace")

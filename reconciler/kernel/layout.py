@@ -18,7 +18,7 @@ import numpy as np
 SLOTS: Final = 2
 
 u8, u16, u32, u64 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
-be16, be32 = np.dtype(">u2"), np.dtype(">u4")
+be16 = np.dtype(">u2")
 
 
 def _slots(slot: np.dtype) -> np.dtype:

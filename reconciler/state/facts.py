@@ -4,7 +4,7 @@ what of the kernel was tried, as ``kernel/doctor.py`` does. Plain frozen values;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv6Interface
@@ -120,12 +120,6 @@ class HostFacts:
     def by_index(self, ifindex: int) -> Interface | None:
         """The interface with that number, if there is one."""
         return next((each for each in self.interfaces.values() if each.ifindex == ifindex), None)
-
-    def local_addresses(self) -> Iterator[IPAddress]:
-        """Every address of this host, of all interfaces."""
-        for interface in self.interfaces.values():
-            for address in interface.addresses:
-                yield address.ip
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,6 @@ _ALL = (
     contestants.Haproxy,
 )
 _WRK = ("wrk", "nginx")
-_REQUESTS = {"requests/s": "k", "p50": "us", "p99": "us"}
 CELLS = {
     cell.name: cell
     for cell in (

@@ -61,7 +61,6 @@ PORT_BITS, FIRST_PORT, FIRST_TTL = 14, 1024, 64
 
 # The receiver's: packets from clients, packets from the proxy host itself, whether to send them back, a clean line.
 FROM_CLIENTS, FROM_PROXY, ECHO = 0, 8, 16
-RECEIVED_BYTES = 64
 
 SPINS = 64
 

@@ -103,11 +103,6 @@ def run(request: Request, *, timeout_sec: float) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(request.argv, status, *texts)
 
 
-def supports(argv: tuple[str, ...]) -> bool:
-    """Whether the command line is of one of :data:`MAINS`."""
-    return Path(argv[0]).name in MAINS
-
-
 @cache
 def _address() -> bytes:
     """Where this process's fork server listens; it is started, and ends with this process."""

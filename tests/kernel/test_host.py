@@ -62,7 +62,6 @@ def test_addresses() -> None:
         "10.0.0.1/32",
         "2001:db8::1/64",
     }
-    assert ip_address("2001:db8::1") in set(found.local_addresses())
 
 
 def test_forwarding_of_each_interface() -> None:

@@ -166,7 +166,7 @@ def test_a_wrong_table_is_seen_and_mended(instance: Instance, damage: str) -> No
     allocation = instance.observe().allocation
     (group,) = (each for (_, found), each in allocation.groups.items() if len(found.members) == 3)
     before = groups.read_table(instance.maps, group)
-    recipe = groups.read_recipe(instance.maps, group)
+    recipe = groups.read_recipes(instance.maps)[group]
     assert before is not None
     assert recipe is not None
     if damage == "other members":
@@ -176,7 +176,7 @@ def test_a_wrong_table_is_seen_and_mended(instance: Instance, damage: str) -> No
     else:
         inner = int(instance.maps["group"].get(group)[0])  # type: ignore[index]
         _write_inner(inner, 5, number(instance, A) ^ 3)
-        assert groups.read_recipe(instance.maps, group) == groups.DAMAGED
+        assert groups.read_recipes(instance.maps)[group] == groups.DAMAGED
     observed = instance.observe()
     assert [name for name, _ in observed.state.wrong_tables] == ["web"]
     assert not observed.unfinished

@@ -83,10 +83,6 @@ def to_neighbour(plane: DataPlane, version: int) -> None:
     plane.proxy(1, **{f"dest{version}": dest("TARGET", 7 if version == 4 else 8)})
 
 
-def to_gateway(plane: DataPlane, version: int) -> None:
-    plane.proxy(1, **{f"dest{version}": dest("TARGET", 1 if version == 4 else 2)})
-
-
 def at_neighbour(request: bytes, flow: Flow) -> bytes:
     return NEIGHBOUR_MAC + to_server(request, translated(flow, NEIGHBOUR[flow.version]))[6:]
 
@@ -161,7 +157,6 @@ def test_where_no_place_is_left_the_kernel_finds_the_way_for_each_packet(few: Da
     assert way_of(few, other)[1]["dmac"].tobytes() == NEIGHBOUR_MAC
 
 
-UNIT_NS = 1 << 26
 SHOW_AFTER = 45
 
 

@@ -31,7 +31,6 @@ _WHEELS: Final = {
     "amd64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
     "arm64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
 }
-_MACHINE: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def _digest(*parts: str) -> str:

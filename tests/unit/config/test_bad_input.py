@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reconciler.config import parse_sources
-from reconciler.config.explain import UNSUPPORTED_KEYS, Explainer
+from reconciler.config.explain import Explainer
 from reconciler.errors import ConfigError
 
 # Line 1 to 12; a case replaces some of its text.
@@ -396,12 +396,6 @@ def test_error_with_place(case: str) -> None:
     for line, wanted in zip(found, expected, strict=True):
         # A YAML parser's own words differ between its C and its Python form.
         assert line.startswith(f"web.yaml:{wanted}") if wanted.endswith("YAML: ") else line == f"web.yaml:{wanted}"
-
-
-def test_a_key_of_a_later_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(UNSUPPORTED_KEYS, "settings", frozenset({"xyzzy"}))
-    text = BASE.replace("settings: {", "settings: {xyzzy: 1, ")
-    assert errors(web=text) == ["web.yaml:2:12: 'xyzzy' is not supported by this version"]
 
 
 def test_what_is_wrong_is_refused_even_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

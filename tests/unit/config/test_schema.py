@@ -15,7 +15,6 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.validators import extend
 
 from reconciler.config import SourcePorts, default_settings, parse_sources, schema
-from reconciler.config.explain import UNSUPPORTED_KEYS
 from reconciler.config.formats import Formats
 from reconciler.config.predicate import Compiler, is_integer, pattern
 from reconciler.errors import ConfigError
@@ -59,12 +58,6 @@ def test_every_mapping_is_closed_and_every_value_has_words() -> None:
         for key, value in owner["properties"].items():
             assert "title" in value or "$ref" in value, key
     assert all("title" in definition for definition in SCHEMA["$defs"].values())
-
-
-def test_what_is_not_supported_is_not_in_the_schema() -> None:
-    known = dict(mappings())
-    for name, keys in UNSUPPORTED_KEYS.items():
-        assert keys.isdisjoint(known[name]["properties"])
 
 
 def test_default_settings_are_the_contracts() -> None:

@@ -64,8 +64,6 @@ from reconciler.state.operations import (
     Switch,
 )
 
-ABSENT_ROUTE = RouteSlot(Dest(), False)
-
 
 @dataclass
 class Store:
