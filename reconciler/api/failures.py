@@ -4,7 +4,6 @@ request) or InternalError."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -73,8 +72,6 @@ async def as_json(
         return of(error)
     except web.HTTPException as error:
         return answer(f"{request.method} {request.path}: {error.reason}", "RequestError", error.status)
-    except asyncio.CancelledError:
-        raise
     except ConnectionError:
         raise  # nobody is there to be told
     except OSError as error:

@@ -107,7 +107,7 @@ class Reader:
         """One of few, for as long as this holds."""
         try:
             await asyncio.wait_for(self._room.acquire(), _ROOM_SEC)
-        except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
+        except TimeoutError:
             raise DaemonError(f"{_LISTS} long lists are on their way to others: ask again, or for fewer") from None
         try:
             yield
@@ -152,7 +152,7 @@ async def _send(response: web.StreamResponse, text: str) -> None:
 async def _write(response: web.StreamResponse, data: bytes) -> None:
     try:
         await asyncio.wait_for(response.write(data), _STALLED_SEC)
-    except asyncio.TimeoutError:  # noqa: UP041
+    except TimeoutError:
         raise ConnectionResetError("nobody reads it") from None
 
 

@@ -191,7 +191,7 @@ class Server:
         async def handler(request: web.Request) -> web.StreamResponse:
             try:
                 body = await asyncio.wait_for(requests.body(route, request), _READ_SEC)
-            except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
+            except TimeoutError:
                 raise web.HTTPRequestTimeout from None
             return _json(await answer(body))
 
@@ -205,7 +205,7 @@ class Server:
         work = asyncio.wrap_future(self._submit(function))
         try:
             return await asyncio.wait_for(asyncio.shield(work), _ANSWER_SEC)
-        except asyncio.TimeoutError:  # noqa: UP041
+        except TimeoutError:
             if work.done():
                 raise
             raise web.HTTPGatewayTimeout(reason=f"not done within {_ANSWER_SEC:g} s; it goes on") from None

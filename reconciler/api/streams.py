@@ -68,7 +68,7 @@ class Streams:
                     continue
                 try:
                     await asyncio.wait_for(changed.wait(), _PULSE_SEC)
-                except asyncio.TimeoutError:  # noqa: UP041  # another class than TimeoutError before Python 3.11
+                except TimeoutError:
                     await response.write(b"\n")
         except ConnectionError:
             return  # nobody listens any more

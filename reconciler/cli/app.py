@@ -15,7 +15,7 @@ import click
 
 from reconciler import __version__
 from reconciler.cli import output
-from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, INTERRUPTED_STATUS, Session, common_options
 from reconciler.errors import ConfigError, RevproxyError, UsageError
 from reconciler.helptext import STANDARD_OUTPUT, told
 from reconciler.trouble import EXPLAINED, explained
@@ -24,8 +24,6 @@ READER_GONE_STATUS: Final = 128 + signal.SIGPIPE
 """The reader of our output went away (`| head`): nothing is wrong, and nobody is there to be told. We end as a process
 does that the signal ended."""
 
-INTERRUPTED_STATUS: Final = 128 + signal.SIGINT
-"""As a process ends that Ctrl-C ended."""
 USAGE_STATUS: Final = 2
 PROGRAM: Final = "revproxyctl"
 

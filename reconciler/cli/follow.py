@@ -9,9 +9,8 @@ import click
 from reconciler import answers
 from reconciler.cli import output
 from reconciler.cli.complete import proxy_names
-from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, INTERRUPTED_STATUS, Session, common_options
 
-INTERRUPTED = 130
 _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_down": "red", "events_lost": "red"}
 
 
@@ -47,7 +46,7 @@ def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: 
         if follow:
             session.note("revproxyctl: revproxyd has ended, and its events with it")
     except KeyboardInterrupt:
-        context.exit(INTERRUPTED)
+        context.exit(INTERRUPTED_STATUS)
 
 
 def _text(session: Session, event: answers.Event) -> str:

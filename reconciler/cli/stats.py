@@ -10,9 +10,8 @@ import click
 from reconciler import answers
 from reconciler.cli import output
 from reconciler.cli.rates import Rates, rates
-from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.cli.session import CONTEXT, INTERRUPTED_STATUS, Session, common_options
 
-INTERRUPTED = 130
 _COLUMNS = ("PROXY", "TARGET", "CONNECTIONS", "OPENED", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT")
 _RATES = ("PROXY", "TARGET", "CONNECTIONS", "OPENED/s", "PACKETS IN/s", "BYTES IN/s", "PACKETS OUT/s", "BYTES OUT/s")
 
@@ -48,7 +47,7 @@ def stats(context: click.Context, watch: bool, interval: float) -> None:
             _print_watched(session, found, moved)
             time.sleep(interval)
     except KeyboardInterrupt:
-        context.exit(INTERRUPTED)
+        context.exit(INTERRUPTED_STATUS)
 
 
 def _print_watched(session: Session, found: answers.Stats, moved: Rates | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.answers import Finding, Level
 from reconciler.doctor.judge_system import error, ok, unchecked, warning
 from reconciler.doctor.judge_targets import targets
-from reconciler.doctor.remedies import change_setting
+from reconciler.doctor.remedies import change_setting, sysctl_part
 from reconciler.doctor.sight import InterfaceSight, Sight
 from reconciler.state.facts import HostFacts, Interface, RouteKind
 
@@ -179,11 +179,6 @@ class _Used:
             yield Finding("interface.programs", level, text, self._name, each.remedy or "revproxyctl interfaces")
         if not self.sight.conflicts:
             yield ok("interface.programs", "no program of others is in the way", self._name)
-
-
-def sysctl_part(name: str) -> str:
-    """An interface's name within that of a sysctl, as sysctl(8) takes it."""
-    return name.replace(".", "/")
 
 
 def _used(sight: Sight, host: HostFacts, config: Config) -> Iterator[_Used]:

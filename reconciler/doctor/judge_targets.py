@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reconciler.answers import Finding, Level
 from reconciler.doctor.judge_system import error, ok, warning
-from reconciler.doctor.remedies import make_full_nat
+from reconciler.doctor.remedies import make_full_nat, sysctl_part
 from reconciler.state.facts import HostFacts, Interface, Route, RouteKind
 from reconciler.state.objects import Mode
 
@@ -95,5 +95,5 @@ def _too_long(host: HostFacts, ip: IPAddress, interface: Interface | None, users
                 f"{interface.name} has MTU {interface.mtu}, {name} {listening.mtu}: clients hear of packets too long"
                 f" (path MTU discovery) only where {name} forwards"
             )
-            remedy = f"sysctl -w net.ipv{ip.version}.conf.{name.replace('.', '/')}.forwarding=1"
+            remedy = f"sysctl -w net.ipv{ip.version}.conf.{sysctl_part(name)}.forwarding=1"
             yield warning("target.mtu", text, remedy, str(ip))

@@ -59,3 +59,8 @@ def _lines(content: bytes) -> list[str]:
 
 def _sed(path: str, script: str) -> str:
     return shlex.join(["sed", "-i", "--follow-symlinks", script, path])
+
+
+def sysctl_part(interface: str) -> str:
+    """An interface's name within that of a sysctl, as sysctl(8) takes it."""
+    return interface.replace(".", "/")

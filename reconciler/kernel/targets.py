@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reconciler.kernel import codec
-from reconciler.kernel.conntable import proxy_names
+from reconciler.kernel.conntable import proxy_name, proxy_names
 from reconciler.kernel.maps import Maps
 from reconciler.state.objects import Endpoint, Share
 
@@ -33,5 +33,5 @@ def live_targets(maps: Maps, counts: Mapping[int, int]) -> list[LiveTarget]:
         if number and endpoint is not None:
             owner = int(row["proxy"])
             share = codec.unpack_share(int(row["flags"]))
-            found.append((owner, LiveTarget(names.get(owner, f"?{owner}"), endpoint, share, counts.get(number, 0))))
+            found.append((owner, LiveTarget(proxy_name(names, owner), endpoint, share, counts.get(number, 0))))
     return [target for _, target in sorted(found, key=lambda each: each[0])]

@@ -137,7 +137,7 @@ def _client(state: KernelState, listener: ListenerKey, network: IPNetwork) -> IP
     """A client in the network, for which no longer prefix decides if one is found."""
     kind = IPv4Address if network.version == 4 else IPv6Address
     first, last = int(network.network_address), int(network.broadcast_address)
-    inside = [each for each in _CLIENTS[network.version] if int(kind(first)) <= int(each) <= last]
+    inside = [each for each in _CLIENTS[network.version] if first <= int(each) <= last]
     inside += [kind(number) for number in (min(first + 1, last), max(last - 1, first), (first + last) // 2)]
     usable = [each for each in inside if not is_martian(each)]
     return next(
