@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from reconciler.config import files as config_files
 from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
 from reconciler.errors import ConfigError, HostError, KernelError, RevproxyError
-from reconciler.kernel import privilege
+from reconciler.kernel import compiler, privilege
 from reconciler.places import Places
 from reconciler.runtime.git import commit_time
 from reconciler.runtime.snapshot import index_lock
@@ -54,7 +54,7 @@ def look(places: Places, daemon_pid: int | None = None, daemon_trouble: str = ""
 
 def _system(places: Places) -> SystemSight:
     missing = tuple(privilege.missing())
-    bcc = _bcc()
+    bcc = compiler.usable_bcc()
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     trials, where, point, trouble, occupied = None, None, "/sys/fs/bpf", "", False
     if bcc is not None:
@@ -84,16 +84,6 @@ def _system(places: Places) -> SystemSight:
         bcc=bcc,
         headers=Path("/usr/include/linux/bpf.h").exists(),
     )
-
-
-def _bcc() -> str | None:
-    """Its version; None where it can't be used."""
-    try:
-        from bcc import lib  # noqa: F401  # it needs libbcc, which the package alone does not bring
-        from bcc.version import __version__
-    except (ImportError, OSError, AttributeError):
-        return None
-    return str(__version__)
 
 
 def _lockdown() -> str:

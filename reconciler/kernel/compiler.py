@@ -107,6 +107,16 @@ def _compiler() -> str:
     return f"bcc {_bcc_version()}, headers {headers.read_text() if headers.exists() else 'none'}"
 
 
+def usable_bcc() -> str | None:
+    """The version of bcc, which is loaded; None where it can't be used."""
+    try:
+        from bcc import lib  # noqa: F401  # it needs libbcc, which the package alone does not bring
+        from bcc.version import __version__
+    except (ImportError, OSError, AttributeError):
+        return None
+    return str(__version__)
+
+
 def _bcc_version() -> str:
     """Read, since importing it would load the compiler. Raises :class:`CompileError` where there is no bcc."""
     spec = importlib.util.find_spec("bcc")

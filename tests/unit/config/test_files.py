@@ -6,11 +6,14 @@ import hashlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reconciler.config import MAX_FILE_BYTES, Cache, build, files, load, parse_paths, parse_sources
+from reconciler.config.document import Document
+from reconciler.config.model import Fragment
 from reconciler.errors import ConfigError
 
 WEB = """\
@@ -142,7 +145,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files: list[str] = []
     fragment = build.fragment
 
-    def counting(document: build.Document) -> build.Fragment:
+    def counting(document: Document) -> Fragment:
         files.append(Path(document.file).name)
         return fragment(document)
 
@@ -219,7 +222,7 @@ def test_former_versions_of_large_files_are_forgotten(
     assert len(built) == (3 if kept else 4)
 
 
-def test_a_large_file(record_property: pytest.RecordProperty) -> None:
+def test_a_large_file(record_property: Callable[[str, object], None]) -> None:
     """20,000 routes: all there, and not read again; how long it took is told, not judged."""
     lines = [
         f"      - {{source: 10.{n >> 8}.{n & 255}.0/24, target: {{ip: 10.0.0.{n & 127}, port: 80}}}}"
