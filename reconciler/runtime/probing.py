@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler.config.model import PacketTest
@@ -242,10 +242,13 @@ class Verification:
         self._live.use_probe(self._live.tag)
         names = {number: name for name, number in view.observed.allocation.proxies.items()}
         names |= {each.id: each.name for each in self._plan.stage if isinstance(each, PutProxyName)}
-        prober = Prober(self._live, view.desired.state, view.facts.interfaces, names, slot)
+        wanted = view.desired.state
+        # Of addresses towards targets that have no way any more a commit lets go behind the switch.
+        there = replace(wanted, sources={**view.observed.allocation.sources, **wanted.sources})
+        prober = Prober(self._live, there, view.facts.interfaces, names, slot)
         if not view.origin.stored:  # what was in force once may come back whatever its tests say by now
             run_tests(prober, view, then="; rolled back")
-        found = list(trials(view.desired.state, self._plan.stage, names, MAX_PACKETS))
+        found = list(trials(wanted, self._plan.stage, names, MAX_PACKETS))
         self.trials = len(found)
         wrong: list[str] = []
         for trial in spread(found, MAX_PACKETS):

@@ -222,6 +222,17 @@ def test_a_corrupted_stage_is_found_and_rolled_back(host: ProxyHost, name: str) 
         commit(engine, after)
 
 
+def test_a_target_that_loses_its_route_meanwhile_holds_no_change_up(host: ProxyHost) -> None:
+    """Of this host's address towards it the commit lets go last."""
+    target = ("names", Endpoint(ip_address("10.9.0.9"), 53))
+    with host.engine() as engine:
+        commit(engine, BASE)
+        assert target in engine.observe().state.sources
+        host.ip("route add unreachable 10.9.0.9/32")
+        commit(engine, BASE.replace("port: 53, protocol: udp", "port: 54, protocol: udp"))
+        assert target not in engine.observe().state.sources
+
+
 def test_of_a_large_change_samples_are_tried(host: ProxyHost, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[probing.Verification] = []
 
