@@ -3,6 +3,7 @@ of Python's, and a standard stream that was closed is none that a file of ours c
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ def _prepare() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale of eight bits has no letters for most names
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def revproxyctl() -> NoReturn:

@@ -84,13 +84,19 @@ def test_streams_that_are_closed(files: Path, stream: str) -> None:
     assert ("web" in done.stdout) == (">&-" not in stream.split())
 
 
-@pytest.mark.parametrize("name", ["ünï.yaml", os.fsdecode(b"b\xff.yaml")], ids=["umlaut", "bytes"])
+@pytest.mark.parametrize("name", ["ünï.yaml", "→.yaml", os.fsdecode(b"b\xff.yaml")], ids=["umlaut", "arrow", "bytes"])
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"}],
+    ids=["ascii", "latin-1"],
+)
 @pytest.mark.parametrize("output", ["table", "json", "yaml"])
-def test_names_of_files_that_the_locale_can_not_write(tmp_path: Path, name: str, output: str) -> None:
+def test_names_of_files_that_the_locale_can_not_write(
+    tmp_path: Path, name: str, locale: dict[str, str], output: str
+) -> None:
     (tmp_path / name).write_text(GOOD.replace("listen", "lisen"))
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", START.format("revproxyctl"), "validate", str(tmp_path), "--output", output]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain}, check=False)
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
     assert done.returncode == 1
     assert b"unknown key 'lisen'" in done.stdout + done.stderr
     assert b"internal error" not in done.stderr
