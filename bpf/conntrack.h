@@ -6,6 +6,11 @@
 #define EEXIST 17
 #define E2BIG 7
 
+/* Room in a full table is looked for at so many places, at each among so many hints. */
+#define SAMPLES 8
+#define SAMPLE_PLACES 16
+#define FULL_ROUNDS 256 /* so many looks in vain until it no more counts as full */
+
 static __always_inline void F(reverse_key)(const struct F(connection) *e, u8 protocol, struct F(connection_key) *key)
 {
 	for (int i = 0; i < ADDRESS_WORDS; i++) {
@@ -141,42 +146,82 @@ static __always_inline u32 F(note_hint)(const struct F(connection_key) *key, str
 	return index;
 }
 
-/* Once the table was full, every new connection removes those that are over among the next few hints, so that it
- * stays usable when nobody sweeps it; and those that are not established, so that a flood of SYNs keeps nobody out. (The
- * client's next packet makes the entries again, by the same choice.) Established ones always stay. */
-#define RECLAIM_PLACES 8
-#define FULL_ROUNDS 256 /* so many looks in vain until it no more counts as full */
-static __always_inline void F(reclaim)(u64 now, u32 active, struct F(connection_key) *other)
+/* The first hint from that place on, 0 if the next few places are empty. */
+static __always_inline u32 F(next_hint)(u32 start, u32 slots)
 {
+	for (u32 i = 0; i < SAMPLE_PLACES; i++) {
+		u32 index = 1 + (start + i) % slots;
+		struct F(connection_key) *place = lookup_index(MAPF(HINT), index);
+
+		if (place && place->protocol)
+			return index;
+	}
+	return 0;
+}
+
+/* The hint of a connection that can make room: of a few at random one that is over, else the one of two that are not
+ * established which was silent for longer. 0: those few are all established. */
+static __always_inline u32 F(sample)(u32 slots, u64 now, u32 active)
+{
+	u32 random = bpf_get_prandom_u32(), found = 0;
+	u64 found_ns = 0;
+
+	for (u32 i = 0; i < SAMPLES; i++) {
+		u32 index = F(next_hint)((random + i * 0x9e3779b9) % slots, slots);
+		struct F(connection_key) *place = lookup_index(MAPF(HINT), index);
+		struct F(connection) *e;
+
+		if (!index || !place)
+			continue;
+		e = lookup(MAPF(CONNECTION), place);
+		if (!e) {
+			place->protocol = 0;
+			continue;
+		}
+		if (F(is_closing)(&e->c) || !F(is_alive)(e, place->protocol, now, active))
+			return index;
+		if (F(is_established)(&e->c))
+			continue;
+		if (found)
+			return e->c.last_ns < found_ns ? index : found;
+		found = index;
+		found_ns = e->c.last_ns;
+	}
+	return found;
+}
+
+/* Once the table was full, every new connection removes one that is over, so that it stays usable when nobody sweeps it;
+ * or one that is not established, so that a flood of SYNs keeps nobody out. (The client's next packet makes the entries
+ * again, by the same choice.) Established ones always stay. */
+static __always_inline void F(reclaim)(struct scratch *scratch)
+{
+	struct F(connection_key) *place, *other = (void *)&scratch->key;
 	struct hint_head *head = lookup_index(MAPF(HINT), 0);
-	u32 hand, removed = 0;
+	struct F(connection) *e;
+	u64 now = scratch->now;
+	u32 window = now >> FLOOD_WINDOW_SHIFT, index;
+	u8 why;
 
 	if (!head || !head->full || !head->slots)
 		return;
-	hand = head->hand; /* two CPUs may look at the same: no harm */
-	head->hand = hand + RECLAIM_PLACES;
-	for (u32 i = 0; i < RECLAIM_PLACES; i++) {
-		struct F(connection_key) *place = lookup_index(MAPF(HINT), 1 + (hand + i) % head->slots);
-		struct F(connection) *e;
-		u8 why;
-
-		if (!place || !place->protocol)
-			continue;
-		e = lookup(MAPF(CONNECTION), place);
-		if (e) {
-			if (F(is_established)(&e->c) && F(is_alive)(e, place->protocol, now, active))
-				continue;
-			F(reverse_key)(e, place->protocol, other);
-			why = F(ending)(&e->c);
-			F(tell_last)(e, other, place->protocol, why == EVENT_UNANSWERED ? EVENT_EVICTED : why, now);
-			bpf_map_delete_elem(MAPF(CONNECTION), other);
-			bpf_map_delete_elem(MAPF(CONNECTION), place);
-			count_outcome(OUTCOME_RECLAIMED);
-			removed = 1;
-		}
-		place->protocol = 0;
+	index = F(sample)(head->slots, now, scratch->active & 1);
+	place = lookup_index(MAPF(HINT), index);
+	if (!index || !place) {
+		head->full--;
+		return;
 	}
-	head->full = head->full - 1 + removed;
+	e = lookup(MAPF(CONNECTION), place);
+	if (e) {
+		F(reverse_key)(e, place->protocol, other);
+		why = F(ending)(&e->c);
+		F(tell_last)(e, other, place->protocol, why == EVENT_UNANSWERED ? EVENT_EVICTED : why, now);
+		bpf_map_delete_elem(MAPF(CONNECTION), other);
+		bpf_map_delete_elem(MAPF(CONNECTION), place);
+		count_outcome(OUTCOME_RECLAIMED);
+		if (why == EVENT_UNANSWERED && count_in_window(&scratch->evicted_lately, window) == FLOOD_EVICTS)
+			head->flooded = window;
+	}
+	place->protocol = 0;
 }
 
 /* 0 or the helper's error. */

@@ -13,8 +13,9 @@
 
 #include "parse.h"
 #include "events.h"
-#include "conntrack.h"
 #include "balance.h"
+#include "flood.h"
+#include "conntrack.h"
 #include "way.h"
 #include "stamp.h"
 #include "nat.h"

@@ -34,6 +34,7 @@
 #define MAP_HARDWARE 30
 #define MAP_WAY 31
 #define MAP_PORT_TURN 32
+#define MAP_SYN_LINE 33
 #define MAP_XDP_CALLS 100
 #define MAP_TC_CALLS 101
 

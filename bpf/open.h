@@ -323,7 +323,7 @@ static __always_inline int F(make_room)(void *ctx, int hook)
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
 
 	if (scratch)
-		F(reclaim)(scratch->now, scratch->active & 1, (void *)&scratch->key);
+		F(reclaim)(scratch);
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }

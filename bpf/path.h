@@ -192,6 +192,9 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	/* Read once: this packet's configuration. */
 	active = *(volatile u32 *)&ctl->active & 1;
 	now = clock_ns();
+	/* Before the connection is looked up, which costs as much as all else. */
+	if (p.opens && F(listening)(&p, active) && F(is_flood)(&p, now))
+		return verdict_drop(hook, OUTCOME_DROP_FLOOD);
 
 	e = lookup(MAPF(CONNECTION), &p.key);
 	if (e) {

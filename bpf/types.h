@@ -285,8 +285,19 @@ struct connection_event {
 #define HINT_PLACES 4
 struct hint_head {
 	u32 slots; /* n */
-	u32 hand;  /* where to look next */
 	u32 full;  /* above 0: the table took no entry lately, and each new connection looks for room first */
+	u32 flooded; /* the last window in which many that nobody answered made room, see flood.h */
+};
+
+/* syn_line[n], see flood.h: notes of SYNs, 16 bits each; n is a half of a hash. */
+#define SYN_LINES 65536
+struct syn_line {
+	u64 word[8];
+};
+
+struct flood_count {
+	u32 window;
+	u32 number;
 };
 
 /* scratch[0], per CPU: what one program leaves for the one it calls, and entries being made, which the stack has no
@@ -313,6 +324,8 @@ struct scratch {
 	u32 begun; /* the entries were made for this packet */
 	u32 look; /* whether a choice's answers have an entry is looked at before it is taken */
 	u32 port_begin; /* full NAT: the first port to try, counted from the first of the range */
+	struct flood_count begun_lately; /* SYNs */
+	struct flood_count evicted_lately;
 };
 
 /* Fragments after the first carry no ports: they are found by what all fragments of a packet share. */
@@ -369,6 +382,7 @@ enum outcome {
 	OUTCOME_DROP_LOOPBACK,    /* from or to a loopback address, from the wire */
 	OUTCOME_RESET,            /* of a connection to a dead target: answered with RST */
 	OUTCOME_EVENT_LOST,       /* not a packet: connections opened or closed that the ring had no room for */
+	OUTCOME_DROP_FLOOD,       /* a SYN of a flood in a full table, or one that came amid it: the next one is taken */
 };
 
 /* Strings kept for user space: who an id is, what is applied. */

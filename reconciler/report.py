@@ -30,7 +30,7 @@ def table_warnings(use: answers.TableUse) -> Iterator[Problem]:
     held = f"{use.used} of max_connections {use.max}"
     if use.full:
         text = f"the connection table is full ({held}): connections that are not established make room for new ones;"
-        yield Problem("", 0, 0, "", f"{text} `revproxyctl stats` counts table_full and reclaimed")
+        yield Problem("", 0, 0, "", f"{text} `revproxyctl stats` counts reclaimed, table_full and flood")
     elif use.used > use.max * _NEARLY_FULL:
         yield Problem("", 0, 0, "", f"the connection table is nearly full: {held}")
 

@@ -90,7 +90,7 @@ class Unconfirmed:
 class TableUse:
     """The connection table of the family that has more in it: connections it holds, those that are over and only linger
     included, and how many it has room for. ``full``: it took no entry lately, so that each new connection first
-    makes room (see ``reclaimed`` and ``table_full`` in the statistics)."""
+    makes room (see ``reclaimed``, ``table_full`` and ``flood`` in the statistics)."""
 
     used: int = 0
     max: int = 0

@@ -132,7 +132,9 @@ CREATED_SHIFT: Final = 22
 CREATED_AHEAD: Final = 256
 """Of a connection's ``created``: its unit is 2**22 ns, and another CPU's clock may be ahead by so many."""
 
-hint_head = np.dtype([("slots", u32), ("hand", u32), ("full", u32)])
+hint_head = np.dtype([("slots", u32), ("full", u32), ("flooded", u32)])
+flood_count = np.dtype([("window", u32), ("number", u32)])
+syn_line = np.dtype([("word", u64, (8,))])
 scratch = np.dtype(
     [
         ("now", u64),
@@ -156,6 +158,8 @@ scratch = np.dtype(
         ("begun", u32),
         ("look", u32),
         ("port_begin", u32),
+        ("begun_lately", flood_count),
+        ("evicted_lately", flood_count),
     ]
 )
 proxy_name = np.dtype([("name", "S64")])
@@ -235,6 +239,7 @@ OUTCOMES: Final = (
     "drop_loopback",
     "reset",
     "event_lost",
+    "drop_flood",
 )
 OUTCOME_COUNT: Final = 16
 
@@ -280,6 +285,7 @@ MAX_GROUPS: Final = 16384
 MAX_DEVICES: Final = 4096
 HARDWARE_PLACES: Final = 4096
 PORT_TURNS: Final = 65536
+SYN_LINES: Final = 65536
 WAYS: Final = 32768  # a connection's entry has 16 bits for one
 
 MAPS: Final[dict[str, MapSpec]] = {
@@ -315,6 +321,7 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("hardware", 30, MapType.ARRAY, u32, u64, HARDWARE_PLACES),
         MapSpec("way", 31, MapType.ARRAY, u32, way, WAYS),
         MapSpec("port_turn", 32, MapType.ARRAY, u32, u32, PORT_TURNS),
+        MapSpec("syn_line", 33, MapType.ARRAY, u32, syn_line, SYN_LINES),
     )
 }
 

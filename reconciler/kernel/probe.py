@@ -49,10 +49,11 @@ OWN: Final = frozenset(
         "event_ring",
         "way",
         "port_turn",
+        "syn_line",
     }
 )
 """Maps that programs write to, and the one that says which slot they read: the probe has its own."""
-FEW: Final = {"target_stats": 1, "way": 1024, "port_turn": 1}
+FEW: Final = {"target_stats": 1, "way": 1024, "port_turn": 1, "syn_line": 1}
 """Of these it needs less: no target is counted."""
 SHARED: Final = frozenset(
     {"settings", "port", "listener4", "listener6", "proxy", "route4", "route6", "target", "group", "device", "hardware"}

@@ -41,6 +41,7 @@ _DROPS: Final = {
     "drop_conflict": "its answers could not be told from another connection's",
     "drop_no_port": "no source port or address of this host is free towards the target",
     "drop_table_full": "the connection table is full",
+    "drop_flood": "a flood of SYNs fills the connection table: the next SYN of this connection is taken",
     "drop_error": "a helper of the kernel failed",
     "drop_loopback": "a loopback address does not come from outside",
 }

@@ -200,7 +200,7 @@ class ProxyHost:
         maps = Maps(root, Gateway())
         try:
             # Written by the programs, whatever frame comes by.
-            contents = dump(maps, leave_out=("hardware", "way", "port_turn"))
+            contents = dump(maps, leave_out=("hardware", "way", "port_turn", "syn_line"))
         finally:
             maps.close()
         pins = {str(path.relative_to(root)): self._object(path) for path in sorted(root.rglob("*"))}
