@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOCK_WAIT_SEC: Final = 15.0  # a daemon that is starting, or another command at work, is done by then
+_LOCK_LOOK_SEC: Final = 0.2
 _DRAIN_LOOK_SEC: Final = 0.5
 _EDIT_SEC: Final = 180  # longer than the daemon may take to apply an edit
 
@@ -358,15 +360,20 @@ class Client(Edits):
         except NoDaemonError:
             pass
         engine = self._direct()  # before the lock, so that who may do nothing is told so
-        try:
-            with instance_lock(self._places, wait_sec=_LOCK_WAIT_SEC):
-                return by_hand(engine)
-        except LockedError as locked:
-            # The holder may be a daemon that has come up meanwhile.
-            try:
-                return by_daemon(self._daemon(files=files))
-            except NoDaemonError:
-                raise locked from None
+        until = time.monotonic() + _LOCK_WAIT_SEC
+        with ExitStack() as lock:
+            while True:
+                try:
+                    lock.enter_context(instance_lock(self._places, wait_sec=_LOCK_LOOK_SEC))
+                    break
+                except LockedError as locked:
+                    # The holder may be a daemon that has come up meanwhile.
+                    try:
+                        return by_daemon(self._daemon(files=files))
+                    except NoDaemonError:
+                        if time.monotonic() >= until:
+                            raise locked from None
+            return by_hand(engine)
 
     def _daemon(self, *, files: bool) -> DaemonClient:
         """The daemon, if one runs. Raises :class:`DaemonError` if it is not of the places that were asked for;

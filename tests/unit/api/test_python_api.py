@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reconciler import Client, RevproxyError
+from reconciler.api.client import DaemonClient, NoDaemonError
 from reconciler.errors import EditError, UsageError
+from reconciler.places import Places, instance_lock
 from tests.thorough import examples
 
 FILE = """\
@@ -177,3 +179,23 @@ def test_no_argument_is_too_strange(directory: Path, name: str, data: Any) -> No
         assert files(directory) == before
     else:
         it.proxies()  # still a valid configuration
+
+
+def test_a_daemon_that_comes_up_is_asked_while_its_lock_is_waited_for(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Up(DaemonClient):
+        def _request(self, *_: object) -> Any:
+            return {"suspended": True, "since": None}
+
+    made, up = client(directory), iter((False, False, True))
+
+    def daemon(**_: bool) -> Up:
+        if next(up):
+            return Up(directory)
+        raise NoDaemonError("not yet")
+
+    monkeypatch.setattr(made, "_daemon", daemon)
+    monkeypatch.setattr(made, "_direct", object)
+    with instance_lock(Places(run_dir=directory.parent / "run")):
+        assert made.suspend().suspended
