@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
@@ -284,5 +284,5 @@ def write(directory: Path, day: str) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for file in write(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else date.today().isoformat()):
+    for file in write(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else time.strftime("%F")):
         print(file)

@@ -182,7 +182,7 @@ def _ssh_expiries(signers: str) -> Iterator[float]:
     """Of allowed signers, ``valid-before="YYYYMMDD[HHMM[SS]][Z]"``, in local time without the Z."""
     for digits, utc in re.findall(r'valid-before="(\d{8,14})(Z?)"', signers, re.IGNORECASE):
         with contextlib.suppress(ValueError):  # then ssh-keygen takes it for none either
-            moment = datetime.strptime(digits, _SSH_TIMES[len(digits)])  # told by the Z
+            moment = datetime.strptime(digits, _SSH_TIMES[len(digits)])  # noqa: DTZ007  # told by the Z
             yield (moment.replace(tzinfo=UTC) if utc else moment).timestamp()
 
 
