@@ -92,6 +92,13 @@ class Attempt:
         self.where = f"before call {self.number}: {gateway.calls[min(self.number, len(gateway.calls)) - 1]}"
 
     def carry_out(self, gateway: Gateway) -> RevproxyError | None:
+        """The error that it came to, if any. However it ends, nothing is left open: it is tried again and again."""
+        before = sorted(Path("/proc/self/fd").iterdir())
+        error = self._carried_out(gateway)
+        assert sorted(Path("/proc/self/fd").iterdir()) == before, f"left open after {error}"
+        return error
+
+    def _carried_out(self, gateway: Gateway) -> RevproxyError | None:
         with self.host.engine(gateway) as engine:
             try:
                 if self.text == GONE:
