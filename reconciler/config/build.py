@@ -85,15 +85,17 @@ def fragment(document: Document) -> Fragment:
         if valid or checker.holds("proxy", tree):
             builder = _ProxyBuilder(document, formats, index)
             proxy = builder.build(tree)
-            if proxy is not None:
-                built.proxies.append(proxy)
-                built.paths.append(path_text(("proxies", index)))
-                built.target_ips.update(endpoint.ip for endpoint in builder.endpoints.values())
+            built.proxies.append(proxy)
+            built.paths.append(path_text(("proxies", index)))
+            built.target_ips.update(endpoint.ip for endpoint in builder.endpoints.values())
+            if builder.failed:
+                built.problems += check.repeated(proxy, built.paths[-1])
+            else:
                 problems, warnings = check.proxy(proxy, built.paths[-1])
                 built.problems += problems
                 built.warnings += warnings
-                if proxy.source_routes:
-                    built.marks[len(built.proxies) - 1] = proxy.source_routes.marks()
+            if proxy.source_routes:
+                built.marks[len(built.proxies) - 1] = proxy.source_routes.marks()
     return built
 
 
@@ -110,7 +112,7 @@ def _place(document: Document, at: int) -> Place:
 
 class _ProxyBuilder:
     """Builds one proxy from a tree that satisfies the schema. What is wrong beyond the schema with single values is
-    noted in the document; then there is no proxy."""
+    noted in the document; the proxy is there to be checked for more."""
 
     def __init__(self, document: Document, formats: Formats, index: int) -> None:
         self.document, self.formats = document, formats
@@ -121,15 +123,13 @@ class _ProxyBuilder:
         self.protocol = Protocol.TCP
         self.check_marks: list[tuple[int, tuple[str | int, ...]]] = []
 
-    def build(self, tree: Mapping) -> Proxy | None:
+    def build(self, tree: Mapping) -> Proxy:
         listen = self._listen(tree["listen"])
         self.protocol = listen.protocol
         default_target = self._targets(tree["default_target"], "default_target")
         routes = self.routes(tree.get("source_routes", ()))
         own = self._health_check(tree)
         checks = () if self.failed else self._checks(own, listen, default_target, routes)
-        if self.failed:
-            return None
         return Proxy(
             name=tree["name"],
             listen=listen,

@@ -81,15 +81,19 @@ def metrics(settings: Metrics) -> str | None:
 
 def proxy(one: Proxy, path: str) -> Found:
     """Everything wrong or doubtful within one proxy. ``path``: its path in its file."""
-    errors = list(_target_list(one.default_target, f"{path}.default_target", "the proxy"))
-    errors += routes(one.source_routes, path)
-    errors += _identical_sources(one, path)
+    errors = [*repeated(one, path), *routes(one.source_routes, path)]
     warnings: list[Problem] = []
     if one.listen.addresses:
         errors += _own_listener(one, path)
         family_errors, warnings = _families(one, path)
         errors += family_errors
     return errors, warnings
+
+
+def repeated(one: Proxy, path: str) -> Iterator[Problem]:
+    """What can be told even of a proxy with single values that are wrong: what stands twice, and weights."""
+    yield from _target_list(one.default_target, f"{path}.default_target", "the proxy")
+    yield from _identical_sources(one, path)
 
 
 def routes(some: SourceRoutes, path: str) -> Iterator[Problem]:

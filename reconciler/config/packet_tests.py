@@ -68,7 +68,9 @@ def across(fragments: Sequence[Fragment]) -> Iterator[Problem]:
     proxies = [proxy for fragment in fragments for proxy in fragment.proxies]
     names = [name for fragment in fragments for name, _, _ in fragment.names]
     if {proxy.name for proxy in proxies} != set(names):
-        return  # a proxy is wrong, and its error is the one to mend first
+        # A proxy is wrong, and its error is the one to mend first.
+        yield from (found for test in tests for found in _unnamed(test, names))
+        return
     targets = {proxy.name: frozenset(proxy.endpoints) for proxy in proxies}
     for test in tests:
         yield from _against(test, proxies, names, targets)
@@ -76,9 +78,9 @@ def across(fragments: Sequence[Fragment]) -> Iterator[Problem]:
 
 def _against(test: PacketTest, proxies: Sequence[Proxy], names: Sequence[str], targets: Targets) -> Iterator[Problem]:
     expect = test.expect
-    if expect.proxy is not None and expect.proxy not in names:
-        text = f"there is no proxy {expect.proxy!r}{hint(expect.proxy, names)}"
-        yield problem(test.expect_place, f"{test.path}.expect.proxy", text)
+    unnamed = list(_unnamed(test, names))
+    if unnamed:
+        yield from unnamed
         return
     wanted, port = expect.target, test.destination.port
     if wanted is not None and not any(_has(each, wanted, port) for each in targets.values()):
@@ -89,6 +91,14 @@ def _against(test: PacketTest, proxies: Sequence[Proxy], names: Sequence[str], t
     if expect.action == PASS:
         return
     yield from _unheard(test, proxies, targets)
+
+
+def _unnamed(test: PacketTest, names: Sequence[str]) -> Iterator[Problem]:
+    """It expects a proxy that no file has."""
+    wanted = test.expect.proxy
+    if wanted is not None and wanted not in names:
+        text = f"there is no proxy {wanted!r}{hint(wanted, names)}"
+        yield problem(test.expect_place, f"{test.path}.expect.proxy", text)
 
 
 def _unheard(test: PacketTest, proxies: Sequence[Proxy], targets: Targets) -> Iterator[Problem]:

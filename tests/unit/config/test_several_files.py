@@ -24,6 +24,34 @@ def test_all_errors_of_all_files_at_once() -> None:
     ]
 
 
+def test_one_error_hides_none_of_the_others() -> None:
+    """Neither in its own proxy nor between that and another, nor what a test expects."""
+    wrong = listening("a", "{interfaces: [eth0], port: 80}", "[{ip: 10.0.0.1}, {ip: 10.0.0.1}]")
+    wrong += """    source_routes:
+      - {source: 10.1.2.3/8, action: deny}
+      - {source: 11.0.0.0/8, action: deny}
+      - {source: 11.0.0.0/8, action: deny}
+tests:
+  - {from: 10.0.0.1, to: "10.0.0.2:80", expect: {proxy: c}}
+"""
+    assert errors(a=wrong, b=listening("b", "{interfaces: [eth0], port: 80}")) == [
+        "a.yaml:5:38: the target 10.0.0.1 stands twice in this list: first at a.yaml:5:22",
+        "a.yaml:7:18: the address has bits set beyond the length /8: the network is 10.0.0.0/8",
+        "a.yaml:9:9: there is a route for 11.0.0.0/8 already, at a.yaml:8:9",
+        "a.yaml:11:57: there is no proxy 'c'",
+        "b.yaml:4:13: the proxy 'a' listens on tcp port 80 of eth0, its own IPv4 addresses, already, at a.yaml:4:13",
+    ]
+
+
+def test_an_unknown_key_does_not_hide_what_a_test_expects() -> None:
+    wrong = listening("a", "{interfaces: [eth0], prt: 80}")
+    wrong += 'tests:\n  - {from: 10.0.0.1, to: "10.0.0.2:80", expect: {proxy: c}}\n'
+    assert errors(a=wrong) == [
+        "a.yaml:4:34: unknown key 'prt' (did you mean 'port'?)",
+        "a.yaml:7:57: there is no proxy 'c'",
+    ]
+
+
 def listening(name: str, listen: str, target: str = "{ip: 10.0.0.1}") -> str:
     return f"apiVersion: revproxy/v1\nproxies:\n  - name: {name}\n    listen: {listen}\n    default_target: {target}\n"
 
