@@ -24,6 +24,7 @@ from reconciler.config.model import (
 from reconciler.config.notation import line_column
 from reconciler.config.place import NOWHERE, Place
 from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
+from reconciler.errors import Problem
 from reconciler.state import objects
 from reconciler.state.objects import Balance, Endpoint, IPAddress, Mode, Protocol
 
@@ -96,6 +97,8 @@ def fragment(document: Document) -> Fragment:
                 built.warnings += warnings
             if proxy.source_routes:
                 built.marks[len(built.proxies) - 1] = proxy.source_routes.marks()
+        elif isinstance(tree, Mapping):
+            built.problems += list(_ProxyBuilder(document, formats, index).wrong_parts(tree, checker))
     return built
 
 
@@ -141,6 +144,16 @@ class _ProxyBuilder:
             place=_place(self.document, tree.at),
             checks=checks,
         )
+
+    def wrong_parts(self, tree: Mapping, checker: schema.Checker) -> Iterator[Problem]:
+        """What is wrong beyond the schema in the parts of a proxy that satisfy it, if the proxy does not."""
+        path, targets, routes = path_text(self.path), tree.get("default_target"), tree.get("source_routes")
+        if checker.holds("listen", tree.get("listen")):
+            self._listen(tree["listen"])
+        if checker.holds("targets", targets):
+            yield from check.targets(self._targets(tree["default_target"], "default_target"), path)
+        if isinstance(routes, Sequence) and all(checker.holds("source_route", route) for route in routes):
+            yield from check.identical_sources(self.routes(routes), path)
 
     def _fail(self, at: int, message: str, *path: str | int) -> None:
         self.failed = True

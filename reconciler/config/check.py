@@ -92,8 +92,13 @@ def proxy(one: Proxy, path: str) -> Found:
 
 def repeated(one: Proxy, path: str) -> Iterator[Problem]:
     """What can be told even of a proxy with single values that are wrong: what stands twice, and weights."""
-    yield from _target_list(one.default_target, f"{path}.default_target", "the proxy")
-    yield from _identical_sources(one, path)
+    yield from targets(one.default_target, path)
+    yield from identical_sources(one.source_routes, path)
+
+
+def targets(some: Sequence[WeightedTarget], path: str) -> Iterator[Problem]:
+    """What is wrong with a proxy's default target as a list."""
+    return _target_list(some, f"{path}.default_target", "the proxy")
 
 
 def routes(some: SourceRoutes, path: str) -> Iterator[Problem]:
@@ -133,11 +138,12 @@ def _lead(targets: Sequence[WeightedTarget], version: int, route: SourceRoute, p
         yield problem(wrong[0].place, f"{path}.target", text)
 
 
-def _identical_sources(one: Proxy, path: str) -> Iterator[Problem]:
-    if len(set(one.source_routes.marks())) == len(one.source_routes):
+def identical_sources(some: SourceRoutes, path: str) -> Iterator[Problem]:
+    """Source routes of a proxy for one network."""
+    if len(set(some.marks())) == len(some):
         return  # different marks are those of different sources
     first: dict[IPNetwork, SourceRoute] = {}
-    for index, route in enumerate(one.source_routes):
+    for index, route in enumerate(some):
         known = first.setdefault(route.source, route)
         if known is not route:
             text = f"there is a route for {route.source} already, at {known.place}"

@@ -43,12 +43,29 @@ tests:
     ]
 
 
-def test_an_unknown_key_does_not_hide_what_a_test_expects() -> None:
-    wrong = listening("a", "{interfaces: [eth0], prt: 80}")
-    wrong += 'tests:\n  - {from: 10.0.0.1, to: "10.0.0.2:80", expect: {proxy: c}}\n'
+def test_an_unknown_key_hides_nothing_of_the_other_parts() -> None:
+    wrong = listening("a", "{interfaces: [eth0], prt: 80}", "[{ip: 10.0.0.1, weight: 0}]")
+    wrong += """    source_routes:
+      - {source: 10.1.2.3/8, action: deny}
+      - {source: 11.0.0.0/8, action: deny}
+      - {source: 11.0.0.0/8, action: deny}
+  - name: b
+    listen: {interfaces: [eth0], port: 80, addresses: [0.0.0.0]}
+    default_target: {ip: 224.0.0.1}
+    mod: dnat
+tests:
+  - {from: 10.0.0.1, to: "10.0.0.2:80", expect: {proxy: c}}
+"""
+    unspecified = "0.0.0.0 stands for no address: leave 'addresses' out to listen on the interfaces' own"
     assert errors(a=wrong) == [
         "a.yaml:4:34: unknown key 'prt' (did you mean 'port'?)",
-        "a.yaml:7:57: there is no proxy 'c'",
+        "a.yaml:5:22: the weights of 1 target sum to 0: the proxy would lead nowhere",
+        "a.yaml:7:18: the address has bits set beyond the length /8: the network is 10.0.0.0/8",
+        "a.yaml:9:9: there is a route for 11.0.0.0/8 already, at a.yaml:8:9",
+        f"a.yaml:11:56: {unspecified}",
+        "a.yaml:12:26: 224.0.0.1 is a multicast address, which can't be a target",
+        "a.yaml:13:5: unknown key 'mod' (did you mean 'mode'?)",
+        "a.yaml:15:57: there is no proxy 'c'",
     ]
 
 
