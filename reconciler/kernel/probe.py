@@ -209,13 +209,13 @@ class Probe:
             if not known.issuperset(bpf.prog_info(found.entry).map_ids):
                 found.close()
                 return None
+            _empty(found.tables[f"connection{version}"])  # somebody who was killed may have left something
+            found.counts = _counts(found)
         except BaseException:
             for descriptor in descriptors.values():
                 with suppress(OSError):
                     os.close(descriptor)
             raise
-        _empty(found.tables[f"connection{version}"])  # somebody who was killed may have left something
-        found.counts = _counts(found)
         return found
 
     def _load(self, hook: str, version: int) -> _Set:

@@ -295,11 +295,11 @@ class Programs:
         return self._load_pins(path).values()
 
     def _load_pins(self, path: Path) -> dict[str, LoadedProgram]:
-        if path not in self._open:
-            self._open[path] = {
-                function: LoadedProgram.of(bpf.obj_get(str(path / function))) for function in ENTRY_POINTS
-            }
-        return self._open[path]
+        loaded = self._open.setdefault(path, {})  # what is open stays so where another can't be opened
+        for function in ENTRY_POINTS:
+            if function not in loaded:
+                loaded[function] = LoadedProgram.of(bpf.obj_get(str(path / function)))
+        return loaded
 
     def _remove_set(self, path: Path) -> None:
         for program in self._open.pop(path, {}).values():

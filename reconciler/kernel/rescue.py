@@ -26,8 +26,9 @@ def rescue(maps: Maps, programs: Iterable[int]) -> list[str]:
 
     Empty, and nothing done, where they use no maps of our layout. Raises :class:`KernelError`. Can be repeated.
     """
-    found = _find(programs)
+    found: dict[str, int] = {}
     try:
+        _find(programs, found)
         pinned = {name for name in layout.MAPS if (maps.directory / name).exists()}
         if any(name not in found and name not in pinned for name in _NEEDED) or not _same_set(maps, found, pinned):
             return []
@@ -57,10 +58,9 @@ def rescue(maps: Maps, programs: Iterable[int]) -> list[str]:
             os.close(descriptor)
 
 
-def _find(programs: Iterable[int]) -> dict[str, int]:
-    """Descriptors of maps of our layout that the programs use, and those that these call; by name."""
+def _find(programs: Iterable[int], found: dict[str, int]) -> None:
+    """Into ``found``: descriptors of maps of our layout that the programs use, and those that these call; by name."""
     names = {kernel_name(spec.name): spec for spec in layout.MAPS.values()}
-    found: dict[str, int] = {}
     todo, seen, looked_at = list(programs), set[int](), set[int]()
     while todo:
         program = todo.pop()
@@ -83,7 +83,6 @@ def _find(programs: Iterable[int]) -> dict[str, int]:
                 os.close(descriptor)
             else:
                 found[spec.name] = descriptor
-    return found
 
 
 def _fits(spec: layout.MapSpec, info: bpf.MapInfo) -> bool:

@@ -15,8 +15,11 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, eventring, layout, program
 from reconciler.kernel.compiler import ObjectCode
 from reconciler.kernel.gateway import FaultGateway, Gateway
+from reconciler.kernel.identity import LoadedProgram
 from reconciler.kernel.newmaps import create_map
 from reconciler.kernel.program import TABLES, Programs
+from reconciler.kernel.rescue import rescue
+from reconciler.state.facts import ProgramInfo
 from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
 from tests.kernel.kernelmaps import MAX_CONNECTIONS, private_maps, small_arrays
@@ -78,3 +81,36 @@ def test_ring_that_there_is_no_room_for_in_memory(monkeypatch: pytest.MonkeyPatc
         for _made_and_found in range(2):
             with pytest.raises(KernelError, match="map into memory map events: ENOMEM"):
                 eventring.provide(maps["event_ring"])
+
+
+def few_descriptors(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The limit of this process is reached with the second one that is opened."""
+    given: list[int] = []
+
+    def opened(_what: object) -> int:
+        if given:
+            raise KernelError("open", "pin", errno.EMFILE)
+        given.append(os.dup(0))
+        return given[0]
+
+    monkeypatch.setattr(bpf, call, opened)
+
+
+def test_programs_of_a_set_that_not_all_can_be_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with small_arrays(), private_maps() as maps:
+        programs = Programs(maps, Path("nowhere"))
+        monkeypatch.setattr(LoadedProgram, "of", lambda fd: LoadedProgram(fd, ProgramInfo(1, "", "")))
+        few_descriptors(monkeypatch, "obj_get")
+        with pytest.raises(KernelError, match="EMFILE"):
+            programs._load_pins(tmp_path)
+        programs.close()
+
+
+def test_maps_that_are_found_again_by_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_arrays(), private_maps() as maps:
+        info = bpf.map_info(maps["target"].fd)
+        monkeypatch.setattr("reconciler.kernel.rescue.maps_of", lambda _program: frozenset({1, 2}))
+        monkeypatch.setattr(bpf, "map_info", lambda _fd: info)
+        few_descriptors(monkeypatch, "map_by_id")
+        with pytest.raises(KernelError, match="EMFILE"):
+            rescue(maps, [1])
