@@ -13,6 +13,19 @@ git ls-files --cached --others --exclude-standard -z | while IFS= read -r -d '' 
 done | tar --null --files-from=- -cf - | tar -xf - -C "$tree"
 cp -r packaging/debian "$tree/debian"
 
+# Package and programs tell which build they are.
+release=$(sed -n '1s/^[^(]*(\([^)]*\)).*/\1/p' packaging/debian/changelog)
+version=$(packaging/version.sh)
+if [ "$version" != "$release" ]; then
+    {
+        printf 'revproxy (%s) bookworm; urgency=medium\n\n  * Built from commit %s.\n\n' "$version" "$(git rev-parse HEAD)"
+        printf ' -- The revproxy authors <revproxy@revproxy.example>  %s\n\n' "$(git log -1 --format=%cD)"
+        cat packaging/debian/changelog
+    } >"$tree/debian/changelog"
+    sed -i "s/^__version__ = .*/__version__ = \"$version\"/" "$tree/reconciler/__init__.py"
+    sed -i "0,/\"version\": \"$release\"/s//\"version\": \"$version\"/" "$tree/schema/revproxy-api-v1.openapi.json"
+fi
+
 if ! command -v dpkg-buildpackage >/dev/null || ! (cd "$tree" && dpkg-checkbuilddeps) 2>/dev/null; then
     [ "$(id -u)" = 0 ] || {
         (cd "$tree" && dpkg-checkbuilddeps) || true

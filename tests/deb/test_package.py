@@ -92,6 +92,7 @@ def test_install_brings_up_the_service_with_nothing_proxied(machine: Machine, de
     assert before
     assert "rror" not in install(machine, deb)
     assert machine.out("systemctl is-active revproxyd") == "active"
+    assert machine.out("revproxyctl --version").split()[-1] == machine.out("dpkg-query -W -f '${Version}' revproxy")
     assert machine.out("systemctl is-enabled revproxyd") == "enabled"
     assert machine.run("systemctl is-enabled revproxy-gitpull.timer", status=1).stdout.strip() == "disabled"
     assert {"revproxy", "revproxy-git", "revproxy-read"} <= users(machine)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,39 @@ def test_the_pre_commit_hook_checks_whole_directories() -> None:
     assert hook["language"] == "python"
     assert re.search(hook["files"], "config.d/web.yaml")
     assert not re.search(hook["files"], "README.md")
+
+
+def test_a_later_build_is_a_newer_package(tmp_path: Path) -> None:
+    """Else apt has nothing to do, and the daemon that runs stays the old one."""
+    (tmp_path / "packaging" / "debian").mkdir(parents=True)
+    script = shutil.copy(ROOT / "packaging" / "version.sh", tmp_path / "packaging")
+    shutil.copy(DEBIAN / "changelog", tmp_path / "packaging" / "debian")
+    now = 1_700_000_000
+
+    def git(*words: str) -> None:
+        date = {"GIT_COMMITTER_DATE": f"@{now} +0000", "GIT_AUTHOR_DATE": f"@{now} +0000"}
+        command = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x@example.net", *words]
+        subprocess.run(command, check=True, env={**os.environ, **date})
+
+    def version() -> str:
+        return subprocess.run([script], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    git("tag", f"v{__version__}")
+    found = [version()]
+    assert found == [__version__]
+    for number in (1, 2):
+        now += 60
+        (tmp_path / "file").write_text(str(number))
+        os.utime(tmp_path / "file", (now, now))
+        found.append(version())
+        assert found[-1].endswith(".modified")
+        now += 60
+        git("add", ".")
+        git("commit", "--quiet", "--message", "more")
+        found.append(version())
+    assert re.fullmatch(rf"{re.escape(__version__)}\+git20231114\.221720\.[0-9a-f]{{9}}", found[-1])
+    for before, after in pairwise(found):
+        subprocess.run(["dpkg", "--compare-versions", after, "gt", before], check=True)
