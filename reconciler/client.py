@@ -373,6 +373,8 @@ class Client(Edits):
                     except NoDaemonError:
                         if time.monotonic() >= until:
                             raise locked from None
+            lock.callback(engine.live.let_go)
+            engine.live.hold(wait_sec=_LOCK_WAIT_SEC)
             return by_hand(engine)
 
     def _daemon(self, *, files: bool) -> DaemonClient:

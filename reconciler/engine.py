@@ -81,6 +81,7 @@ class Engine:
     def close(self) -> None:
         """Give what is open back."""
         self.live.close()
+        self.live.let_go()
 
     @property
     def config(self) -> Config | None:

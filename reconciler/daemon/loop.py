@@ -110,6 +110,7 @@ class Loop:
         first, self._first = self._first, False
         view: View | None = None
         try:
+            self._engine.live.hold()  # of a directory that was made since
             if first:  # also when the files turn out to be broken
                 self._engine.take_up()
             thorough = bool(reasons & _THOROUGH) and not reasons & _OF_FILES

@@ -16,7 +16,7 @@ from reconciler import __version__
 from reconciler.config.model import Metrics as MetricsSettings
 from reconciler.daemon import memory
 from reconciler.daemon.commands import DaemonCommands
-from reconciler.errors import RevproxyError
+from reconciler.errors import KernelError, RevproxyError
 from reconciler.places import Places, instance_lock
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ class Daemon:
         self._notifier = Notifier.from_environment()
         engine = Engine(self._places, sleep=self._sleep)
         parts.callback(engine.close)
+        with contextlib.suppress(KernelError, OSError):  # what can't be reached is told by each look, and tried again
+            engine.live.hold(wait_sec=_LOCK_WAIT_SEC)
         # A key that signed the files may expire without anything else changing: that takes whole looks.
         glance = None if self._places.require_signed else Glance(lambda: engine.live.maps)
         loop = Loop(engine, told=self._notifier.status, resync=Resync(glance))

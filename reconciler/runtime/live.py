@@ -33,6 +33,7 @@ from reconciler.kernel.identity import OwnPrograms
 from reconciler.kernel.lastlook import RouteMemory
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import observe
+from reconciler.kernel.pinslock import PinsLock
 from reconciler.kernel.probe import Probe
 from reconciler.kernel.program import Programs
 from reconciler.kernel.recover import recover_all
@@ -81,6 +82,7 @@ class Live(LiveTables):
         support.check()
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
         self._packer = store.Packer()
+        self._lock = PinsLock()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
         """By an observation, for the facts that go with it."""
         super().__init__(Maps(bpffs.locate(bpffs_dir) or bpffs_dir, self._gateway))
@@ -98,6 +100,15 @@ class Live(LiveTables):
         self.programs.close()
         super().close()
         self._seen = None
+
+    def hold(self, *, wait_sec: float = 0.0) -> None:
+        """Keep every other process from changing the pins that there are now, whatever run directory it was given.
+        Raises :class:`LockedError` if one is at it."""
+        self._lock.take(bpffs.locate(self._bpffs_dir) or self._bpffs_dir, wait_sec=wait_sec)
+
+    def let_go(self) -> None:
+        """Allow it again."""
+        self._lock.release()
 
     @property
     def limits(self) -> Limits:
@@ -290,6 +301,7 @@ class Live(LiveTables):
         if there:
             removed.append(f"removed the pins in {self._bpffs_dir}")
         self.close()
+        self.let_go()  # the directory goes, or the bpffs on it
         bpffs.release(self._bpffs_dir, self._gateway)
         return tuple(removed)
 

@@ -291,12 +291,20 @@ def test_only_one_at_a_time_and_detached_on_exit_if_asked(lab: Lab, instance: In
     instance.start_daemon("--detach-on-exit")
     first = instance.daemon
     assert first is not None
-    second = lab.spawn(lab.proxy, PROGRAMS / "revproxyd", env=instance.env)
     with Requests(lab):
-        status_of_second = second.wait(timeout_sec=30)
-        assert status_of_second == 1
-        assert re.search(rf"in use by process {first.pid}\b", second.output())
-        assert "Traceback" not in second.output()
+        # The last two are meant for another instance, by a person who forgot that it has other pins as well.
+        others = [
+            lab.spawn(lab.proxy, PROGRAMS / words[0], *words[1:], env={**instance.env, "REVPROXY_RUN_DIR": str(place)})
+            for place, *words in (
+                (instance.run_dir, "revproxyd"),
+                (instance.run_dir.with_name("other"), "revproxyd"),
+                (instance.run_dir.with_name("third"), "revproxyctl", "down"),
+            )
+        ]
+        for other in others:
+            assert other.wait(timeout_sec=30) == 1
+            assert re.search(rf"in use by process {first.pid}\b", other.output())
+            assert "Traceback" not in other.output()
         assert status(instance).sync is Sync.SYNCED, "the first goes on"
     assert instance.stop_daemon() == 0
     lab.assert_clean(instance.bpffs_dir)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ class FakeCommands:
 
     def __init__(self, status: answers.Status) -> None:
         self._status = status
+        self.live = SimpleNamespace(hold=lambda **_: None, let_go=lambda: None)
 
     def totals_command(self) -> None:
         """There are few connections."""

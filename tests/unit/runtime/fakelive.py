@@ -47,6 +47,12 @@ class FakeLive:
     def close(self) -> None:
         pass
 
+    def hold(self) -> None:
+        pass
+
+    def let_go(self) -> None:
+        pass
+
     @property
     def limits(self) -> Limits:
         return map_limits()

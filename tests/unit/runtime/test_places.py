@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.errors import LockedError, RevproxyError
+from reconciler.kernel.pinslock import PinsLock
 from reconciler.places import Places, instance_lock
 
 
@@ -69,3 +70,24 @@ def test_a_run_directory_that_can_not_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RevproxyError, match="--run-dir"), instance_lock(Places(run_dir=tmp_path / "file" / "run")):
         pass
+
+
+def test_pins_are_locked_for_as_long_as_their_directory_is_the_same(tmp_path: Path) -> None:
+    pins = tmp_path / "pins"
+    one, other = PinsLock(), PinsLock()
+    one.take(pins)  # there is none yet
+    pins.mkdir()
+    one.take(pins)
+    one.take(pins)
+    with pytest.raises(LockedError, match=rf"{pins} are in use by process {os.getpid()}:"):
+        other.take(pins)
+    pins.rename(tmp_path / "away")  # as where somebody has removed it, and it was made anew
+    pins.mkdir()
+    other.take(pins)
+    with pytest.raises(LockedError):
+        one.take(pins)
+    other.release()
+    one.take(pins)
+    one.release()
+    other.take(pins)
+    other.release()
