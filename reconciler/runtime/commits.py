@@ -136,13 +136,16 @@ class Commits:
         self._tell(view, planned, revision, time.monotonic() - started)
         restored = {each.name for each in planned.plan.finish if isinstance(each, RestoreSysctl)}
         self._views.originals.keep(after.observed.remembered, restored)
+        in_force = view.desired
         if after.changes and result.pending is None and not again:
             after = self._once_more(view, after)
-        if after.changes:
+            in_force = view.desired if after.changes else after.desired
+        # What has moved on meanwhile, as health does, has its own reason to be looked at.
+        if after.changes and diff(view.desired, after.observed):
             left = [f"{change.object} {change.name}" for change in after.changes[:5]]
             raise UnfinishedError(revision, result.pending, left)
         self.give_back(after)
-        self._in_force = view.desired
+        self._in_force = in_force
         self._views.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from dataclasses import replace
+from ipaddress import ip_interface
+from typing import Any
 
 import pytest
 
 from reconciler.answers import Sync
+from reconciler.config.model import Config
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import (
@@ -18,8 +22,10 @@ from reconciler.errors import (
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.view import HeldError
+from reconciler.state.facts import HostFacts
+from reconciler.state.objects import Endpoint
 from reconciler.state.plan import Plan
-from tests.unit.runtime.fakelive import TEXT, FakeLive, break_, mend, write
+from tests.unit.runtime.fakelive import TARGET, TEXT, FakeLive, break_, mend, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, port
 
 # -- what is told ----------------------------------------------------------------------------------------------------
@@ -79,6 +85,42 @@ def test_a_commit_that_holds_is_not_said_to_have_failed(
     loop = Loop(engine)
     loop.look(FILES)
     assert engine.status().sync is Sync.SYNCED
+
+
+@pytest.mark.parametrize("what", ["health", "address"])
+def test_what_moves_on_during_a_commit_leaves_nothing_unfinished_and_is_no_drift(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A target that comes back by quarters, or an interface whose addresses change, each between one look of a commit
+    and the next. There is another look for that."""
+    asked, facts, carry_out = itertools.count(), live.facts, live.execute
+
+    def health(*_: object) -> dict[tuple[str, Endpoint], int]:
+        return {("web", Endpoint(TARGET, 1)): next(asked) % 3}
+
+    def moving(config: Config) -> HostFacts:
+        found, number = facts(config), next(asked) + 1
+        eth0 = replace(found.interfaces["eth0"], addresses=(ip_interface(f"192.0.2.{number}/24"),))
+        return replace(found, interfaces=found.interfaces | {"eth0": eth0})
+
+    def execute(plan: Plan, verify: Any) -> Result:
+        done = carry_out(plan, verify)
+        live.state = replace(live.state, state=verify._view.desired.state)
+        return done
+
+    monkeypatch.setattr(live, "execute", execute)
+    if what == "health":
+        monkeypatch.setattr(engine.steering, "_health", health)
+    else:
+        monkeypatch.setattr(live, "facts", moving)
+    loop = Loop(engine)
+    for number in range(1, 6):
+        write(places, number)
+        loop.look(FILES)
+        assert engine.attempt is not None
+        assert (engine.attempt.result, engine.attempt.message) == ("applied", "")
+    assert [each.result for each in engine.revisions.history()] == ["applied"] * 5
+    assert engine.status().drift_repaired == 0
 
 
 def test_a_file_without_content_that_had_some_is_held(engine: Engine, places: Places, live: FakeLive) -> None:
