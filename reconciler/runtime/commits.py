@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MOST_CHANGES: Final = 100  # of one commit, in the history
 _MOST_TEXT: Final = 4000  # of an error, in the history
+_MOST_NAMED: Final = 50  # in a line of the log
 _GIVEN_BACK: Final = {("interface", "detach"), ("setting", "delete")}
 """Changes that are nobody else's doing: connections needed it that have ended since."""
 
@@ -305,7 +306,8 @@ class Commits:
         self.drift_repaired += len(objects)
         told = [{"action": action, "object": kind, "name": name} for action, kind, name in objects]
         self._events.publish("drift_repaired", revision=revision, objects=told)
-        _log.warning("drift_repaired", objects=[f"{kind} {name}" for _, kind, name in objects])
+        named = [f"{kind} {name}" for _, kind, name in objects[:_MOST_NAMED]]
+        _log.warning("drift_repaired", number=len(objects), objects=named)
 
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
         """Objects that were not as this instance had made them, and are put right. Of what the first look after a start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from structlog.testing import capture_logs
+
 from reconciler.answers import Sync
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
@@ -75,6 +77,17 @@ def test_drift_is_put_right_counted_and_told_and_no_revision(engine: Engine, pla
     status = engine.status()
     assert (status.revision, status.drift_repaired) == (1, 1)
     assert len(engine.archive.entries()) == 1
+
+
+def test_a_line_of_the_log_names_no_more_than_some_of_what_was_put_right(engine: Engine) -> None:
+    """As where somebody has wiped the maps of a hundred thousand routes."""
+    objects = [("update", "route", f"web/10.0.{number}.0/24") for number in range(200)]
+    with capture_logs() as lines:
+        engine._commits.tell_drift(objects, 1)
+    (line,) = lines
+    assert (line["event"], line["number"]) == ("drift_repaired", 200)
+    assert 0 < len(line["objects"]) <= 50
+    assert line["objects"][0] == "route web/10.0.0.0/24"
 
 
 def test_an_edit_is_no_drift_and_neither_is_the_host(engine: Engine, places: Places, live: FakeLive) -> None:
