@@ -264,9 +264,11 @@ def test_a_second_instance(machine: Machine) -> None:
     """)
     machine.write("/etc/revproxy/edge/config.d/web.yaml", web("10.99.0.2:8080").replace("eth0", "rpedge"))
     assert "rpedge" in machine.out(block("instance"))
-    machine.run("revproxyctl --run-dir /run/revproxy-edge down; systemctl disable revproxyd@edge")
-    wait_for(lambda: machine.show("revproxyd@edge", "ActiveState") == "inactive", "inactive")
-    machine.run("ip link delete rpedge; rm -r /etc/revproxy/edge")
+    machine.run("systemctl disable --now revproxyd@edge")
+    assert machine.out("tc qdisc show dev rpedge | grep -c clsact") == "1", "it goes on forwarding"
+    # Half of that instance's places is no way to reach those of the first one.
+    refused = machine.run("revproxyctl --run-dir /run/revproxy-edge down", status=1).stderr
+    assert f"in use by process {machine.show('revproxyd', 'MainPID')}:" in refused
 
 
 def test_configuration_out_of_git(machine: Machine, lab: Lab) -> None:
@@ -314,8 +316,11 @@ def test_upgrade_under_traffic(machine: Machine, lab: Lab, next_deb: Path) -> No
 
 
 def test_remove_takes_the_data_plane_off_and_keeps_the_configuration(machine: Machine) -> None:
-    machine.run("apt-get remove --yes revproxy")
+    assert "rpedge" in machine.out("tc qdisc show | grep clsact"), "an instance whose daemon was stopped"
+    said = machine.run("apt-get remove --yes revproxy")
+    assert "still in the kernel" not in said.stdout + said.stderr
     assert machine.out("tc qdisc show | grep -c clsact || true") == "0"
+    machine.run("ip link delete rpedge")
     assert machine.out("find /sys/fs/bpf -path '*revproxy/*'") == ""
     assert machine.out("cat /etc/revproxy/config.d/web.yaml")
     assert not machine.run("pgrep -f '[/]usr/sbin/revproxyd'", status=None).stdout
