@@ -264,13 +264,18 @@ class Client(Edits):
         from reconciler.doctor import diagnose
         from reconciler.doctor.look import look
 
-        pid, trouble = None, ""
+        pid, trouble, failure = None, "", ""
         try:
-            instance = self.instance()
-            pid = instance.pid if instance else None
+            if instance := self.instance():
+                pid = instance.pid
+                failure = "; ".join(
+                    each.message for each in DaemonClient(self._places.socket).status().errors if not each.file
+                )
         except DaemonError as error:
             trouble = str(error)
-        return diagnose(look(self._places, pid, trouble))
+        except RevproxyError as error:
+            failure = str(error)
+        return diagnose(look(self._places, pid, trouble, failure))
 
     def test(self) -> answers.Tested:
         """Run the ``tests:`` of the files in the kernel, by the real programs, on what packets see now. Where

@@ -147,7 +147,9 @@ def files(sight: Sight) -> Iterator[Finding]:
     """The configuration, the work tree it is in, the daemon."""
     if sight.config is None:
         for each in sight.problems[:_MOST_PROBLEMS]:
-            yield error("files", str(each), "revproxyctl validate")
+            missing = each.file == str(sight.places.config_dir) and "no such directory" in each.message
+            remedy = f"mkdir -p {shlex.quote(each.file)}" if missing else "revproxyctl validate"
+            yield error("files", str(each), remedy)
         if len(sight.problems) > _MOST_PROBLEMS:
             yield error("files", f"{len(sight.problems) - _MOST_PROBLEMS} more errors", "revproxyctl validate")
     else:
@@ -158,6 +160,9 @@ def files(sight: Sight) -> Iterator[Finding]:
     yield from _git(sight)
     if sight.daemon_trouble:
         yield unchecked("daemon", sight.daemon_trouble, _AS_ROOT)
+    elif sight.daemon_failure:
+        text = f"revproxyd (process {sight.daemon_pid}) can't do its work: {sight.daemon_failure}"
+        yield error("daemon", text, "revproxyctl status")
     elif sight.daemon_pid is not None:
         yield ok("daemon", f"revproxyd runs, process {sight.daemon_pid}")
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from reconciler.config import files as config_files
-from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
+from reconciler.doctor.sight import GitSight, InterfaceSight, PlaceSight, Sight, SystemSight
 from reconciler.errors import ConfigError, HostError, KernelError, RevproxyError
 from reconciler.kernel import compiler, privilege
 from reconciler.places import Places
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ANYWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}  # documentation addresses: only the default route leads there
 
 
-def look(places: Places, daemon_pid: int | None = None, daemon_trouble: str = "") -> Sight:
+def look(places: Places, daemon_pid: int | None = None, daemon_trouble: str = "", daemon_failure: str = "") -> Sight:
     """Look at everything, from the calling thread's network namespace. Changes nothing that stays."""
     config: Config | None = None
     problems: tuple[Problem, ...] = ()
@@ -44,9 +44,21 @@ def look(places: Places, daemon_pid: int | None = None, daemon_trouble: str = ""
         git=_git(places.config_dir),
         daemon_pid=daemon_pid,
         daemon_trouble=daemon_trouble,
+        daemon_failure=daemon_failure,
+        run_dir=_place(places.run_dir),
+        state_dir=_place(places.state_dir),
+        settings=_place(Path("/proc/sys/net")),
         cpus=os.cpu_count() or 1,
     )
     return sight if system.bcc is None else _with_network(sight)
+
+
+def _place(directory: Path) -> PlaceSight:
+    there = next(each for each in (directory, *directory.parents) if each.exists())
+    mount = next(each for each in (there, *there.parents) if each.is_mount() or each == each.parent)
+    found = os.statvfs(there)
+    full = (found.f_blocks > 0 and not found.f_bavail) or (found.f_files > 0 and not found.f_favail)
+    return PlaceSight(str(mount), bool(found.f_flag & os.ST_RDONLY), full)
 
 
 # -- the system ----------------------------------------------------------------------------------------------

@@ -37,6 +37,16 @@ class SystemSight:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceSight:
+    """The file system that a directory of the instance is on, or would be made on: where that is mounted, and what
+    keeps files from being written there."""
+
+    mount: str = "/"
+    read_only: bool = False
+    full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GitSight:
     """The work tree of the configuration. ``ahead_sec``: by how much its last commit is later than this host's clock.
     ``lock_age_sec``: since when an index.lock stands at ``lock``."""
@@ -62,7 +72,8 @@ class InterfaceSight:
 class Sight:
     """Everything. ``host`` None: there was no looking at the network (``system.bcc`` is missing). ``neighbours``: state
     by interface number and address. ``wanted`` None: the files ask for nothing that can be had; ``refused`` says why.
-    ``way_back``: by which interface packets to anywhere leave, for each family."""
+    ``way_back``: by which interface packets to anywhere leave, for each family. ``settings``: where the network's
+    sysctls are. ``daemon_failure``: what keeps a daemon that runs from its work, but for wrong files."""
 
     system: SystemSight
     places: Places
@@ -77,4 +88,8 @@ class Sight:
     git: GitSight | None = None
     daemon_pid: int | None = None
     daemon_trouble: str = ""
+    daemon_failure: str = ""
+    run_dir: PlaceSight = PlaceSight()
+    state_dir: PlaceSight = PlaceSight()
+    settings: PlaceSight = PlaceSight("/proc")
     cpus: int = 1

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from reconciler.cli.session import Session
 from reconciler.config.files import parse_sources
 from reconciler.doctor import diagnose
 from reconciler.doctor.remedies import change_setting, make_full_nat
-from reconciler.doctor.sight import GitSight, InterfaceSight, Sight, SystemSight
+from reconciler.doctor.sight import GitSight, InterfaceSight, PlaceSight, Sight, SystemSight
 from reconciler.errors import Problem
 from reconciler.places import Places
 from reconciler.state.desired import desired
@@ -38,6 +38,7 @@ proxies:
 """
 TARGET = ip_address("10.0.0.1")
 ETH0 = Interface(2, "eth0", driver="ixgbe", xdp_native=True, forwarding4=True)
+ADDRESSED = replace(ETH0, addresses=(ip_interface("192.0.2.1/24"),))
 ETH1 = Interface(3, "eth1", driver="ixgbe", xdp_native=True)
 ON_LINK = Route(RouteKind.UNICAST, 3, source=ip_address("10.0.0.254"))
 CLEAN = InterfaceSight(conflicts=(), lro=False, queues_now=4, queues_most=8)
@@ -145,6 +146,16 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("narrow way", sight(eth0=replace(ETH0, forwarding4=False), eth1=replace(ETH1, mtu=1400)), "target.mtu",
      Level.WARNING, "MTU 1400", "sysctl -w net.ipv4.conf.eth0.forwarding=1"),
     ("refused here", sight(wanted=None, refused="eth0 carries x"), "host", Level.ERROR, "carries", "interfaces"),
+    ("nothing can be locked", sight(run_dir=PlaceSight("/run", read_only=True)), "places", Level.ERROR,
+     "--run-dir: /run is read-only", "mount -o remount,rw /run"),
+    ("nothing is kept", sight(state_dir=PlaceSight("/var", full=True)), "places", Level.WARNING,
+     "--state-dir: /var is full", "du -xh /var"),
+    ("read-only settings", sight(settings=PlaceSight("/proc/sys", read_only=True), eth0=ADDRESSED), "sysctls",
+     Level.ERROR, "net/ipv4/conf/lo/forwarding must be set", "mount -o remount,rw,bind /proc/sys"),
+    ("a daemon that fails", sight(daemon_pid=7, daemon_failure="attach eth0: EBUSY"), "daemon", Level.ERROR,
+     "process 7) can't do its work: attach eth0: EBUSY", "revproxyctl status"),
+    ("no directory", sight(config=None, wanted=None, problems=(Problem("/etc/revproxy/config.d", 0, 0, "",
+     "there is no such directory"),)), "files", Level.ERROR, "no such directory", "mkdir -p /etc/revproxy/config.d"),
     ("wrong files", sight(config=None, wanted=None, problems=(Problem("a.yaml", 3, 5, "", "bad"),)), "files",
      Level.ERROR, "a.yaml:3:5: bad", "revproxyctl validate"),
 ]  # fmt: skip
