@@ -9,6 +9,11 @@ write() { # SHELL FILE
     env "$variable=$1_source" "$program" >"$2"
     test -s "$2"
 }
+# zsh loads the file when it is asked the first time: then it has to complete as well (click does so from 8.1.4 on).
+completes_when_loaded() { # FILE
+    grep -q loadautofunc "$1" || sed -i "s/^\(compdef \(_[a-z_]*\) [^;]*\);*\$/if [[ \$zsh_eval_context[-1] == loadautofunc ]]; then\n    \2 \"\$@\"\nelse\n    \1\nfi/" "$1"
+}
 write bash "$share/bash-completion/completions/$name"
 write zsh "$share/zsh/vendor-completions/_$name"
+completes_when_loaded "$share/zsh/vendor-completions/_$name"
 write fish "$share/fish/vendor_completions.d/$name.fish"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -148,6 +149,21 @@ def test_completions_are_made_and_the_shell_can_read_them(tmp_path: Path, shell:
     assert "_REVPROXYCTL_COMPLETE" in script.read_text()
     if shutil.which(shell):
         subprocess.run([shell, "-n", script], check=True)
+
+
+def test_a_completion_that_zsh_loads_completes_at_once(tmp_path: Path) -> None:
+    """As click 8.1.3 writes it, which is Debian 12's, it would do so from the second time on."""
+    program = tmp_path / "program"
+    script = "#compdef some-program\n\n_some_program_completion() {\n    echo completes\n}\n\n"
+    script += "compdef _some_program_completion some-program;\n\n"
+    program.write_text(f"#!/bin/sh\nprintf %s {shlex.quote(script)}\n")
+    program.chmod(0o755)
+    subprocess.run([ROOT / "packaging" / "completions.sh", program, "some-program", tmp_path], check=True)
+    text = (tmp_path / "zsh" / "vendor-completions" / "_some-program").read_text()
+    assert "loadautofunc" in text
+    if shutil.which("zsh"):
+        load = f"fpath=({tmp_path}/zsh/vendor-completions); autoload -U _some-program; _some-program"
+        assert subprocess.run(["zsh", "-fc", load], capture_output=True, text=True, check=True).stdout == "completes\n"
 
 
 def test_the_pre_commit_hook_checks_whole_directories() -> None:
