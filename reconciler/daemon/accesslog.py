@@ -138,9 +138,13 @@ class AccessLog:
         self._descriptor = os.open(self._target, flags, _MODE)
 
     def _open_anew(self, *, always: bool) -> None:
-        if self._target == STDOUT or (not always and self._is_there()):
+        if self._target == STDOUT:
             return
-        self._rest = b""  # what is half written is so in the old file
+        same = self._is_there()
+        if same and not always:
+            return
+        if not same:
+            self._rest = b""  # what is half written is so in the old file
         try:
             self._open()
         except OSError as error:

@@ -137,10 +137,12 @@ class Disk:
         return taken
 
 
+@pytest.mark.parametrize("reopened", [False, True])
 @pytest.mark.parametrize("room", [0, 1, 100, 250])
 def test_a_full_disk_is_told_of_and_leaves_no_half_line(
-    file: Path, events: Events, log: AccessLog, monkeypatch: pytest.MonkeyPatch, room: int
+    file: Path, events: Events, log: AccessLog, monkeypatch: pytest.MonkeyPatch, room: int, reopened: bool
 ) -> None:
+    """Also where it is opened anew meanwhile, and is the same."""
     disk = Disk(room, os.write)
 
     class Os:
@@ -155,6 +157,9 @@ def test_a_full_disk_is_told_of_and_leaves_no_half_line(
     for port in range(20):
         events.publish_batch(Ended(port))
         wait_for(lambda: log._number == events.last, "it to be tried")
+    if reopened:
+        log.reopen()
+        wait_for(lambda: not log._reopen.is_set(), "it to be opened anew")
     disk.room = 1 << 20
     events.publish_batch(Ended(20))
     wait_for(lambda: 20 in ports(file), "the last one")
