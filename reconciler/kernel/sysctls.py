@@ -60,11 +60,12 @@ def _set(name: str, value: str, gateway: Gateway) -> None:
 def _changed_along(name: str) -> list[str]:
     """What the kernel changes when this one changes: IPv6 forwarding for all is every interface's and the default, and
     when it is taken away, forced forwarding goes as well (``addrconf_fixup_forwarding`` in net/ipv6/addrconf.c).
-    That of all comes first: setting it sets the others."""
+    That of all comes first: setting it sets the others. Then ``lo``, as from which the programs look up ways: until it
+    has its own again, new connections are lost."""
     if name != ALL_FORWARDING6:
         return []
     every = (*_ROOT.glob("net/ipv6/conf/*/forwarding"), *_ROOT.glob("net/ipv6/conf/*/force_forwarding"))
-    files = sorted(every, key=lambda file: (file.parent.name != "all", file))
+    files = sorted(every, key=lambda file: (file.parent.name != "all", file.parent.name != "lo", file))
     return [found for file in files if (found := str(file.relative_to(_ROOT))) != name]
 
 

@@ -69,6 +69,18 @@ def test_ipv6_forwarding_for_all_changes_no_other_one() -> None:
         assert sysctls.read_all(names) == dict(zip(names, (value, "0", "0", "1", "0"), strict=True))
 
 
+def test_end_of_ipv6_forwarding_for_all_gives_lo_back_its_own_first() -> None:
+    """As from there new connections' ways are looked up."""
+    add_veth("ea", "eb")
+    own = ("net/ipv6/conf/ea/forwarding", "net/ipv6/conf/lo/forwarding")
+    for name in (sysctls.ALL_FORWARDING6, *own):
+        sysctls.write(name, "1", GATEWAY)
+    gateway = recorder()
+    sysctls.write(sysctls.ALL_FORWARDING6, "0", gateway)
+    order = [name for _, name in gateway.calls if "/forwarding " in name]
+    assert order == [f"{name} to {value}" for name, value in ((sysctls.ALL_FORWARDING6, 0), (own[1], 1), (own[0], 1))]
+
+
 def test_an_interface_that_goes_meanwhile_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had need not be put back."""
     add_veth("va", "vb")
