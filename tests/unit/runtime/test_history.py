@@ -101,6 +101,16 @@ def test_lines_that_are_none_and_those_of_the_first_version(places: Places) -> N
     assert [each.number for each in History(places).entries()] == [4]
 
 
+def test_a_line_that_was_not_finished_spoils_no_other(places: Places) -> None:
+    """The disk was full, or the power went."""
+    History(places).add(ENTRY)
+    with places.history.open("a") as lines:
+        lines.write('{"number": 2, "resu')
+    History(places).add(replace(ENTRY, number=3))
+    assert [each.number for each in History(places).entries()] == [1, 3]
+    assert places.history.read_text().count("\n") == 3
+
+
 def test_another_process_adds_and_this_one_sees_it(places: Places) -> None:
     one, other = History(places), History(places)
     one.add(ENTRY)
