@@ -18,6 +18,7 @@ from typing import Final
 from reconciler.errors import RevproxyError
 from reconciler.runtime.events import Events, Single, Slice
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.wholefile import end_of_last
 
 STDOUT: Final = "-"
 _AT_ONCE: Final = 5000
@@ -51,6 +52,7 @@ class AccessLog:
         """Begin. Raises :class:`RevproxyError` if the file can't be written."""
         try:
             self._open()
+            self._rest = self._end_of_last()
         except OSError as error:
             raise RevproxyError(f"--access-log {self._target}: {error.strerror}") from error
         self._thread.start()
@@ -136,6 +138,16 @@ class AccessLog:
             return
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._descriptor = os.open(self._target, flags, _MODE)
+
+    def _end_of_last(self) -> bytes:
+        """What is lacking behind what an earlier daemon wrote."""
+        if self._target == STDOUT or not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            return b""
+        try:
+            with Path(self._target).open("rb") as file:
+                return end_of_last(file)
+        except PermissionError:
+            return b""
 
     def _open_anew(self, *, always: bool) -> None:
         if self._target == STDOUT:

@@ -13,7 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from reconciler.answers import HistoryEntry, from_json, to_json
 from reconciler.config.model import SourceFile
@@ -98,7 +98,7 @@ class History:
         entries = (*self.entries(), entry)
         if len(entries) <= RECORDS + RECORDS // 10:  # rewritten now and then, not each time
             with self._places.history.open("a+b") as history:
-                history.write(_end_of_last(history) + _line(entry).encode())
+                history.write(wholefile.end_of_last(history) + _line(entry).encode())
         else:
             entries = entries[-RECORDS:]
             wholefile.replace(self._places.history, "".join(map(_line, entries)))
@@ -165,14 +165,6 @@ def _holds(path: str, content: bytes) -> bool:
 def _version(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-def _end_of_last(history: BinaryIO) -> bytes:
-    """What the last line lacks at its end: a full disk or a loss of power may have left a part of it."""
-    if not history.tell():
-        return b""
-    history.seek(-1, os.SEEK_END)
-    return b"" if history.read(1) == b"\n" else b"\n"
 
 
 def _line(entry: HistoryEntry) -> str:

@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all: beside the old one, which they then replace."""
+"""Files that are written whole or not at all: beside the old one, which they then replace. Where lines are added to a
+file instead, :func:`end_of_last` keeps a half one from spoiling the next."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace(path: Path, content: str, *, durable: bool = False) -> None:
@@ -33,3 +35,11 @@ def sync_names(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def end_of_last(file: BinaryIO) -> bytes:
+    """What the last line lacks at its end: a full disk or a loss of power may have left a part of it."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"

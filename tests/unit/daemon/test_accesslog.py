@@ -170,6 +170,17 @@ def test_a_full_disk_is_told_of_and_leaves_no_half_line(
     assert said == ["access_log_not_written"]
 
 
+def test_a_line_that_an_earlier_daemon_did_not_finish_spoils_no_other(file: Path, events: Events) -> None:
+    file.write_text('{"time": "20')
+    log = AccessLog(str(file), events)
+    log.start()
+    events.publish_batch(Ended(1))
+    log.stop()
+    half, whole = file.read_text().splitlines()
+    assert half == '{"time": "20'
+    assert json.loads(whole)["client"] == "192.0.2.1:1"
+
+
 def test_who_is_too_slow_is_told(file: Path, events: Events) -> None:
     log = AccessLog(str(file), events)
     for first in range(0, 5000, 500):
