@@ -99,7 +99,8 @@ class TableUse:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """``revision``: number of the applied configuration, 0 for none; ``commit``: the git commit its files were of.
+    """``revision``: number of the applied configuration, 0 for none; ``commit``: the git commit that says so, that is
+    the one checked out if its files say what is in force, else the one that the applied files were of.
     ``differences``: how many objects differ from the files. ``pid``: the daemon's, None without one. ``policy``: what
     the files say of ``sync``, auto or manual; ``waiting``: why they are not applied by themselves, empty if they are;
     ``suspended``: since when reconciling is, None if it is not. ``drift_repaired``: how many objects the daemon has put

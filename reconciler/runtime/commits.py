@@ -281,6 +281,12 @@ class Commits:
         """The git commit of what is applied, as the kernel's manifest says."""
         return self._live.manifest(observed.revision).commit if observed.revision.manifest else None
 
+    def commit_that_says_so(self, view: View) -> str | None:
+        """The git commit that is checked out, if the files are its own and say what is in force; else the one when that
+        was applied. They differ where a commit changed nothing here: a comment, or what was applied before it."""
+        found = None if view.changes or view.origin.stored else self._git_commit(view)
+        return found.id if found and not found.dirty else self.commit_in_force(view.observed)
+
     def _tell(self, view: View, planned: Planned, revision: int, duration_sec: float) -> None:
         """Events, and for a new revision the history."""
         events, new = self._events, planned.plan.revision is not None

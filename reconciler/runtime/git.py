@@ -14,6 +14,7 @@ from reconciler.runtime.snapshot import index_lock, is_config_file
 
 _TIMEOUT_SEC: Final = 5.0
 _UNIT: Final = "\x1f"
+_DIRTY: Final = "-dirty"
 NO_GIT: Final = 127
 """The exit status of :func:`run` where git can't be started, or does not end."""
 
@@ -36,6 +37,11 @@ class Commit:
     author: str
     subject: str
 
+    @property
+    def dirty(self) -> bool:
+        """The files are not the commit's."""
+        return self.id.endswith(_DIRTY)
+
 
 def commit_of(directory: Path, contents: Mapping[str, bytes]) -> Commit | None:
     """The commit of the work tree that contains ``directory``; None outside of one or without git.
@@ -50,7 +56,7 @@ def commit_of(directory: Path, contents: Mapping[str, bytes]) -> Commit | None:
     if described is None or tree is None or described.count(_UNIT) != 2:
         return None
     identity, author, subject = described.rstrip("\n").split(_UNIT)
-    return Commit(identity if _clean(tree, contents) else f"{identity}-dirty", author, subject)
+    return Commit(identity if _clean(tree, contents) else f"{identity}{_DIRTY}", author, subject)
 
 
 def commit_time(directory: Path) -> float | None:

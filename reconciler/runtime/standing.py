@@ -53,7 +53,7 @@ class Standing:
         return answers.Status(
             sync=situation.sync,
             revision=revision.number,
-            commit=self._commits.commit_in_force(observed),
+            commit=self._commits.commit_that_says_so(view) if view else self._commits.commit_in_force(observed),
             applied=clock.of_ns(revision.applied_ns) if revision.number else None,
             differences=situation.differences,
             interfaces=report.interfaces(observed, view.desired if view else None),

@@ -168,6 +168,12 @@ def test_a_git_checkout_is_applied_whole_or_not_at_all(following: Instance) -> N
             wait_for(lambda n=number: status(instance).commit == commits[n], "followed")
         (tree / "config.d" / "0.yaml").write_text(http(lab, 3, name="p0"))
         wait_for(lambda: (status(instance).commit or "").endswith("-dirty"), "an edit that is not committed")
+        git("commit", "-q", "-a", "-m", "to backend 3")
+        assert status(instance).commit == git("rev-parse", "HEAD"), "what is in force is of a commit now"
+        with (tree / "config.d" / "1.yaml").open("a") as file:
+            file.write("# unchanged\n")
+        git("commit", "-q", "-a", "-m", "a comment")
+        assert status(instance).commit == git("rev-parse", "HEAD"), "which says the same"
         git("checkout", "-q", "-f", commits[2])
         wait_for(lambda: status(instance).commit == commits[2], "followed")
     applied = [
