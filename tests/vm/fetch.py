@@ -6,6 +6,7 @@ maintainer script runs, so a tree of another architecture is made like one of th
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -149,10 +150,16 @@ def choose(releases: list[str], wanted: str) -> str:
 
 
 def fetch_kernel(folder: Path, arch: str, wanted: str) -> Path:
-    """The folder with the unpacked kernel (``boot``, ``lib/modules``); its ``release`` file says which it is."""
+    """The folder with the unpacked kernel (``boot``, ``lib/modules``); its ``release`` file says which it is. One
+    process at a time fetches: the others wait."""
     place = folder / "kernels" / f"{wanted}-{arch}"
-    if (place / "release").exists():
-        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return place if (place / "release").exists() else _fetch_kernel(folder, arch, wanted, place)
+
+
+def _fetch_kernel(folder: Path, arch: str, wanted: str, place: Path) -> Path:
     archive = Archive(folder, arch)
     kernels = archive.kernels()
     release = choose(list(kernels), wanted)
