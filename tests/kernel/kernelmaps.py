@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from reconciler.kernel import groups, layout
+from reconciler.kernel.codec import pack_settings
 from reconciler.kernel.context import Context
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.maps import Maps
@@ -97,6 +98,16 @@ def private_maps(gateway: Gateway | None = None) -> Iterator[Maps]:
             yield maps
         finally:
             maps.close()
+
+
+@contextmanager
+def connection_tables() -> Iterator[Maps]:
+    """Maps in which connections that nobody answered are over after 30 s, and those that were closed after 10."""
+    with small_arrays(), private_maps() as maps:
+        settings = np.zeros(1, layout.settings_slots)
+        settings["slot"][:] = pack_settings(DataPlaneSettings(unanswered_sec=30, closing_sec=10))
+        maps["settings"].put(0, settings)
+        yield maps
 
 
 def dump(maps: Maps, leave_out: Iterable[str] = ()) -> dict[str, Any] | None:

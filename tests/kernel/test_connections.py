@@ -13,15 +13,15 @@ import pytest
 from reconciler.answers import to_json
 from reconciler.kernel import connections, connlines, layout, otherlayout, sweep
 from reconciler.kernel.busy import busy
-from reconciler.kernel.codec import pack_settings, pack_target
+from reconciler.kernel.codec import pack_target
 from reconciler.kernel.conntable import created_ns, states
 from reconciler.kernel.counters import read_stats
 from reconciler.kernel.flushing import flush
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.sweep import Sweeper
-from reconciler.state.objects import DataPlaneSettings, Endpoint
+from reconciler.state.objects import Endpoint
 from reconciler.state.selection import STATES, Query
-from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, small_arrays
+from tests.kernel.kernelmaps import connection_entry, connection_tables, endpoint, private_maps
 
 SECOND = 1_000_000_000
 NOW = 10_000 * SECOND
@@ -31,10 +31,7 @@ CLIENT, LISTEN, TARGET = "198.51.100.1:40000", "192.0.2.1:80", "10.0.0.1:8080"
 
 @pytest.fixture
 def maps() -> Iterator[Maps]:
-    with small_arrays(), private_maps() as found:
-        settings = np.zeros(1, layout.settings_slots)
-        settings["slot"][:] = pack_settings(DataPlaneSettings(unanswered_sec=30, closing_sec=10))
-        found["settings"].put(0, settings)
+    with connection_tables() as found:
         for number, name in ((1, b"web"), (2, b"dns")):
             found["proxy_name"].put(number, np.array([(name,)], layout.proxy_name))
         yield found

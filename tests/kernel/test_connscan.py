@@ -12,13 +12,11 @@ import pytest
 
 from reconciler.kernel import connections, connlines, connscan, layout, scan
 from reconciler.kernel.arrays import Array
-from reconciler.kernel.codec import pack_settings
 from reconciler.kernel.conntable import Table, active_settings, expired_entries, read_table, records
 from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.sweep import Sweeper
-from reconciler.state.objects import DataPlaneSettings
 from reconciler.state.selection import SORTS, STATES, Query
-from tests.kernel.kernelmaps import connection_entry, endpoint, private_maps, small_arrays
+from tests.kernel.kernelmaps import connection_entry, connection_tables, endpoint
 
 SECOND = 1_000_000_000
 NOW = 10_000 * SECOND
@@ -30,10 +28,7 @@ EVERY = Query(states=frozenset(STATES))
 def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maps]:
     """Read in pieces of so many entries."""
     monkeypatch.setattr(scan, "CHUNK", request.param)
-    with small_arrays(), private_maps() as found:
-        settings = np.zeros(1, layout.settings_slots)
-        settings["slot"][:] = pack_settings(DataPlaneSettings(unanswered_sec=30, closing_sec=10))
-        found["settings"].put(0, settings)
+    with connection_tables() as found:
         for number, name in ((1, b"web"), (2, b"dns"), (3, b"api")):
             found["proxy_name"].put(number, np.array([(name,)], layout.proxy_name))
         yield found

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from reconciler import resources
 from reconciler.errors import CrowdedError
 from reconciler.kernel import layout
 from reconciler.kernel.arrays import Array
-from reconciler.kernel.codec import pack_settings
 from reconciler.kernel.conntable import over
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.program import Programs
 from reconciler.kernel.resize import carry_over, entries_for
 from reconciler.kernelclock import monotonic_ns
-from reconciler.state.objects import DataPlaneSettings
 from reconciler.state.operations import LoadProgram
-from tests.kernel.kernelmaps import connection_entry, private_maps, small_arrays
+from tests.kernel.kernelmaps import connection_entry, connection_tables, private_maps
 
 pytestmark = pytest.mark.root
 
@@ -34,10 +31,7 @@ ENDS = {
 
 @pytest.fixture
 def maps() -> Iterator[Maps]:
-    with small_arrays(), private_maps() as found:
-        settings = np.zeros(1, layout.settings_slots)
-        settings["slot"][:] = pack_settings(DataPlaneSettings(unanswered_sec=30, closing_sec=10))
-        found["settings"].put(0, settings)
+    with connection_tables() as found:
         yield found
 
 
@@ -94,6 +88,15 @@ def test_all_that_are_established_stay(maps: Maps, version: int) -> None:
         entries_for(maps, version, 20)
     assert raised.value.transient
     assert ports(*entries_for(maps, version, 22)) == [*range(200, 211)]
+
+
+def test_both_directions_stay_where_only_one_has_heard_of_it(maps: Maps) -> None:
+    """Another CPU may be about to note in the other entry what its packet told."""
+    put(maps, 100, 9, OVER)
+    keys, values = connection_entry(4, ENDS[4][0].format(200), *ENDS[4][1:], heard=OPEN, times_ns=(monotonic_ns(),) * 2)
+    values["c"][["own", "peer"]][1] = (ANY, ANY)
+    maps["connection4"].put_many(keys, values)
+    assert ports(*entries_for(maps, 4, 2)) == [200]
 
 
 def test_what_fits_is_taken_over_as_it_is(maps: Maps) -> None:
