@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* A flood of SYNs, in a table that is full: above a rate, the first SYN of a connection is only noted, and the next one,
- * which a client sends a second later (RFC 6298 section 2), makes the entries. Who floods does not come back with it. No
- * include guard: see family.h. */
+ * which a client sends a second later (RFC 6298 section 2), makes the entries. Forged senders seldom come back with theirs;
+ * those that do cost what any connection does. No include guard: see family.h. */
 
 #ifndef REVPROXY_FLOOD_ONCE
 #define REVPROXY_FLOOD_ONCE
