@@ -155,9 +155,14 @@ class _ProxyBuilder:
         if isinstance(routes, Sequence) and all(checker.holds("source_route", route) for route in routes):
             yield from check.identical_sources(self.routes(routes), path)
 
-    def _fail(self, at: int, message: str, *path: str | int) -> None:
-        self.failed = True
+    def _note(self, at: int, message: str, *path: str | int) -> None:
+        """It is wrong, and nothing else is to be judged otherwise for it."""
         self.document.problem(at, message, path_text((*self.path, *path)))
+
+    def _fail(self, at: int, message: str, *path: str | int) -> None:
+        """An address is wrong: what it would mean for others is not asked."""
+        self.failed = True
+        self._note(at, message, *path)
 
     def _listen(self, tree: Mapping) -> Listen:
         port = tree["port"]
@@ -208,12 +213,11 @@ class _ProxyBuilder:
         if "health_check" not in tree:
             return None
         said = tree["health_check"]
-        wrong = healthcheck.wrong_key(said)
-        if wrong:
-            self._fail(said.key_at(wrong[0]), wrong[1], *path, "health_check", wrong[0])
+        for key, wrong in healthcheck.wrong_keys(said):
+            self._note(said.key_at(key), wrong, *path, "health_check", key)
         if self.protocol is Protocol.UDP and said.get("on_unhealthy") == healthcheck.OnUnhealthy.RESET:
             text = "'on_unhealthy: reset' goes with TCP: UDP knows no reset"
-            self._fail(said.key_at("on_unhealthy"), text, *path, "health_check", "on_unhealthy")
+            self._note(said.key_at("on_unhealthy"), text, *path, "health_check", "on_unhealthy")
         self.check_marks.append((tree.value_at("health_check"), path))
         return healthcheck.build(said)
 
@@ -233,7 +237,7 @@ class _ProxyBuilder:
         for target in (*default_target, *(target for lead in routes.leads() for target in lead.targets)):
             known = found.setdefault(target.endpoint, target.health_check)
             if target.health_check is not None and known not in (None, target.health_check):
-                self._fail(at, f"the target {target.endpoint} has two different health checks", *where, "health_check")
+                self._note(at, f"the target {target.endpoint} has two different health checks", *where, "health_check")
             found[target.endpoint] = known or target.health_check
         checks = []
         for endpoint, said in found.items():
@@ -243,7 +247,7 @@ class _ProxyBuilder:
             port = chosen.port or endpoint.port or (listen.ports[0] if len(listen.ports) == 1 else None)
             if port is None:
                 text = f"a health check of the target {endpoint}, which has no port of its own, needs a 'port'"
-                self._fail(at, text, *where, "health_check")
+                self._note(at, text, *where, "health_check")
             checks.append((endpoint, replace(chosen, port=port)))
         return tuple(checks)
 

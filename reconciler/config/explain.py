@@ -16,7 +16,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
 from reconciler.config.formats import FORMATS, Formats
-from reconciler.config.messages import Path, hint, nearest, show
+from reconciler.config.messages import Path, hint, nearest, series, show
 from reconciler.config.predicate import Compiler, Schema, is_integer, pattern
 
 
@@ -135,11 +135,11 @@ def _exclusive(keys: list[str], instance: Any) -> Iterator[ValidationError]:
     if not isinstance(instance, dict):
         return
     present = [key for key in instance if key in keys]
-    names = [f"'{key}'" for key in keys]
     if not present:
-        yield _ReadyError(f"one of the keys {' and '.join(names)} is missing")
+        yield _ReadyError(f"one of the keys {series(keys, 'and')} is missing")
     elif len(present) > 1:
-        yield _KeyError(f"{' and '.join(names)} exclude each other", path=[present[1]])
+        excluding = [key for key in keys if key in present]
+        yield _KeyError(f"{series(excluding, 'and')} exclude each other", path=[present[1]])
 
 
 def _sentence(path: Path, error: ValidationError) -> str:
@@ -148,13 +148,11 @@ def _sentence(path: Path, error: ValidationError) -> str:
         return f"the file must be a mapping that begins with 'apiVersion: revproxy/v1', not {show(error.instance)}"
     key = next((step for step in reversed(path) if isinstance(step, str)), None)
     subject = f"'{key}'" if path[-1] == key else f"an item of '{key}'"
-    found = show(error.instance)
+    found = "an empty list" if error.instance == [] else show(error.instance)
     schema: Any = error.schema
     if error.validator != "enum":
         return f"{subject} must be {schema['title']}, not {found}"
     allowed: list[str] = schema["enum"]
-    names = [f"'{value}'" for value in allowed]
-    words = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return f"{subject} must be {words}, not {found}" + (
+    return f"{subject} must be {series(allowed, 'or')}, not {found}" + (
         hint(error.instance, allowed) if isinstance(error.instance, str) else ""
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from reconciler.config import schema
 from reconciler.config.document import Mapping
+from reconciler.config.messages import series
 
 
 class CheckType(StrEnum):
@@ -81,19 +83,17 @@ def build(tree: Mapping) -> HealthCheck:
     )
 
 
-def wrong_key(tree: Mapping) -> tuple[str, str] | None:
-    """A key that says nothing with this type or nothing at all, and why; None if there is none."""
+def wrong_keys(tree: Mapping) -> Iterator[tuple[str, str]]:
+    """Keys that say nothing with this type or nothing at all, and why."""
     kind = CheckType(tree["type"])
     for key, kinds in _ONLY_WITH.items():
         if key in tree and kind not in kinds and kind is not CheckType.NONE:
-            return key, f"'{key}' goes with 'type: {kinds[0]}'" + (
-                f" or '{kinds[1]}', not with '{kind}'" if len(kinds) > 1 else f", not with '{kind}'"
-            )
+            fitting = series([f"type: {kinds[0]}", *kinds[1:]], "or")
+            yield key, f"'{key}' goes with {fitting}, not with '{kind}'"
     for each in tree.get("expected_codes", ()):
         first, last = _range(each)
         if first > last:
-            return "expected_codes", f"the range '{each}' begins above its end"
-    return None
+            yield "expected_codes", f"the range '{each}' begins above its end"
 
 
 def _range(codes: int | str) -> tuple[int, int]:

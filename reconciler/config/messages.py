@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Path = tuple[str | int, ...]
@@ -44,6 +44,12 @@ def hint(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'port'?)``, or nothing."""
     found = nearest(word, known)
     return f" (did you mean {found!r}?)" if found else ""
+
+
+def series(words: Sequence[str], last: str) -> str:
+    """``'a', 'b' or 'c'``; ``last``: the word before the last one."""
+    quoted = [f"'{word}'" for word in words]
+    return f"{', '.join(quoted[:-1])} {last} {quoted[-1]}" if len(quoted) > 1 else "".join(quoted)
 
 
 def count(number: int, noun: str) -> str:

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     "port: twice": (((LISTEN_PORT, "port: [80, 81, 80]\n"),), ("8:22: 80 stands twice in this list",)),
     "port: none": (
         ((LISTEN_PORT, "port: []\n"),),
-        ("8:13: 'port' must be an integer from 1 to 65535, or a non-empty list of them, not a list",),
+        ("8:13: 'port' must be an integer from 1 to 65535, or a non-empty list of them, not an empty list",),
     ),
     "weight: too large": (
         ((TARGET, "{ip: 10.0.0.1, weight: 65536}\n"),),
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     ),
     "interfaces: none": (
         ((": [eth0]", ": []"),),
-        ("6:19: 'interfaces' must be a non-empty list of interface names, not a list",),
+        ("6:19: 'interfaces' must be a non-empty list of interface names, not an empty list",),
     ),
     "interfaces: no such name": (
         ((": [eth0]", ": [eth0, a/b, abcdefghijklmnop]"),),
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     ),
     "target: empty list": (
         ((TARGET, "[]\n"),),
-        ("9:21: 'default_target' must be a target or a non-empty list of targets, not a list",),
+        ("9:21: 'default_target' must be a target or a non-empty list of targets, not an empty list",),
     ),
     "target: no ip": (((TARGET, "[{port: 1}]\n"),), ("9:22: the key 'ip' is missing",)),
     # -- addresses
@@ -188,7 +188,7 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
     ),
     "addresses: none": (
         (("[192.0.2.1]", "[]"),),
-        ("7:18: 'addresses' must be a non-empty list of IPv4 and IPv6 addresses, not a list",),
+        ("7:18: 'addresses' must be a non-empty list of IPv4 and IPv6 addresses, not an empty list",),
     ),
     "source: not a network": (
         (("/16", "/33"),),

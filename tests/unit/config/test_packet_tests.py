@@ -127,9 +127,13 @@ WRONG = {
         "3:31: 'to' must be an address and a port, such as 203.0.113.10:80 or [2001:db8::10]:80, not '2001:db8::2:80'",
     ),
     "no expectation": ('{from: 192.0.2.1, to: "203.0.113.10:80"}', "3:5: the key 'expect' is missing"),
+    "an empty expectation": (
+        '{from: 192.0.2.1, to: "203.0.113.10:80", expect: {}}',
+        "3:54: one of the keys 'target', 'proxy' and 'action' is missing",
+    ),
     "two expectations": (
         '{from: 192.0.2.1, to: "203.0.113.10:80", expect: {proxy: web, action: deny}}',
-        "3:67: 'target' and 'proxy' and 'action' exclude each other",
+        "3:67: 'proxy' and 'action' exclude each other",
     ),
     "unknown action": (
         '{from: 192.0.2.1, to: "203.0.113.10:80", expect: {action: drop}}',

@@ -69,6 +69,25 @@ tests:
     ]
 
 
+def test_a_wrong_health_check_hides_nothing() -> None:
+    """Neither other keys of it, nor what is wrong elsewhere in its proxy."""
+    wrong = listening("a", "{interfaces: [eth0], port: [80, 81], protocol: udp, addresses: [192.0.2.1]}")
+    wrong += """    health_check: {type: tcp, path: /x, on_unhealthy: reset, expected_codes: [299-200, 250-200]}
+    source_routes:
+      - {source: 10.0.0.0/8, target: {ip: "2001:db8::1", port: 80}}
+"""
+    assert errors(a=wrong) == [
+        "a.yaml:6:19: a health check of the target 10.0.0.1, which has no port of its own, needs a 'port'",
+        "a.yaml:6:31: 'path' goes with 'type: http' or 'https', not with 'tcp'",
+        "a.yaml:6:41: 'on_unhealthy: reset' goes with TCP: UDP knows no reset",
+        "a.yaml:6:62: 'expected_codes' goes with 'type: http' or 'https', not with 'tcp'",
+        "a.yaml:6:62: the range '250-200' begins above its end",
+        "a.yaml:6:62: the range '299-200' begins above its end",
+        "a.yaml:8:38: the target [2001:db8::1]:80 is IPv6, but no listen address of the proxy is",
+        "a.yaml:8:38: the target [2001:db8::1]:80 is IPv6, the source 10.0.0.0/8 is IPv4",
+    ]
+
+
 def listening(name: str, listen: str, target: str = "{ip: 10.0.0.1}") -> str:
     return f"apiVersion: revproxy/v1\nproxies:\n  - name: {name}\n    listen: {listen}\n    default_target: {target}\n"
 
