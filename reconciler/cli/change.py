@@ -93,9 +93,14 @@ def _print_plan(session: Session, found: answers.PlanAnswer) -> None:
     if len(shown) < len(found.steps):
         click.echo(f"      and {len(found.steps) - len(shown)} more (-v shows all)")
     counts = ", ".join(f"{name} {count}" for name, count in found.counts.items())
-    click.echo(f"\n{len(found.changes)} changes, {found.operations} operations: {counts}")
+    click.echo(f"\n{_extent(found)}: {counts}")
     for each in found.connections:
-        click.echo(f"{each.connections} live connections of {each.proxy} to {each.target} {each.fate}")
+        click.echo(f"live connections of {each.proxy} to {each.target} {each.fate}: {each.connections}")
+
+
+def _extent(found: answers.Difference | answers.PlanAnswer | answers.Applied) -> str:
+    """``1 change, 3 operations``."""
+    return f"{output.count(len(found.changes), 'change')}, {output.count(found.operations, 'operation')}"
 
 
 def _before_and_after(change: answers.Change) -> Iterator[str]:
@@ -150,7 +155,7 @@ def apply(
             found = client.diff()
         if not found.empty:
             output.unified(session, found.changes)
-            if not click.confirm(f"Apply {len(found.changes)} changes ({found.operations} operations)?", err=True):
+            if not click.confirm(f"Apply {_extent(found)}?", err=True):
                 raise RevproxyError("nothing was applied")
     with bar(session, "applying") as client.progress:
         done = client.apply(plan=plan, allow_empty=allow_empty, confirm_within_sec=confirm_within)
@@ -166,9 +171,7 @@ def print_applied(session: Session, done: answers.Applied) -> None:
         click.echo(f"nothing to do: revision {done.revision} is what the files say")
     else:
         commit = f" (git {done.commit[:12]})" if done.commit else ""
-        click.echo(
-            f"applied revision {done.revision}{commit}: {len(done.changes)} changes, {done.operations} operations"
-        )
+        click.echo(f"applied revision {done.revision}{commit}: {_extent(done)}")
     if done.unconfirmed:
         each = done.unconfirmed
         back = f"revision {each.previous}" if each.previous else "nothing applied"

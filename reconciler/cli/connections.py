@@ -153,4 +153,4 @@ def flush(
     if session.output != "table":
         output.data(session, answers.Flushed(flushed))
     else:
-        click.echo(f"{flushed} connections flushed")
+        click.echo(f"{output.count(flushed, 'connection')} flushed")

@@ -37,7 +37,7 @@ def drain(context: click.Context, target: str, proxy: str | None, wait: bool, ti
     _print(session, found)
     if wait and not found.done:
         session.note(
-            f"timed out: {found.connections} connections are left; the target stays drained"
+            f"timed out: {output.count(found.connections, 'connection')} left; the target stays drained"
             f" (`revproxyctl connections flush --target {target}` would end them)"
         )
         context.exit(1)
@@ -85,7 +85,7 @@ def _progress(session: Session, target: str) -> Iterator[Callable[[answers.Drain
     columns = (
         TextColumn("draining {task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[left]} connections left"),
+        TextColumn("connections left: {task.fields[left]}"),
         TimeElapsedColumn(),
     )
     console = Console(stderr=True, no_color=not session.color)

@@ -33,7 +33,7 @@ def status(context: click.Context) -> None:
 
 def _print_status(session: Session, found: answers.Status) -> None:
     sync = output.style(session, found.sync.value, fg=_SYNC_COLOURS[found.sync], bold=True)
-    differing = f" ({found.differences} objects differ from the files)" if found.differences else ""
+    differing = f" ({output.differing(found.differences)} from the files)" if found.differences else ""
     click.echo(f"sync:      {sync}{differing}")
     revision = f"{found.revision}, applied {found.applied}" if found.revision else "nothing applied"
     click.echo(f"revision:  {revision}" + (f", git {found.commit[:12]}" if found.commit else ""))
@@ -85,7 +85,7 @@ def _standing(found: answers.Status) -> Iterator[tuple[str, str]]:
     if found.waiting and found.differences:
         yield "waiting", found.waiting
     if found.drift_repaired:
-        yield "drift", f"{found.drift_repaired} objects put right since the daemon started"
+        yield "drift", f"{output.count(found.drift_repaired, 'object')} put right since the daemon started"
 
 
 def _proxy_rows(found: answers.Status) -> list[tuple[str, ...]]:

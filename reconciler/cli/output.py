@@ -160,9 +160,19 @@ def _lines(value: Any) -> list[str]:
     return [value if isinstance(value, str) else json.dumps(value)]
 
 
-def size(count: int) -> str:
+def count(number: int, noun: str) -> str:
+    """``1 change``, ``2 changes``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def differing(number: int) -> str:
+    """``1 object differs``, ``2 objects differ``."""
+    return f"{count(number, 'object')} {'differs' if number == 1 else 'differ'}"
+
+
+def size(number: int) -> str:
     """Bytes for people: 1.5 MiB."""
-    value = float(count)
+    value = float(number)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -28,11 +28,9 @@ def test(context: click.Context) -> None:
     else:
         _print_tests(session, found)
     if found.sync is not Sync.SYNCED:
-        one = found.differences == 1
-        differing = f"{found.differences} {'object differs' if one else 'objects differ'}"
         session.note(
-            f"OutOfSync: the kernel is not what the files say ({differing}); the tests were run on what packets"
-            f" see now, revision {found.revision}"
+            f"OutOfSync: the kernel is not what the files say ({output.differing(found.differences)}); the"
+            f" tests were run on what packets see now, revision {found.revision}"
         )
     context.exit(1 if found.failed else 0)
 

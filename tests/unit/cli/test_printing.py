@@ -35,13 +35,13 @@ def test_plan_lists_steps_counts_and_connections(client: FakeClient) -> None:
         2,
         ("StageProxy a", "Switch 0 -> 1"),
         {"proxy": 1, "control": 1},
-        (answers.Touched("web", "10.0.0.1:80", 4, "stay"),),
+        (answers.Touched("web", "10.0.0.1:80", 4, "stay where they are until they end"),),
     )
     output = run("plan").stdout
     assert "~ update proxy web  # a.yaml:3:5" in output
     assert output.index("StageProxy a") < output.index("Switch 0 -> 1")
-    assert "1 changes, 2 operations: proxy 1, control 1" in output
-    assert "4 live connections of web to 10.0.0.1:80 stay" in output
+    assert "1 change, 2 operations: proxy 1, control 1" in output
+    assert "live connections of web to 10.0.0.1:80 stay where they are until they end: 4" in output
 
 
 def test_status_shows_every_error_and_target(client: FakeClient) -> None:
@@ -84,6 +84,17 @@ def test_status_says_what_keeps_the_files_from_being_applied(client: FakeClient)
     assert "confirm:   revision 3 goes back to revision 2 in 29s" in text
     assert "waiting:   rolled back to revision 1" in text
     assert "drift:     4 objects" in text
+
+
+def test_one_is_told_of_as_one(client: FakeClient) -> None:
+    client.answer = answers.Status(Sync.OUT_OF_SYNC, 3, differences=1, drift_repaired=1)
+    text = run("status").stdout
+    assert "(1 object differs from the files)" in text
+    assert "1 object put right" in text
+    client.answer = answers.Applied(3, (CHANGE,), 1, None)
+    assert run("apply", "--yes").stdout == "applied revision 3: 1 change, 1 operation\n"
+    client.answer = {"flush_connections": 1}
+    assert run("connections", "flush", "--all").stdout == "1 connection flushed\n"
 
 
 def test_history_marks_what_is_applied_and_says_why_what_was_refused(client: FakeClient) -> None:
