@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from reconciler.errors import EditError
 
 if TYPE_CHECKING:
     from reconciler.config.edit import Edit
+    from reconciler.config.healthcheck import HealthCheck
     from reconciler.config.model import Proxy
     from reconciler.config.sourceroutes import WeightedTarget
     from reconciler.runtime.editfiles import Done
+    from reconciler.state.objects import Endpoint
 
 
 class Edits:
@@ -198,6 +200,7 @@ def _given(**values: str | None) -> dict[str, str]:
 
 def _configured(proxy: Proxy) -> answers.ConfiguredProxy:
     listen, place = proxy.listen, proxy.place
+    checks = {endpoint: _configured_check(check) for endpoint, check in proxy.checks}
     return answers.ConfiguredProxy(
         name=proxy.name,
         interfaces=listen.interfaces,
@@ -206,10 +209,10 @@ def _configured(proxy: Proxy) -> answers.ConfiguredProxy:
         protocol=str(listen.protocol),
         mode=str(proxy.mode),
         balance=str(proxy.balance),
-        default_target=_configured_targets(proxy.default_target),
+        default_target=_configured_targets(proxy.default_target, checks),
         source_routes=tuple(
             answers.ConfiguredRoute(
-                str(route.source), "deny" if route.deny else "forward", _configured_targets(route.targets)
+                str(route.source), "deny" if route.deny else "forward", _configured_targets(route.targets, checks)
             )
             for route in proxy.source_routes
         ),
@@ -220,5 +223,28 @@ def _configured(proxy: Proxy) -> answers.ConfiguredProxy:
     )
 
 
-def _configured_targets(targets: Sequence[WeightedTarget]) -> tuple[answers.ConfiguredTarget, ...]:
-    return tuple(answers.ConfiguredTarget(str(each.endpoint), each.weight) for each in targets)
+def _configured_targets(
+    targets: Sequence[WeightedTarget], checks: Mapping[Endpoint, answers.ConfiguredCheck]
+) -> tuple[answers.ConfiguredTarget, ...]:
+    return tuple(
+        answers.ConfiguredTarget(str(each.endpoint), each.weight, checks.get(each.endpoint)) for each in targets
+    )
+
+
+def _configured_check(check: HealthCheck) -> answers.ConfiguredCheck:
+    http, https = str(check.type).startswith("http"), check.type == "https"
+    return answers.ConfiguredCheck(
+        type=str(check.type),
+        port=check.port,
+        interval_ms=check.interval_ms,
+        timeout_ms=check.timeout_ms,
+        healthy_threshold=check.healthy_threshold,
+        unhealthy_threshold=check.unhealthy_threshold,
+        on_unhealthy=str(check.on_unhealthy),
+        path=check.path if http else None,
+        expected_codes=tuple(str(first) if first == last else f"{first}-{last}" for first, last in check.expected_codes)
+        if http
+        else None,
+        host=check.host if http else None,
+        verify=(check.ca_file or check.verify) if https else None,
+    )

@@ -5,7 +5,14 @@ The field names are the keys of the JSON that scripts rely on. :func:`to_json` a
 
 from __future__ import annotations
 
-from reconciler.answers.configured import ConfiguredProxy, ConfiguredRoute, ConfiguredTarget, Edited, EditHold
+from reconciler.answers.configured import (
+    ConfiguredCheck,
+    ConfiguredProxy,
+    ConfiguredRoute,
+    ConfiguredTarget,
+    Edited,
+    EditHold,
+)
 from reconciler.answers.connections import Connection, ConnectionCount, Draining, DrainingTarget, Flushed
 from reconciler.answers.events import KINDS, Event
 from reconciler.answers.host import Conflict, Diagnosis, Finding, InterfaceDetail, Level, Program
@@ -33,6 +40,7 @@ __all__ = [
     "Attempt",
     "Change",
     "Condition",
+    "ConfiguredCheck",
     "ConfiguredProxy",
     "ConfiguredRoute",
     "ConfiguredTarget",

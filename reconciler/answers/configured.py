@@ -25,11 +25,30 @@ class EditHold:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfiguredCheck:
+    """How a target is checked, defaults filled in. ``path``, ``expected_codes`` and ``host`` None: it is no http.
+    ``verify``: whether a certificate is, or a file of authorities; None: it is no https."""
+
+    type: str
+    port: int | None
+    interval_ms: int
+    timeout_ms: int
+    healthy_threshold: int
+    unhealthy_threshold: int
+    on_unhealthy: str
+    path: str | None = None
+    expected_codes: tuple[str, ...] | None = None
+    host: str | None = None
+    verify: bool | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ConfiguredTarget:
-    """A target as the files have it."""
+    """A target as the files have it. ``health_check`` None: it is not checked."""
 
     address: str
     weight: int = 1
+    health_check: ConfiguredCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,12 +115,16 @@ def show_proxy(context: click.Context, /, name: str) -> None:
         click.echo(f"  {label + ':':<13} {text}")
     rows = [("(default)", *_target(each)) for each in found.default_target]
     for route in found.source_routes:
-        rows += [(route.source, *_target(each)) for each in route.targets] or [(route.source, route.action, "")]
-    output.table(session, ("SOURCE", "TARGET", "WEIGHT"), rows, right=("WEIGHT",))
+        rows += [(route.source, *_target(each)) for each in route.targets] or [(route.source, route.action, "", "")]
+    checked = any(row[3] for row in rows)
+    columns = ("SOURCE", "TARGET", "WEIGHT", *(("HEALTH CHECK",) if checked else ()))
+    output.table(session, columns, [row[: len(columns)] for row in rows], right=("WEIGHT",))
 
 
-def _target(each: answers.ConfiguredTarget) -> tuple[str, str]:
-    return each.address, str(each.weight)
+def _target(each: answers.ConfiguredTarget) -> tuple[str, str, str]:
+    check = each.health_check
+    how = f"{check.type} :{check.port}{check.path or ''} every {check.interval_ms} ms" if check else ""
+    return each.address, str(each.weight), how
 
 
 @proxy.command("add", context_settings=CONTEXT)

@@ -154,13 +154,39 @@ def test_list_and_show(directory: Path) -> None:
     assert [(each["name"], each["ports"], each["line"]) for each in found] == [("web", [80, 81], 3), ("dns", [53], 9)]
     one = json.loads(run("proxy", "show", "web", "-o", "json").stdout)
     assert one == found[0]
-    assert one["default_target"] == [{"address": "10.0.0.1:8080", "weight": 1}]
+    assert one["default_target"] == [{"address": "10.0.0.1:8080", "weight": 1, "health_check": None}]
     assert [(route["source"], route["action"]) for route in one["source_routes"]] == [
         ("192.0.2.0/24", "forward"),
         ("198.51.100.0/24", "deny"),
     ]
     assert f"web  # {directory}/web.yaml:3:5" in run("proxy", "show", "web").stdout
     assert "dns" in run("proxy", "list").stdout
+
+
+def test_show_tells_how_targets_are_checked(directory: Path) -> None:
+    own = "health_check: {type: tcp, port: 9}"
+    checked = FILE.replace("port: 8080}\n", "port: 8080}\n    health_check: {type: https, verify: /ca.pem}\n")
+    (directory / "web.yaml").write_text(checked.replace("{ip: 10.0.0.7}", f"{{ip: 10.0.0.7, {own}}}"))
+    found = json.loads(run("proxy", "show", "web", "-o", "json").stdout)
+    assert found["default_target"][0]["health_check"] == {
+        "type": "https",
+        "port": 8080,
+        "interval_ms": 2000,
+        "timeout_ms": 1000,
+        "healthy_threshold": 2,
+        "unhealthy_threshold": 3,
+        "on_unhealthy": "keep",
+        "path": "/",
+        "expected_codes": ["200-399"],
+        "host": None,
+        "verify": "/ca.pem",
+    }
+    other = found["source_routes"][0]["targets"][0]["health_check"]
+    assert (other["type"], other["port"], other["path"], other["verify"]) == ("tcp", 9, None, None)
+    text = run("proxy", "show", "web").stdout
+    assert "https :8080/ every 2000 ms" in text
+    assert "tcp :9 every 2000 ms" in text
+    assert "HEALTH CHECK" not in run("proxy", "show", "dns").stdout
 
 
 def test_the_python_api_edits_the_files(directory: Path, tmp_path: Path) -> None:
