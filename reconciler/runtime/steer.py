@@ -175,7 +175,10 @@ class Steering:
         where = f"the proxy {wanted.proxy} has no target" if wanted.proxy else "no live proxy has a target"
         others = sorted({str(each.endpoint) for each in live if wanted.proxy in (None, each.proxy)})
         listed = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
-        raise RevproxyError(f"{where} {wanted.endpoint}" + (f" (there is {listed})" if others else ""))
+        raise RevproxyError(
+            f"{where} {wanted.endpoint}"
+            + (f" (there {'is' if len(others) == 1 else 'are'} {listed})" if others else "")
+        )
 
     def drain(self, wanted: Drain, observed: Observed) -> None:
         """No new connections to what ``wanted`` means, from now on and in a later process as well."""

@@ -418,7 +418,7 @@ def _warn_of_targets(config: Config, host: HostFacts, warnings: list[str]) -> No
         route = host.routes.get(ip)
         if route is not None and route.kind in (RouteKind.UNREACHABLE, RouteKind.OTHER):
             warnings.append(
-                f"no route to target {ip}"
+                f"no route to target {ip}: `revproxyctl doctor` says what mends it"
                 if route.kind == RouteKind.UNREACHABLE
                 else f"target {ip} is no unicast address here"
             )

@@ -201,7 +201,7 @@ def test_a_target_taken_out_of_the_files(lab: Lab, instance: Instance) -> None:
 def test_what_there_is_not(lab: Lab, instance: Instance) -> None:
     instance.apply(checked(lab, check=""))
     for words, text, status in (
-        (("drain", "10.1.1.1:80"), "no live proxy has a target 10.1.1.1:80 (there is 10.90.2.11:8080, ", 1),
+        (("drain", "10.1.1.1:80"), "no live proxy has a target 10.1.1.1:80 (there are 10.90.2.11:8080, ", 1),
         (("drain", target(lab, 0), "--proxy", "wbe"), "no live proxy is called wbe", 1),
         (("drain", "nonsense"), "nonsense", 2),
         (("undrain", "10.1.1.1"), "no live proxy has a target 10.1.1.1", 1),

@@ -382,7 +382,10 @@ def test_targets_without_a_way_are_warned_about() -> None:
         ip_address("224.0.0.1"): Route(RouteKind.OTHER, 2),
     }
     found = want(proxy(to=targets("10.0.0.1:1", "10.0.0.2:1", "224.0.0.1:1")), on=host(routes=routes))
-    assert found.warnings == ("no route to target 10.0.0.1", "target 224.0.0.1 is no unicast address here")
+    assert found.warnings == (
+        "no route to target 10.0.0.1: `revproxyctl doctor` says what mends it",
+        "target 224.0.0.1 is no unicast address here",
+    )
 
 
 def test_every_target_address_is_asked_about() -> None:

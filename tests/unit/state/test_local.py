@@ -79,7 +79,9 @@ def test_a_target_without_a_source_is_warned_about_once() -> None:
     assert found.state.sources == {}
     assert found.warnings == ("this host has no address towards target 10.0.0.1: it takes no fullnat connection",)
     unreachable = replace(lab(), routes={ip_address("10.0.0.1"): Route(RouteKind.UNREACHABLE)})
-    assert want(FULL, on=unreachable).warnings == ("no route to target 10.0.0.1",)
+    assert want(FULL, on=unreachable).warnings == (
+        "no route to target 10.0.0.1: `revproxyctl doctor` says what mends it",
+    )
     assert want(proxy(), on=lab(source=None)).warnings == ()
 
 
