@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reconciler.daemon.accesslog import AccessLog
     from reconciler.daemon.loop import Loop
     from reconciler.daemon.recorder import Recorder
+    from reconciler.daemon.resync import Resync
     from reconciler.daemon.worker import Timer, Worker
     from reconciler.engine import Engine
 
@@ -108,10 +109,11 @@ class Daemon:
             engine.live.hold(wait_sec=_LOCK_WAIT_SEC)
         # A key that signed the files may expire without anything else changing: that takes whole looks.
         glance = None if self._places.require_signed else Glance(lambda: engine.live.maps)
-        loop = Loop(engine, told=self._notifier.status, resync=Resync(glance))
+        resync = Resync(glance)
+        loop = Loop(engine, told=self._notifier.status, resync=resync)
         recorder = Recorder(engine.live.maps_directory, engine.events)
         engine.live.ended, engine.live.renaming = recorder.publish, recorder.renew_names
-        self._worker: Worker = Worker(self._looking(engine, loop, recorder), self._timers(engine, recorder))
+        self._worker: Worker = Worker(self._looking(engine, loop, recorder), self._timers(engine, recorder, resync))
         loop.wanted = lambda: self._worker.wanted
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
@@ -131,7 +133,7 @@ class Daemon:
         parts.callback(server.stop)
         return engine, loop
 
-    def _timers(self, engine: Engine, recorder: Recorder) -> tuple[Timer, ...]:
+    def _timers(self, engine: Engine, recorder: Recorder, resync: Resync) -> tuple[Timer, ...]:
         """What comes again and again."""
         from reconciler.daemon.worker import Timer
 
@@ -147,7 +149,7 @@ class Daemon:
                 lambda: self._exporter.align(_metrics_settings(engine)),
                 lambda: self._exporter.differs(_metrics_settings(engine)),
             ),
-            Timer("resync", self._resync_sec, lambda: self._worker.wake("resync")),
+            Timer("resync", self._resync_sec, lambda: self._worker.wake("resync"), rest_sec=resync.rest_sec),
         )
 
     def _server(self, engine: Engine, loop: Loop) -> Server:

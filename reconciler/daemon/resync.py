@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 WHOLE_SEC: Final = 300.0
 """Everything is looked at this often, whatever a glance finds."""
 
+_SHARE: Final = 1 / 1500
+"""Of a CPU's time that glances may take: beyond it the next one has to wait."""
+
 _RESYNC: Final = frozenset({"resync"})
 
 
@@ -28,8 +31,15 @@ class Resync:
     away), and the kernel holds what it held then: see :mod:`reconciler.kernel.glance`.
     """
 
-    def __init__(self, glance: _Glance | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._glance, self._clock = glance, clock
+    def __init__(
+        self,
+        glance: _Glance | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._glance, self._clock, self._cpu_clock = glance, clock, cpu_clock
+        self._took_sec = 0.0  # of a CPU's time, the last glance
         self._taken = b""
         self._whole_at: float | None = None  # when such a look was made
 
@@ -39,12 +49,18 @@ class Resync:
         if self._glance is None or reasons != _RESYNC:
             self._whole_at = None
             return False
+        began = self._cpu_clock()
         self._taken = self._glance.take()
+        self._took_sec = self._cpu_clock() - began
         whole_at, self._whole_at = self._whole_at, None
         if whole_at is None or self._clock() - whole_at >= WHOLE_SEC or not self._glance.same(self._taken):
             return False
         self._whole_at = whole_at
         return True
+
+    def rest_sec(self) -> float:
+        """How long to wait at least from one glance to the next."""
+        return min(self._took_sec / _SHARE, WHOLE_SEC)
 
     def found_nothing(self, view: View) -> None:
         """A whole look has come to its end, with nothing that was to be done."""

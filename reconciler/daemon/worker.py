@@ -22,13 +22,14 @@ _log = Logger("worker")
 
 @dataclass(frozen=True, slots=True)
 class Timer:
-    """``run`` is called on the worker every ``interval_sec``, while there is a ``need`` for it; only looks, calls and
-    timers may bring one about."""
+    """``run`` is called on the worker every ``interval_sec``, or after ``rest_sec()`` if that is longer, while there is
+    a ``need`` for it; only looks, calls and timers may bring one about."""
 
     name: str
     interval_sec: float
     run: Callable[[], object]
     need: Callable[[], bool] = lambda: True
+    rest_sec: Callable[[], float] = lambda: 0.0
 
 
 class Worker:
@@ -151,7 +152,7 @@ class Worker:
         now = self._clock()
         for index, (at, timer) in enumerate(self._due):
             if at <= now and timer.need():
-                self._due[index] = (now + timer.interval_sec, timer)
+                self._due[index] = (now + max(timer.interval_sec, timer.rest_sec()), timer)
                 try:
                     timer.run()
                     self._said.pop(timer.name, None)

@@ -4,11 +4,10 @@ Read are the configuration maps, the pins, the interfaces with their XDP program
 sysctls: all that can change without netlink telling, as bytes that are compared with what they were. What netlink does
 tell (addresses, routes, queueing disciplines and filters, interfaces that come and go) somebody else listens for.
 
-The kernel takes 80 ms to hand out a hundred thousand routes, so those of a large trie are not read but looked up, by a
-program (:mod:`.routecheck`), as many as a small share of a CPU's time allows. How many entries there are, newer kernels
-tell without reading any: since Linux 6.4 a trie takes so much memory for each, and so does a hash whose entries are not
-made beforehand. Where either can't be had, a glance reads a part, the next one the next. Not looked at are targets and
-groups beyond those in use: nothing leads to them.
+The kernel takes 40 to 80 ms to hand out a hundred thousand routes, so those of a large trie are not read but looked up,
+by a program (:mod:`.routecheck`). How many entries there are, newer kernels tell without reading any: since Linux 6.4 a
+trie takes so much memory for each, and so does a hash whose entries are not made beforehand. Where either can't be had,
+all are read. Not looked at are targets and groups beyond those in use: nothing leads to them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import errno
 import hashlib
 import mmap
 import os
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
@@ -27,17 +25,14 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groups, rawlinks, sysctls
-from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.arrays import address
 from reconciler.kernel.genetlink import family_number
 from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.routecheck import RouteCheck
 from reconciler.kernel.snapshot import LISTENERS, ROUTES
 
-PART: Final = 4096
-"""So many entries of a trie are read at a glance, in 3 ms; half of that of one that has more, where it has to be."""
-SHARE: Final = 1 / 2500
-"""Looking up those of larger ones may take that of a CPU's time; those that are left follow at the next glance."""
-_LEAST_SEC: Final = 0.002
+LARGE: Final = 4096
+"""Of a trie with more entries they are looked up; so many are read in 3 ms."""
 _BEYOND: Final = 1024  # so many targets are looked at behind the last one in use
 
 _ARRAYS: Final = ("settings", "revision")
@@ -52,15 +47,12 @@ class Glance:
     on, :meth:`take` giving the same again means that another look would find nothing either.
     """
 
-    def __init__(self, maps: Callable[[], Maps], clock: Callable[[], float] = time.monotonic) -> None:
-        self._maps, self._clock = maps, clock
-        self._taken_at = clock()
+    def __init__(self, maps: Callable[[], Maps]) -> None:
+        self._maps = maps
         self._known = b""
         self._sysctls: tuple[str, ...] = ()
         self._family: int | None = None
         self._check = RouteCheck()
-        self._places: dict[str, int] = {}  # trie -> how far its routes were looked up
-        self._parts: dict[str, int] = {}  # and read
         self._targets: int | None = None  # so many are in use
         self._empty: dict[str, bytes] = {}  # hash -> what it takes while it has no entry
         self._blobs = (b"", b"")  # what the map takes, and its keys then
@@ -74,7 +66,7 @@ class Glance:
             digest = hashlib.sha256()
             for piece in self._pieces(maps):
                 digest.update(len(piece).to_bytes(8, "little") + piece)
-            return digest.digest() if self._routes_as_known(maps) else b""
+            return digest.digest() if all(self._as_known(maps[name]) for name in ROUTES.values()) else b""
         except (KernelError, OSError):  # the look behind it says what is the matter
             return b""
         finally:
@@ -137,51 +129,18 @@ class Glance:
             self._blobs = taken, table.keys().tobytes()
         return self._blobs[1]
 
-    def _routes_as_known(self, maps: Maps) -> bool:
-        """The tries are as this process knows them, as far as that is looked at this time."""
-        now = self._clock()
-        passed_sec, self._taken_at = now - self._taken_at, now
-        known = {name: maps[name].known() for name in ROUTES.values()}
-        large = sum(len(keys) > PART for keys, _ in known.values())
-        return all(
-            self._looked_up(maps[name], *content, max(passed_sec * SHARE / large, _LEAST_SEC))
-            if len(content[0]) > PART
-            else _read(maps[name], None, len(content[0]) + 1) == (content[0].tobytes(), content[1].tobytes())
-            for name, content in known.items()
-        )
-
-    def _looked_up(self, table: Map, keys: Array, values: Array, most_sec: float) -> bool:
-        """Some more routes of a large trie are as they should be; there are as many as before, where that is known."""
-        start = self._places.get(table.spec.name, 0)
-        start = start if start < len(keys) else 0
-        found = self._check.check(table, keys[start:], values[start:], most_sec)
-        if found is not None:
-            self._places[table.spec.name] = start + found.count
-            if not found.same or _counted(table):
-                return found.same
-        return self._part_as_known(table, keys, values)
-
-    def _part_as_known(self, table: Map, keys: Array, values: Array) -> bool:
-        """The next part of a trie is as it should be, with nothing in between."""
-        start = self._parts.get(table.spec.name, 0)
-        start = start if start < len(keys) else 0
-        stop = self._parts[table.spec.name] = min(start + PART // 2, len(keys))
-        found = _read(table, keys[start - 1 : start] if start else None, stop - start + (stop == len(keys)))
-        return found == (keys[start:stop].tobytes(), values[start:stop].tobytes())
+    def _as_known(self, trie: Map) -> bool:
+        """It holds what this process knows of it. (That there are as many entries as before was looked at.)"""
+        keys, values = trie.known()
+        same = self._check.holds(trie, keys, values) if len(keys) > LARGE and _counted(trie) else None
+        return _read(trie, len(keys) + 1) == (keys.tobytes(), values.tobytes()) if same is None else same
 
 
-def _read(table: Map, behind: Array | None, count: int) -> tuple[bytes, bytes]:
-    """Up to ``count`` keys and values behind a key, or from the first one on."""
+def _read(table: Map, count: int) -> tuple[bytes, bytes]:
+    """The first ``count`` keys and values."""
     keys, values = np.zeros(count, table.spec.key), table.values_array(count)
     position = ct.create_string_buffer(table.key_size)
-    found, failed = bpf.map_lookup_batch(
-        table.fd,
-        None if behind is None else address(behind),
-        ct.addressof(position),
-        address(keys),
-        address(values),
-        count,
-    )
+    found, failed = bpf.map_lookup_batch(table.fd, None, ct.addressof(position), address(keys), address(values), count)
     if failed not in (0, errno.ENOENT):
         raise KernelError("read", table.subject, failed)
     return keys[:found].tobytes(), values[:found].tobytes()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +13,7 @@ from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout, routecheck
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.maps import Map, Maps
-from reconciler.kernel.routecheck import Found, RouteCheck
+from reconciler.kernel.routecheck import RouteCheck
 from tests.kernel.kernelmaps import private_maps, small_arrays
 from tests.kernel.test_mirror import keys, values
 
@@ -27,10 +30,17 @@ def maps() -> Iterator[Maps]:
 
 
 @pytest.fixture
-def check() -> Iterator[RouteCheck]:
+def check(maps: Maps) -> Iterator[RouteCheck]:  # noqa: ARG001  # opened before, and closed after
+    """Leaves no descriptor open."""
+    before = _descriptors()
     made = RouteCheck()
     yield made
     made.close()
+    assert _descriptors() == before
+
+
+def _descriptors() -> list[Path]:
+    return sorted(Path("/proc/self/fd").iterdir())
 
 
 def routes(version: int, count: int = COUNT) -> tuple[Array, Array]:
@@ -38,11 +48,9 @@ def routes(version: int, count: int = COUNT) -> tuple[Array, Array]:
     return keys(*range(count), version=version), values(*(1 + number % 4 for number in range(count)))
 
 
-def holds(check: RouteCheck, table: Map, wanted: Array, content: Array) -> bool | None:
+def holds(check: RouteCheck, trie: Map, wanted: Array, content: Array) -> bool | None:
     """All of them are as they should be."""
-    found = check.check(table, wanted, content, 60)
-    assert found is None or found.count == len(wanted) or not found.same
-    return None if found is None else found.same
+    return check.holds(trie, wanted, content)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -50,12 +58,11 @@ def test_every_difference_is_found(
     maps: Maps, check: RouteCheck, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     table = maps[f"route{version}"]
-    per_run = routecheck._per_run(table)
-    assert 2 * per_run < COUNT
-    monkeypatch.setattr(routecheck, "_AT_ONCE", 2 * per_run)
+    at_once = COUNT // 3 - 1
+    monkeypatch.setattr(routecheck, "AT_ONCE", at_once)
     wanted_keys, wanted = routes(version)
     assert holds(check, table, wanted_keys, wanted) is True
-    for place in (0, 1, per_run - 1, per_run, 2 * per_run - 1, 2 * per_run, COUNT - 1):
+    for place in (0, 1, at_once - 1, at_once, 2 * at_once - 1, 2 * at_once, COUNT - 2, COUNT - 1):
         for field in ("dest", "flags"):
             for slot in range(layout.SLOTS):
                 other = wanted.copy()
@@ -65,25 +72,32 @@ def test_every_difference_is_found(
         missing["proxy"][place] = 7
         assert holds(check, table, missing, wanted) is False, place
     assert holds(check, table, wanted_keys[5:6], wanted[5:6]) is True
-    assert holds(check, table, wanted_keys[:0], wanted[:0]) is True
 
 
-def test_it_ends_when_its_time_is_up(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, now = maps["route4"], [0.0]
+def test_another_content_is_looked_up_anew(maps: Maps, check: RouteCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same one not prepared again."""
+    trie, (wanted_keys, wanted) = maps["route4"], routes(4)
+    loaded: list[str] = []
+    real = bpf.prog_load
 
-    def clock() -> float:
-        now[0] += 1
-        return now[0]
+    def load(kind: int, name: str, *arguments: str | bytes) -> int:
+        loaded.append(name)
+        return real(kind, name, *arguments)  # type: ignore[arg-type]
 
-    check, (wanted_keys, wanted) = RouteCheck(clock), routes(4)
-    per_run = routecheck._per_run(table)
-    monkeypatch.setattr(routecheck, "_AT_ONCE", per_run)
-    assert check.check(table, wanted_keys, wanted, 0) == Found(per_run, same=True)
-    assert check.check(table, wanted_keys, wanted, 1.5) == Found(2 * per_run, same=True)
-    assert check.check(table, wanted_keys, wanted, 9) == Found(COUNT, same=True)
-    wanted["slot"]["dest"][per_run + 5] += 1
-    assert check.check(table, wanted_keys, wanted, 9) == Found(per_run, same=False)
-    check.close()
+    monkeypatch.setattr(bpf, "prog_load", load)
+    for _ in range(3):
+        assert check.holds(trie, wanted_keys, wanted) is True
+    other = wanted.copy()
+    other["slot"]["dest"][5] += 1
+    for _ in range(3):
+        assert check.holds(trie, wanted_keys, other) is False
+    assert loaded == ["rp_routes"] * 2
+    trie.put_many(wanted_keys[5:6], other[5:6])
+    assert check.holds(trie, wanted_keys, other) is True
+    assert check.holds(trie, wanted_keys, wanted) is False
+    del other
+    other = wanted.copy()  # perhaps where the one before was
+    assert check.holds(trie, wanted_keys, other) is False
 
 
 def test_a_longer_prefix_is_not_taken_for_the_route(maps: Maps, check: RouteCheck) -> None:
@@ -100,12 +114,13 @@ def test_a_longer_prefix_is_not_taken_for_the_route(maps: Maps, check: RouteChec
 
 
 def test_another_trie_gets_a_program_of_its_own(maps: Maps, check: RouteCheck) -> None:
-    assert holds(check, maps["route4"], *routes(4)) is True
+    content = routes(4)
+    assert holds(check, maps["route4"], *content) is True
     with private_maps() as others:
-        assert holds(check, others["route4"], *routes(4)) is False
-        others["route4"].put_many(*routes(4))
-        assert holds(check, others["route4"], *routes(4)) is True
-    assert holds(check, maps["route4"], *routes(4)) is True
+        assert holds(check, others["route4"], *content) is False
+        others["route4"].put_many(*content)
+        assert holds(check, others["route4"], *content) is True
+    assert holds(check, maps["route4"], *content) is True
 
 
 def test_a_kernel_that_refuses_the_program(maps: Maps, check: RouteCheck, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,16 +131,27 @@ def test_a_kernel_that_refuses_the_program(maps: Maps, check: RouteCheck, monkey
         raise KernelError("load", name, 1)
 
     monkeypatch.setattr(bpf, "prog_load", refuse)
+    content = routes(4)
     for _ in range(3):
-        assert holds(check, maps["route4"], *routes(4)) is None
+        assert holds(check, maps["route4"], *content) is None
     assert tried == ["rp_routes"]
 
 
+def test_no_room_for_what_should_be_there(maps: Maps, check: RouteCheck, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise KernelError("create", "map", errno.ENOMEM)
+
+    monkeypatch.setattr(bpf, "map_create", full)
+    assert check.holds(maps["route4"], *routes(4)) is None
+
+
 def test_a_run_that_fails_is_an_error(maps: Maps, check: RouteCheck) -> None:
-    table = maps["route4"]
-    assert holds(check, table, *routes(4)) is True
-    number, program = check._programs["route4"]
-    check._programs["route4"] = number, table.fd  # no program
+    trie, content = maps["route4"], routes(4)
+    assert check.holds(trie, *content) is True
+    program = check._loaded["route4"].program
+    assert program is not None
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, program)  # no program
+    os.close(null)
     with pytest.raises(KernelError, match="test run"):
-        holds(check, table, *routes(4))
-    check._programs["route4"] = number, program
+        check.holds(trie, *content)

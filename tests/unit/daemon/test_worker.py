@@ -99,6 +99,19 @@ def test_timers_come_and_their_failures_end_nothing(looks: Looks) -> None:
     worker.stop()
 
 
+def test_a_timer_rests_for_longer_when_asked_to(looks: Looks) -> None:
+    ticks, rest_sec = threading.Semaphore(0), [0.0]
+    worker = Worker(looks, (Timer("tick", 0.01, ticks.release, rest_sec=lambda: rest_sec[0]),))
+    worker.start()
+    for _ in range(3):
+        assert ticks.acquire(timeout=10)
+    rest_sec[0] = 3600.0
+    while ticks.acquire(timeout=0.1):  # one may be on its way
+        pass
+    assert worker._until_due() > 3500
+    worker.stop()
+
+
 def test_a_timer_without_need_wakes_nobody_until_a_look_brings_it_about(looks: Looks) -> None:
     ticks, needed = threading.Semaphore(0), threading.Event()
     worker = Worker(looks, (Timer("tick", 0.01, ticks.release, needed.is_set),))

@@ -125,3 +125,21 @@ def test_without_a_glance_everything_is_looked_at(engine: Engine, places: Places
     loop = Watched(engine, places, live)
     loop._resync = Resync()
     assert [loop.looked() for _ in range(3)] == [True] * 3
+
+
+def test_after_a_dear_glance_the_next_one_waits(live: FakeLive) -> None:
+    """Until it has taken no more than its share of a CPU's time."""
+    cpu, took_sec = [0.0], [0.0]
+
+    class Dear(Glance):
+        def take(self) -> bytes:
+            cpu[0] += took_sec[0]
+            return super().take()
+
+    resync = Resync(Dear(live), cpu_clock=lambda: cpu[0])
+    assert resync.rest_sec() == 0
+    for took_sec[0], rest_sec in ((0.03, 45.0), (0.001, 1.5), (9.0, WHOLE_SEC)):
+        resync.needless(RESYNC)
+        assert resync.rest_sec() == pytest.approx(rest_sec)
+        resync.needless(frozenset({"files"}))
+        assert resync.rest_sec() == pytest.approx(rest_sec), "no glance"
