@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIMEOUT_SEC = 120.0
+_QUICK_SEC = 30.0  # for what needs no work; systemd's watchdog gives a daemon as long
 _AGAIN_SEC = 0.02
 _HOLD_PAUSE_SEC = 0.1
 _CUT = "the list is cut off: is revproxyd ending? ask again"
+_BUSY = "it is busy, or hangs: ask again"
+_HANGS = "it hangs. Packets go on: kill it, and start it anew"
 _UNKNOWN = "whether it did what was asked is not known: see `revproxyctl status`"
 
 
@@ -86,8 +89,9 @@ class DaemonClient:
         self._path, self._timeout_sec = socket_path, timeout_sec
 
     def instance(self) -> answers.Instance:
-        """Who answers. Quick, whatever the daemon is doing."""
-        return self._get(answers.Instance, "/v1/instance")
+        """Who answers. Quick, whatever the daemon is doing: every command asks this first."""
+        quick_sec = min(self._timeout_sec, _QUICK_SEC)
+        return self._get(answers.Instance, "/v1/instance", timeout_sec=quick_sec, late=_HANGS)
 
     def status(self) -> answers.Status:
         """Sync state, interfaces, proxies, errors."""
@@ -269,18 +273,27 @@ class DaemonClient:
         """Take the data plane off and end the daemon."""
         return from_json(answers.TakenDown, self._request("POST", "/v1/down", {}))
 
-    def _get(self, kind: type[T], path: str) -> T:
-        data = self._request("GET", path)
+    def _get(self, kind: type[T], path: str, *, timeout_sec: float | None = None, late: str = _BUSY) -> T:
+        data = self._request("GET", path, timeout_sec=timeout_sec, late=late)
         try:
             return from_json(kind, data)
         except ValueError as error:
             raise DaemonError(f"revproxyd at {self._path} gave an answer of another version: {error}") from error
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        connection = _Connection(self._path, self._timeout_sec)
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_sec: float | None = None,
+        late: str = _UNKNOWN,
+    ) -> Any:
+        timeout_sec = self._timeout_sec if timeout_sec is None else timeout_sec
+        connection = _Connection(self._path, timeout_sec)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
-            with self._explained():
+            with self._explained(late=late, timeout_sec=timeout_sec):
                 connection.request(method, path, None if body is None else json.dumps(body), headers)
                 response = connection.getresponse()
                 status, content = response.status, response.read()
@@ -289,8 +302,11 @@ class DaemonClient:
         return self._answer(status, content)
 
     @contextmanager
-    def _explained(self, lost: str = _UNKNOWN) -> Iterator[None]:
-        """What goes wrong while talking, in words; ``lost``: what a lost connection means."""
+    def _explained(
+        self, lost: str = _UNKNOWN, *, late: str = _UNKNOWN, timeout_sec: float | None = None
+    ) -> Iterator[None]:
+        """What goes wrong while talking, in words; ``lost``: what a lost connection means; ``late``: no answer."""
+        waited_sec = self._timeout_sec if timeout_sec is None else timeout_sec
         try:
             yield
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
@@ -298,7 +314,7 @@ class DaemonClient:
         except PermissionError as error:
             raise DeniedError(f"{self._path}: permission denied: talking to revproxyd takes {self._who()}") from error
         except TimeoutError as error:
-            raise DaemonError(f"revproxyd at {self._path} did not answer within {self._timeout_sec:g} s") from error
+            raise DaemonError(f"revproxyd at {self._path} did not answer within {waited_sec:g} s: {late}") from error
         except (OSError, http.client.HTTPException) as error:
             if len(os.fsencode(self._path)) > SOCKET_PATH_BYTES:
                 raise NoDaemonError(f"{self._path}: too long for a unix socket: no revproxyd listens there") from error

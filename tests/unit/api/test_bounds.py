@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.api import client
 from reconciler.api import server as api
 from reconciler.api.client import DaemonClient
 from reconciler.api.routes import MAX_BODY_BYTES
@@ -180,5 +181,15 @@ def test_a_client_waits_while_the_daemon_takes_up_nobody(tmp_path: Path) -> None
             connection.setblocking(False)
             refused = connection.connect_ex(str(path))
         assert refused == errno.EAGAIN
-        with pytest.raises(DaemonError, match=r"did not answer within 0\.2 s"):
+        with pytest.raises(DaemonError, match=r"did not answer within 0\.2 s: it is busy"):
             DaemonClient(path, timeout_sec=0.2).status()
+
+
+def test_who_it_is_that_answers_is_not_waited_for_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no work: a daemon that does not say it hangs."""
+    monkeypatch.setattr(client, "_QUICK_SEC", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        with pytest.raises(DaemonError, match=r"did not answer within 0\.1 s: it hangs"):
+            DaemonClient(tmp_path / "sock").instance()
