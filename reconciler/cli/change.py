@@ -160,6 +160,8 @@ def apply(
     with bar(session, "applying") as client.progress:
         done = client.apply(plan=plan, allow_empty=allow_empty, confirm_within_sec=confirm_within)
     print_applied(session, done)
+    if confirm_within is not None and done.unconfirmed is None:
+        session.note(f"nothing waits for `revproxyctl confirm`: revision {done.revision} was in force before")
 
 
 def print_applied(session: Session, done: answers.Applied) -> None:

@@ -86,6 +86,15 @@ def test_status_says_what_keeps_the_files_from_being_applied(client: FakeClient)
     assert "drift:     4 objects" in text
 
 
+def test_it_is_told_that_nothing_will_be_rolled_back(client: FakeClient) -> None:
+    """Who asked for that may rely on it."""
+    client.answer = answers.Applied(3, (), 0, None)
+    assert "nothing waits for `revproxyctl confirm`" in run("apply", "--yes", "--confirm-within", "5m").stderr
+    assert not run("apply", "--yes").stderr
+    client.answer = answers.Applied(3, (CHANGE,), 1, None, unconfirmed=UNCONFIRMED)
+    assert "nothing waits" not in run("apply", "--yes", "--confirm-within", "5m").stderr
+
+
 def test_one_is_told_of_as_one(client: FakeClient) -> None:
     client.answer = answers.Status(Sync.OUT_OF_SYNC, 3, differences=1, drift_repaired=1)
     text = run("status").stdout
