@@ -24,7 +24,7 @@ def _place(option: str, seen: PlaceSight, *, needed: str, fatal: bool) -> Findin
         return told("places", f"{option}: {seen.mount} is read-only: {needed}", f"mount -o remount,rw {mount}")
     if seen.full:
         return told("places", f"{option}: {seen.mount} is full: {needed}", f"du -xh {mount} | sort -h | tail")
-    return ok("places", f"{option}: {seen.mount} can be written")
+    return ok("places", f"{option}: the file system at {seen.mount} can be written")
 
 
 def _settings(sight: Sight) -> Finding:

@@ -11,7 +11,9 @@ from reconciler.answers import Finding, Level
 from reconciler.doctor.sight import Sight, SystemSight
 from reconciler.state.facts import JUST_IN_TIME
 
-OLDEST: Final = (5, 11)
+WRITTEN_FOR: Final = (5, 15)
+LEAST: Final = (5, 11)
+"""What the helpers of the kernel that the programs use came with."""
 TESTED: Final = "6.18"
 _ROOM_BYTES: Final = 512 << 20
 _CLOCK_SEC: Final = 60.0
@@ -59,11 +61,12 @@ def _version(release: str) -> tuple[int, int]:
 
 
 def _release(release: str) -> Finding:
-    oldest = ".".join(map(str, OLDEST))
-    if _version(release) < OLDEST:
-        text = f"Linux {release}: the programs use helpers of Linux {oldest}"
-        return error("kernel.version", text, "apt install linux-image-amd64, and boot it")
-    return ok("kernel.version", f"Linux {release} (needs {oldest}; tested on {TESTED})")
+    written_for, least = (".".join(map(str, each)) for each in (WRITTEN_FOR, LEAST))
+    if _version(release) < WRITTEN_FOR:
+        told = error if _version(release) < LEAST else warning
+        text = f"Linux {release}: the programs are written for Linux {written_for} and later, and need {least}"
+        return told("kernel.version", text, "apt install linux-image-amd64, and boot it")
+    return ok("kernel.version", f"Linux {release} (needs {written_for}; tested on {TESTED})")
 
 
 def _capabilities(sight: Sight) -> Finding:
@@ -115,7 +118,7 @@ def _memlock(sight: Sight) -> Finding:
     limit = sight.system.memlock_bytes
     if limit is None:
         return ok("memlock", "RLIMIT_MEMLOCK: unlimited")
-    if limit < _ROOM_BYTES and _version(sight.system.release) < OLDEST:
+    if limit < _ROOM_BYTES and _version(sight.system.release) < LEAST:
         return error("memlock", f"RLIMIT_MEMLOCK is {limit} bytes, too little for the maps", "ulimit -l unlimited")
     return ok("memlock", f"RLIMIT_MEMLOCK is {limit} bytes, which does not count for BPF on this kernel")
 

@@ -99,6 +99,7 @@ BEHIND = replace(ON_LINK, gateway=ip_address("10.0.0.9"))
 
 CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("old kernel", system(release="5.4.0-1"), "kernel.version", Level.ERROR, "Linux 5.4.0-1", "apt install"),
+    ("kernel before 5.15", system(release="5.14.0-1"), "kernel.version", Level.WARNING, "for Linux 5.15", "apt"),
     ("no privilege", system(missing_capabilities=("CAP_BPF",)), "capabilities", Level.ERROR, "CAP_BPF", "sudo"),
     ("a map type", system(trials=(Trial("map type x", "EINVAL"),)), "kernel.features", Level.ERROR, "EINVAL", "boot"),
     ("interpreted", system(trials=(Trial("XDP programs, compiled just in time", "no"),)), "kernel.features",
