@@ -27,10 +27,10 @@ def _warn(session: Session, warnings: Iterable[Problem]) -> None:
 @common_options
 @click.pass_context
 def diff(context: click.Context) -> None:
-    """Show what differs between the files and the kernel, an object at a time.
+    """Show what differs between the files and the kernel.
 
-    Lines with - are what packets see now, lines with + what the files say. Exit status: 0 in sync, 1 differences,
-    2 trouble.
+    An object at a time: lines with - are what packets see now, lines with + what the files say. Exit status: 0 in
+    sync, 1 differences, 2 trouble.
     """
     session = context.ensure_object(Session)
     session.trouble = 2
@@ -53,7 +53,7 @@ def diff(context: click.Context) -> None:
 @common_options
 @click.pass_context
 def plan(context: click.Context, out: Path | None, detailed_exitcode: bool) -> None:
-    """Show the operations an apply would do, in order, without doing them.
+    """Show in order what an apply would do, without doing it.
 
     With --out the plan is saved: `apply FILE` does exactly that, and refuses once the kernel has moved on.
 
@@ -187,7 +187,7 @@ def print_applied(session: Session, done: answers.Applied) -> None:
 @common_options
 @click.pass_context
 def down(context: click.Context) -> None:
-    """Detach and remove everything this instance put into the kernel.
+    """Take everything of this instance out of the kernel.
 
     Its connections are forgotten; a running revproxyd ends. The files stay.
     """

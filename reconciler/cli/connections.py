@@ -54,7 +54,7 @@ def connections(
     limit: int | None,
     count: bool,
 ) -> None:
-    """List live connections, or forget some with `connections flush`.
+    """List live connections; `connections flush` forgets some.
 
     Those that are over (closed) linger for some seconds; they are listed with --state closed.
     """

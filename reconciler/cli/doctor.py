@@ -16,10 +16,11 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
 @common_options
 @click.pass_context
 def doctor(context: click.Context) -> None:
-    """Check kernel, privileges, files, interfaces and the ways to the targets; say how to mend what is wrong.
+    """Check what is needed, and say how to mend what is wrong.
 
-    Features of the kernel are tried: tiny maps and programs are made and gone again. Works with and without revproxyd;
-    without root it says what it could not check. With -v also what is fine. Exit status: 0 no errors, 1 otherwise.
+    That is kernel, privileges, files, interfaces and the ways to the targets. Features of the kernel are tried:
+    tiny maps and programs are made and gone again. Works with and without revproxyd; without root it says what it
+    could not check. With -v also what is fine. Exit status: 0 no errors, 1 otherwise.
     """
     session = context.ensure_object(Session)
     found = session.client().doctor()

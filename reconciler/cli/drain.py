@@ -25,7 +25,9 @@ _proxy = click.option("--proxy", metavar="NAME", help="Only in this proxy.  [def
 @common_options
 @click.pass_context
 def drain(context: click.Context, target: str, proxy: str | None, wait: bool, timeout: float | None) -> None:
-    """Send no new connections to a target; let the existing ones finish.
+    """Send no new connections to a target.
+
+    Those that it has go on to their end.
 
     TARGET is IP:PORT as in the files, or IP for each of its ports. It stays drained, whatever is restarted, until
     `undrain`. Exit status: 0 done, 1 timed out.

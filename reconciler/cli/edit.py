@@ -55,7 +55,7 @@ def _report(session: Session, done: answers.Edited) -> None:
 @click.group(context_settings=CONTEXT)
 @common_options
 def proxy() -> None:
-    """List, show, add and remove proxies: in the files, and then live."""
+    """List and show proxies; add and remove them, and apply that."""
 
 
 @proxy.command("list", context_settings=CONTEXT)
@@ -129,15 +129,39 @@ def _target(each: answers.ConfiguredTarget) -> tuple[str, str, str]:
 
 @proxy.command("add", context_settings=CONTEXT)
 @click.argument("name")
-@click.option("-i", "--interface", "interfaces", multiple=True, required=True, help="Listen there (repeatable).")
 @click.option(
-    "-p", "--port", "ports", multiple=True, required=True, type=click.IntRange(1, 65535), help="(Repeatable.)"
+    "-i",
+    "--interface",
+    "interfaces",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Listen on this interface (repeatable).",
 )
 @click.option(
-    "-t", "--target", "targets", multiple=True, required=True, metavar="IP[:PORT]", help="Forward (repeatable)."
+    "-p",
+    "--port",
+    "ports",
+    multiple=True,
+    required=True,
+    type=click.IntRange(1, 65535),
+    help="Listen on this port (repeatable).",
 )
 @click.option(
-    "--address", "addresses", multiple=True, help="Listen on it (repeatable).  [default: the interfaces' own]"
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar="IP[:PORT]",
+    help="Forward to this target (repeatable).",
+)
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="IP",
+    help="Listen on this address (repeatable).  [default: the interfaces' own]",
 )
 @click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="[default: tcp]")
 @click.option("--mode", type=click.Choice(["dnat", "fullnat"]), help="[default: dnat]")
@@ -146,7 +170,7 @@ def _target(each: answers.ConfiguredTarget) -> tuple[str, str, str]:
 @common_options
 @click.pass_context
 def add_proxy(context: click.Context, /, name: str, ports: Sequence[int], no_apply: bool, **options: Any) -> None:
-    """Add a proxy, in a new file 50-NAME.yaml, and apply it."""
+    """Add a proxy in a new file, 50-NAME.yaml, and apply it."""
     session = context.ensure_object(Session)
     port = ports[0] if len(ports) == 1 else list(ports)
     with _refusals(session):
@@ -170,7 +194,7 @@ def remove_proxy(context: click.Context, /, name: str, no_apply: bool) -> None:
 @click.group(context_settings=CONTEXT)
 @common_options
 def route() -> None:
-    """Add and remove source routes: in the files, and then live."""
+    """Add and remove source routes in the files, and apply that."""
 
 
 @route.command("add", context_settings=CONTEXT)
@@ -221,7 +245,7 @@ def remove_route(context: click.Context, /, proxy: str, source: str, no_apply: b
 @click.group(context_settings=CONTEXT)
 @common_options
 def target() -> None:
-    """Add and remove targets, and weigh them: in the files, and then live."""
+    """Add, remove, weigh targets in the files, and apply that."""
 
 
 @target.command("add", context_settings=CONTEXT)

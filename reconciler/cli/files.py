@@ -18,7 +18,7 @@ from reconciler.errors import ConfigError, Problem
 @common_options
 @click.pass_context
 def validate(context: click.Context, paths: tuple[Path, ...]) -> None:
-    """Check files, or whole directories of them, as one configuration.
+    """Check files, or directories of them, as one configuration.
 
     Without PATH: the configuration directory. All errors are shown at once, as FILE:LINE:COLUMN: message. Exit
     status: 0 valid, 1 invalid.

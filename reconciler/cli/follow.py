@@ -28,7 +28,7 @@ _COLOURS = {"connection_opened": "green", "connection_closed": "blue", "target_d
 @common_options
 @click.pass_context
 def events(context: click.Context, follow: bool, kinds: tuple[str, ...], proxy: str | None) -> None:
-    """Show what happened lately, or with --follow what happens from now on.
+    """Show what happened lately, or with --follow what happens.
 
     Kinds: connection_opened and connection_closed (with `stats_enabled: true`), config_applied, drift_repaired,
     target_down, target_up, target_recovered, target_drained, target_undrained, events_lost. A running revproxyd

@@ -14,9 +14,10 @@ from reconciler.cli.session import CONTEXT, Session, common_options
 @common_options
 @click.pass_context
 def interfaces(context: click.Context, every: bool) -> None:
-    """Show the interfaces in use: driver, how XDP runs and was to run, and conflicting programs of others.
+    """Show the interfaces in use, and what is attached there.
 
-    A conflicting program is named by id, name and tag, with the command that would remove it.
+    Driver, how XDP runs and was to run, and other people's programs that are in the way, by id, name and tag, with the
+    command that would remove them.
     """
     session = context.ensure_object(Session)
     found = [each for each in session.client().interfaces() if every or _in_use(each)]

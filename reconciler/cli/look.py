@@ -18,9 +18,9 @@ _SYNC_COLOURS = {Sync.SYNCED: "green", Sync.OUT_OF_SYNC: "yellow", Sync.DEGRADED
 @common_options
 @click.pass_context
 def status(context: click.Context) -> None:
-    """Tell whether packets see what the files say, and what there is.
+    """Tell whether packets see what the files say.
 
-    Exit status: 0 if Synced, 1 otherwise.
+    With revision, interfaces, proxies, targets and errors. Exit status: 0 if Synced, 1 otherwise.
     """
     session = context.ensure_object(Session)
     found = session.client().status()

@@ -61,7 +61,7 @@ def _print_tests(session: Session, found: answers.Tested) -> None:
 @click.option("--from", "source", required=True, metavar="IP[:PORT]", help="Who sends it.")
 @click.option("--to", required=True, metavar="IP:PORT", help="Where to.")
 @click.option("--protocol", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
-@click.option("--interface", metavar="NAME", help="By which it comes in, where that is not clear.")
+@click.option("--interface", metavar="NAME", help="By which it comes in, where several could be.")
 @common_options
 @click.pass_context
 def explain(context: click.Context, source: str, to: str, protocol: str, interface: str | None) -> None:

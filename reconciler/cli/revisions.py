@@ -35,7 +35,7 @@ def confirm(context: click.Context) -> None:
 @common_options
 @click.pass_context
 def rollback(context: click.Context, revision: int | None) -> None:
-    """Go back to an earlier applied revision, by default to the one before.
+    """Go back to an earlier revision, by default the one before.
 
     Changes only what differs, and makes a new revision of it. The files in the directory then show as OutOfSync; they
     are applied when they change, or by `apply`.
@@ -49,9 +49,9 @@ def rollback(context: click.Context, revision: int | None) -> None:
 @common_options
 @click.pass_context
 def history(context: click.Context, most: int | None) -> None:
-    """List the revisions that were applied or refused, oldest first.
+    """List revisions applied and refused, oldest first.
 
-    The number of a refused one is that which it would have got.
+    A refused one has the number that it would have got.
     """
     session = context.ensure_object(Session)
     found = session.client().history()
@@ -101,9 +101,10 @@ def _commit(commit: str | None) -> str:
 @common_options
 @click.pass_context
 def suspend(context: click.Context) -> None:
-    """Stop reconciling, until `resume`; restarts of revproxyd don't change that.
+    """Stop reconciling until `resume`.
 
-    Packets go on being forwarded as they are. Commands still act, and an unconfirmed apply is still rolled back.
+    Restarts of revproxyd don't change that. Packets go on being forwarded as they are. Commands still act, and an
+    unconfirmed apply is still rolled back.
     """
     session = context.ensure_object(Session)
     _print_suspension(session, session.client().suspend())

@@ -24,7 +24,7 @@ _RATES = ("PROXY", "TARGET", "CONNECTIONS", "OPENED/s", "PACKETS IN/s", "BYTES I
 @common_options
 @click.pass_context
 def stats(context: click.Context, watch: bool, interval: float) -> None:
-    """Show totals, per proxy, per target, and dropped packets by reason.
+    """Show counters: totals, per proxy, per target, drops.
 
     With --watch, numbers are per second since the time before; in JSON and YAML they stand in "rates", beside the
     totals.

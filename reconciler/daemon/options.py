@@ -64,15 +64,17 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     default=RESYNC_SEC,
     show_default=True,
     metavar="SECONDS",
-    help="Look that often, without any reason, whether anything was changed that nobody has told of; less often where "
-    "that takes more than 1/1500 of a CPU's time.",
+    help="Look that often whether somebody else has changed anything without netlink telling; less often where that "
+    "takes more than 1/1500 of a CPU's time.",
 )
 @click.option(
     "--access-log",
     metavar="FILE",
-    help="A line of JSON for each connection that has ended, with `stats_enabled: true`; -: to stdout.",
+    help="Write a line of JSON for each connection that ends (with `stats_enabled: true`); -: to stdout.",
 )
-@click.option("-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen there (repeatable).")
+@click.option(
+    "-i", "--interface", "interfaces", multiple=True, metavar="NAME", help="Listen on this interface (repeatable)."
+)
 @click.option("-p", "--port", type=click.IntRange(1, 65535), help="Listen on this port.")
 @click.option(
     "-t",
@@ -81,10 +83,10 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     multiple=True,
     metavar="IP[:PORT]",
     callback=_check_target,
-    help="Forward (repeatable).",
+    help="Forward to this target (repeatable).",
 )
-@click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="Of -p.  [default: tcp]")
-@click.option("--stats", is_flag=True, help="With -i, -p, -t: an event for each connection.")
+@click.option("--protocol", type=click.Choice(["tcp", "udp"]), help="The protocol of -p.  [default: tcp]")
+@click.option("--stats", is_flag=True, help="With -i, -p and -t: an event for each connection opened and closed.")
 @click.option("-v", "--verbose", is_flag=True, help="As --log-level debug.")
 @click.version_option(__version__, prog_name="revproxyd")
 def command(**options: Any) -> None:

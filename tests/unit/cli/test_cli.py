@@ -168,3 +168,10 @@ def test_in_a_script_apply_does_not_ask(client: FakeClient) -> None:
 def test_colour_is_for_terminals(client: FakeClient) -> None:
     client.answer = answers.Status(Sync.SYNCED)
     assert "\x1b" not in run("status").stdout
+
+
+@pytest.mark.parametrize("group", ["", "proxy", "route", "target", "connections"])
+def test_the_list_of_commands_says_whole_what_each_does(group: str) -> None:
+    result = run(*group.split(), "--help")
+    assert "Commands:" in result.stdout
+    assert "..." not in result.stdout.partition("Commands:")[2]
