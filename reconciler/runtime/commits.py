@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 _MOST_CHANGES: Final = 100  # of one commit, in the history
 _MOST_TEXT: Final = 4000  # of an error, in the history
 _MOST_NAMED: Final = 50  # in a line of the log
-_GIVEN_BACK: Final = {("interface", "detach"), ("setting", "delete")}
-"""Changes that are nobody else's doing: connections needed it that have ended since."""
 
 _log = Logger("engine")
 
@@ -318,7 +316,7 @@ class Commits:
     def _drifted(self, view: View, new: bool) -> tuple[Change, ...]:
         """Objects that were not as this instance had made them, and are put right. Of what the first look after a start
         finds, all that makes no new revision, but for another version of the programs and where they are attached."""
-        found = () if new else tuple(each for each in view.changes if (each.object, each.action) not in _GIVEN_BACK)
+        found = () if new else view.changes
         if self._in_force is not None:
             # Health and drains move without a commit.
             state = replace(self._in_force.state, shares=view.observed.state.shares)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import os
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from reconciler.errors import KernelError, RevproxyError, StaleError, Transactio
 from reconciler.kernel import groups, layout, store
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import FaultGateway
+from reconciler.kernel.recover import recover
 from reconciler.kernel.transaction import execute
-from reconciler.state.objects import Attachment, Revision, XdpMode
+from reconciler.state.objects import Attachment, ProgramState, Revision, XdpMode
 from reconciler.state.operations import (
     ClosePort,
     FreeProxyName,
@@ -29,8 +33,10 @@ from reconciler.state.operations import (
 )
 from reconciler.state.plan import Plan
 from tests.kernel.kernelmaps import (
+    MAX_CONNECTIONS,
     Instance,
     bpffs_directory,
+    configuration,
     connection_entry,
     dump,
     listener,
@@ -133,6 +139,64 @@ def test_interrupt_before_the_switch_rolls_back(instance: Instance) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(instance.plan(NEW, "new"), replace(instance.context, verify=interrupt))
     assert dump(instance.maps) == before
+
+
+def test_interrupt_just_behind_the_switch_keeps_the_commit(
+    instance: Instance, gateway: FaultGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is taken back of what packets already see; what is left to clear up is found by the next look."""
+    call = gateway.call
+
+    def interrupted(operation: str, subject: str, function: Callable[[], Any]) -> Any:
+        result = call(operation, subject, function)
+        if subject == "map control":
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(gateway, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute(instance.plan(NEW, "new"), instance.context)
+    monkeypatch.undo()
+    left = instance.observe()
+    assert configuration(left) == configuration(NEW)
+    assert left.unfinished
+    recover(instance.maps)
+    observed = instance.observe()
+    assert (configuration(observed), observed.unfinished) == (configuration(NEW), False)
+
+
+def test_undo_has_descriptors_when_the_commit_took_all(instance: Instance) -> None:
+    before, open_files = dump(instance.maps), resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def take_all(_standby: int) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, open_files[1]))
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+
+    try:
+        with pytest.raises(TransactionError, match=r"^.*/dev/null: Too many open files: .*; rolled back$"):
+            execute(instance.plan(NEW, "new"), replace(instance.context, verify=take_all))
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, open_files)
+    assert dump(instance.maps) == before
+
+
+def test_another_program_is_adopted_when_no_packet_is_in_the_former(instance: Instance, gateway: FaultGateway) -> None:
+    """And when nothing is attached any more that is known as ours by the former one alone."""
+    another = ProgramState("tag2", MAX_CONNECTIONS)
+    execute(instance.plan(replace(OLD, program=another), "old"), instance.context)
+    calls = [operation for operation, _ in gateway.calls if operation in ("attach", "detach", "adopt")]
+    assert calls == ["attach", "adopt"]
+    assert ("update", "map control") not in gateway.calls
+    adopted = gateway.calls.index(("adopt", "program"))
+    assert gateway.calls[adopted - 1] == ("update", "map group")
+    gateway.calls.clear()
+    wanted = replace(OLD, program=ProgramState("tag3", MAX_CONNECTIONS), attachments={})
+    execute(instance.plan(wanted, "old"), instance.context)
+    assert gateway.calls[-2:] == [("detach", "eth0"), ("adopt", "program")]
 
 
 def test_plan_made_from_another_revision_is_refused(instance: Instance) -> None:

@@ -13,7 +13,7 @@ from reconciler.answers import Sync
 from reconciler.daemon.commands import DaemonCommands
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
-from reconciler.errors import ConfigError, KernelError, RevproxyError, StaleError, TransactionError
+from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError, StaleError, TransactionError
 from reconciler.places import Places
 from reconciler.runtime.view import HeldError
 from reconciler.state.objects import Allocation, KernelState, Observed
@@ -143,6 +143,47 @@ def test_an_interface_that_refuses_xdp_is_served_through_tc(engine: Engine, plac
     (interface,) = engine.status().interfaces
     assert (interface.mode, interface.attached) == ("off", True)
     assert any("refused" in str(warning) for warning in engine.status().warnings)
+
+
+@pytest.mark.parametrize(
+    ("undone", "executed"), [((True, True), 2), ((False,), 1)], ids=["refused once more", "not taken back"]
+)
+def test_an_interface_that_refuses_xdp_is_tried_without_it_once(
+    engine: Engine, places: Places, live: FakeLive, undone: tuple[bool, ...], executed: int
+) -> None:
+    live.native = True
+    refused = KernelError("attach xdp native", "eth0", errno.EOPNOTSUPP)
+    live.errors = [TransactionError(refused, rolled_back=each) for each in undone]
+    write(places)
+    with pytest.raises(TransactionError):
+        engine.apply()
+    assert live.executed == executed
+
+
+@pytest.mark.parametrize(("undone", "told"), [(True, ConfigError), (False, TransactionError)])
+def test_files_that_a_commit_finds_wrong_are_held_as_wrong_files(
+    engine: Engine, places: Places, live: FakeLive, undone: bool, told: type[Exception]
+) -> None:
+    """As when a test of theirs does not hold. An undo that failed counts for more."""
+    wrong = ConfigError([Problem("a.yaml", 9, 3, "tests[0]", "goes elsewhere")])
+    live.errors = [TransactionError(wrong, rolled_back=undone, residue=() if undone else ("map x",))]
+    write(places)
+    with pytest.raises(told, match=r"a\.yaml:9:3: goes elsewhere"):
+        engine.apply()
+    assert engine.attempt is not None
+    assert engine.attempt.result == ("held" if undone else "failed")
+
+
+def test_numbers_of_revisions_go_on_when_the_kernel_has_lost_them(
+    engine: Engine, places: Places, live: FakeLive
+) -> None:
+    """As behind `down`, and a start of the machine: a number means one thing in the history."""
+    for number in (1, 2):
+        write(places, number)
+        engine.apply()
+    live.state = Observed(KernelState(), Allocation())
+    assert engine.apply().revision == 3
+    assert [each.number for each in engine.revisions.history()] == [1, 2, 3]
 
 
 def test_a_failed_commit_shows_until_something_changes(engine: Engine, places: Places, live: FakeLive) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from structlog.testing import capture_logs
 
 from reconciler.answers import Sync
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.places import Places
-from tests.unit.runtime.fakelive import FakeLive, break_, write
+from reconciler.state.objects import Endpoint, ProgramState, Share
+from tests.unit.runtime.fakelive import TARGET, TEXT, FakeLive, break_, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, manual, port
 
 # -- waiting to be told ----------------------------------------------------------------------------------------------
@@ -102,6 +106,17 @@ def test_an_edit_is_no_drift_and_neither_is_the_host(engine: Engine, places: Pla
     assert engine.status().drift_repaired == 0
 
 
+def test_shares_that_move_without_a_commit_are_no_drift(engine: Engine, places: Places, live: FakeLive) -> None:
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    half = {("web", Endpoint(TARGET, 1)): Share(2)}
+    live.state = replace(live.state, state=replace(live.state.state, shares=half))
+    loop.look(frozenset({"resync"}))
+    assert live.state.state.shares == {}
+    assert engine.status().drift_repaired == 0
+
+
 def test_the_first_proxy_of_an_idle_host_is_no_drift(engine: Engine, places: Places, live: FakeLive) -> None:
     """A service that was installed has nothing to do at first, and makes nothing."""
     loop = Loop(engine)
@@ -111,6 +126,33 @@ def test_the_first_proxy_of_an_idle_host_is_no_drift(engine: Engine, places: Pla
     loop.look(FILES)
     assert [event.kind for event in engine.events.after(0)[0]] == ["config_applied"]
     assert engine.status().drift_repaired == 0
+
+
+def test_another_version_of_the_programs_is_no_drift(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the first look of a daemon that was upgraded, with what somebody has done meanwhile."""
+    write(places, 1)
+    Loop(engine).look(FILES)
+    monkeypatch.setattr(live, "tag", "another")
+    lose_listeners(live)
+    upgraded = again(places, live)
+    Loop(upgraded).look(frozenset({"start"}))
+    (event,) = upgraded.events.after(0)[0]
+    assert event.fields["objects"] == [{"action": "update", "object": "proxy", "name": "web"}]
+    assert live.state.state.program == ProgramState("another", 100000)
+
+
+def test_what_somebody_did_and_the_files_now_say_is_no_drift(engine: Engine, places: Places, live: FakeLive) -> None:
+    """Nothing of it is put right."""
+    loop = Loop(engine)
+    write(places, 1)
+    loop.look(FILES)
+    lose_listeners(live)
+    (places.config_dir / "a.yaml").write_text(TEXT.format(port=2).replace("eth0", "eth9"))
+    loop.look(FILES)
+    assert live.state.state.listeners == {}
+    assert [event.kind for event in engine.events.after(0)[0]] == ["config_applied", "config_applied"]
 
 
 def test_drift_is_put_right_while_the_files_are_broken(engine: Engine, places: Places, live: FakeLive) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 
@@ -59,6 +60,26 @@ def test_a_commit_that_failed(
     assert stored == ({FILTER: ["1", "2"]} if known else {})
     engine.down()
     assert host.originals == ({FILTER: ("1", "2")} if known else {})
+
+
+def test_what_can_not_be_read_any_more_may_still_be_ours(engine: Engine, live: FakeLive, places: Places) -> None:
+    write(places)
+    failure = TransactionError(KernelError("attach", "eth0"), rolled_back=True)
+    host = Host(live, failure, undone=True)
+    readable = live.read_sysctl
+
+    def unreadable(name: str) -> str:
+        live.read_sysctl = readable  # type: ignore[method-assign]
+        raise KernelError("read", name, errno.EIO)
+
+    def execute(plan: Plan, verify: object = None) -> Result:
+        live.read_sysctl = unreadable  # type: ignore[method-assign]
+        return host.execute(plan, verify)
+
+    live.execute = execute  # type: ignore[method-assign]
+    with pytest.raises(TransactionError):
+        engine.apply()
+    assert json.loads((places.state_dir / "sysctls.json").read_text())["sysctls"] == {FILTER: ["1", "2"]}
 
 
 def test_whoever_is_killed_half_way_has_written_it_down(engine: Engine, live: FakeLive, places: Places) -> None:
