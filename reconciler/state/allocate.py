@@ -60,7 +60,7 @@ class DestNumbers:
         if destination is None:
             return Dest()
         known = self._known.get((proxy, id(destination)))
-        if known is None or known[0] is not destination:
+        if known is None:  # with the object itself, so that no other one has its id
             known = self._known[proxy, id(destination)] = (destination, self._find(proxy, destination))
         return known[1]
 
@@ -94,8 +94,8 @@ def allocate(state: KernelState, known: Allocation, limits: Limits, changed: Col
     new_proxies = sorted(state.proxies.keys() - known.proxies.keys())
     new_targets = sorted(without, key=lambda each: (each[0], endpoint_order(each[1])))
     new_groups = sorted(groups - known.groups.keys(), key=_group_order)
-    used_proxies = known.retired_proxies.union(known.proxies.values())
-    used_targets = known.retired_targets.union(known.targets.values())
+    used_proxies = frozenset(known.proxies.values())
+    used_targets = frozenset(known.targets.values())
     used_groups = frozenset(known.groups.values())
     members = sum(len(destination.members) for _, destination in {*known.groups, *groups})
     limits.check("group_member", members, "members of target groups")

@@ -158,9 +158,7 @@ class Memo:
         the weight of one that stands alone says nothing, and is 1."""
         found = self.destinations.get(targets)
         if found is None:
-            weights: dict[Endpoint, int] = {}
-            for target in targets:
-                weights[target.endpoint] = weights.get(target.endpoint, 0) + target.weight
+            weights = {target.endpoint: target.weight for target in targets}  # no list of the files has one twice
             if len(weights) == 1:
                 weights = {endpoint: min(weight, 1) for endpoint, weight in weights.items()}
             found = self.destinations[targets] = Destination(tuple(sorted(weights.items())))

@@ -36,7 +36,11 @@ def test_new_numbers_are_the_lowest_that_nothing_uses() -> None:
         live,
         allocation=replace(
             live.allocation,
-            targets={("web", endpoint("10.0.0.1:8080")): 2, ("web", endpoint("10.0.0.2:8080")): 5},
+            targets={
+                ("web", endpoint("10.0.0.1:8080")): 2,
+                ("web", endpoint("10.0.0.2:8080")): 5,
+                ("gone", endpoint("10.0.0.1:8080")): 1,
+            },
             retired_targets=frozenset({1}),
             groups=dict.fromkeys(live.allocation.groups, 1),
         ),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.state.decide import Trial, decide, is_martian, trials
-from reconciler.state.objects import DENY, ListenerKey, Protocol
+from reconciler.state.objects import DENY, IPAddress, ListenerKey, Protocol
 from reconciler.state.operations import PutProxyName
 from reconciler.state.plan import Plan
 from tests.model import decide as model
@@ -32,10 +32,12 @@ LISTENER = ListenerKey(2, ip_address("192.0.2.1"), Protocol.TCP, 80)
 LISTENER6 = ListenerKey(2, ip_address("2001:db8::1"), Protocol.TCP, 80)
 
 
-@given(st.integers(0, 2**24 - 1).map(lambda low: ip_address(10 << 24 | low)) | st.ip_addresses(v=4))
-def test_a_decision_is_the_models(source: object) -> None:
-    state = want(proxy(to=BOTH, routes=ROUTES), on=HOST).state
-    found, wanted = decide(state, LISTENER, source), model(state, 2, source, LISTENER.ip, Protocol.TCP, 80)  # type: ignore[arg-type]
+@given(st.integers(0, 2**24 - 1).map(lambda low: ip_address(10 << 24 | low)) | st.ip_addresses())
+def test_a_decision_is_the_models(source: IPAddress) -> None:
+    idle = targets("10.0.0.1:8080", ("10.0.0.2:8080", 0), "[2001:db8:1::1]:8080", ("[2001:db8:1::2]:8080", 0))
+    state = want(proxy(to=idle, routes=ROUTES), on=HOST).state
+    listener = LISTENER if source.version == 4 else LISTENER6
+    found, wanted = decide(state, listener, source), model(state, 2, source, listener.ip, Protocol.TCP, 80)
     assert (found.proxy, found.rule) == (wanted.proxy, wanted.rule)
     assert found.targets(80) == wanted.targets
     assert (found.destination is DENY) == (wanted.reason == "denied")
@@ -106,6 +108,14 @@ def test_other_targets_are_tried_by_each_family() -> None:
     names = {number: name for name, number in before.allocation.proxies.items()}
     found = tried(plan(wanted, before), wanted.state, names)
     assert {each.listener for each in found} == {LISTENER, LISTENER6}
+
+
+def test_with_other_settings_each_proxy_is_tried() -> None:
+    both = (proxy(to=BOTH), proxy("other", ports=(81,), to=targets("10.0.0.1:8080")))
+    before, wanted = applied(want(*both, on=HOST)), want(*both, on=HOST, fast_path=False)
+    names = {number: name for name, number in before.allocation.proxies.items()}
+    found = tried(plan(wanted, before), wanted.state, names)
+    assert {(each.decision.proxy, each.listener.ip.version) for each in found} == {("web", 4), ("web", 6), ("other", 4)}
 
 
 def test_a_route_for_everybody_is_tried_by_somebody_who_exists() -> None:

@@ -181,6 +181,11 @@ def test_a_way_used_by_a_route_only_is_attached() -> None:
     assert set(want(routed, on=ways_host()).state.attachments) == {2, 3}
 
 
+def test_each_way_of_a_route_with_several_next_hops_is_attached() -> None:
+    shared = Route(RouteKind.UNICAST, 3, shared=frozenset({3, 4}))
+    assert set(want(proxy(), on=ways_host(routes={ip_address("10.0.0.1"): shared})).state.attachments) == {2, 3, 4}
+
+
 def test_interfaces_with_connections_of_former_targets_stay_attached() -> None:
     facts = RuntimeFacts(busy_interfaces=frozenset({4, 99}))
     assert set(desired(config(), ways_host(), facts, tag="tag").state.attachments) == {4}

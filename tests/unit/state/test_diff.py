@@ -10,6 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from reconciler.state import operations as ops
 from reconciler.state.desired import Desired
 from reconciler.state.diff import Change, compare, diff, difference
 from reconciler.state.facts import ProgramInfo, XdpProgram
@@ -23,8 +24,7 @@ from reconciler.state.objects import (
     Protocol,
     XdpMode,
 )
-from reconciler.state.operations import PORT_LISTEN
-from tests.unit.state.build import applied, host, interface, nothing, proxy, route, targets, want
+from tests.unit.state.build import applied, host, interface, nothing, plan, proxy, route, targets, want
 
 
 def short(changes: tuple[Change, ...]) -> list[tuple[str, str, str]]:
@@ -204,6 +204,19 @@ def test_sysctls_are_settings() -> None:
     assert (changes[name].before, changes[name].after) == ("2", "2")
 
 
+def test_what_is_known_from_the_second_copy_alone_is_written_down_again_while_it_is_wanted() -> None:
+    name = "net/ipv4/conf/lo/forwarding"
+    lost = replace(with_state(applied(want(WEB)), sysctls={name: "1"}), remembered={name: ("0", "1")})
+    lost = replace(lost, forgotten=frozenset({name}))
+    wanted = want(WEB)
+    assert name in wanted.state.sysctls
+    found = plan(wanted, lost)
+    assert ops.SetSysctl(name, "1", "1", "0") in found.stage
+    given_back = plan(Desired(replace(wanted.state, sysctls={})), lost)
+    assert [each for each in given_back.operations if isinstance(each, ops.SetSysctl)] == []
+    assert ops.RestoreSysctl(name, "1", "0") in given_back.finish
+
+
 def test_forwarding_for_all_is_set_last_and_given_back_first() -> None:
     """It sets every other one: what stood there must have been remembered before, and is given back after."""
     names = ["eth0/accept_ra", "aa0/forwarding", "eth0/forwarding", "all/forwarding"]
@@ -217,7 +230,7 @@ def test_forwarding_for_all_is_set_last_and_given_back_first() -> None:
 def test_a_lost_port_is_a_difference_of_its_own() -> None:
     wanted = want(WEB)
     live = applied(wanted)
-    (change,) = diff(wanted, replace(live, ports={**live.ports, 8080: PORT_LISTEN}))
+    (change,) = diff(wanted, replace(live, ports={**live.ports, 8080: ops.PORT_LISTEN}))
     assert (change.object, change.name, change.before, change.after) == (
         "setting",
         "port/8080",

@@ -8,9 +8,10 @@ from ipaddress import ip_address
 import pytest
 
 from reconciler.state import operations as ops
-from reconciler.state.desired import sysctl_names
+from reconciler.state.carried import Carried
+from reconciler.state.desired import desired, sysctl_names
 from reconciler.state.diff import Change, diff
-from reconciler.state.facts import HostFacts, Route, RouteKind
+from reconciler.state.facts import HostFacts, Route, RouteKind, RuntimeFacts
 from reconciler.state.objects import Attachment, DataPlaneSettings, Mode, XdpMode
 from tests.unit.state.build import (
     FORWARDING,
@@ -184,6 +185,23 @@ def test_full_nat_serves_lo_and_has_it_accept_this_hosts_addresses() -> None:
     found_old = want(proxy(to=targets("[2001:db8:9::1]:1"), mode=Mode.FULLNAT), on=replace(old, sysctls=sysctls))
     assert found_old.state.sysctls == {"net/ipv6/conf/lo/forwarding": "1"}
     assert found_old.warnings == ()
+
+
+def test_what_connections_of_proxies_that_are_gone_go_through_stays_as_it_is() -> None:
+    carried = Carried(frozenset({4, 6}), fullnat=frozenset({4}), lo_local=True)
+    found = desired(config(), lab(), RuntimeFacts(carried=carried), tag="tag").state
+    lo4, lo6 = "net/ipv4/conf/lo", "net/ipv6/conf/lo"
+    assert found.sysctls == dict.fromkeys(
+        (
+            f"{lo4}/accept_local",
+            f"{lo4}/forwarding",
+            f"{lo4}/route_localnet",
+            f"{lo6}/force_forwarding",
+            f"{lo6}/forwarding",
+        ),
+        "1",
+    )
+    assert found.attachments == {1: Attachment(1, "lo", XdpMode.OFF)}
 
 
 def test_without_a_listener_full_nat_needs_nothing() -> None:

@@ -200,6 +200,8 @@ def test_fail_open_and_nobody_left() -> None:
     assert not share.nobody_left("web", GROUP, shares)
     shares |= {("web", C): Share(4, drained=True)}
     assert share.fails_open("web", GROUP, shares)
+    idle = Destination(tuple((endpoint, 0) for endpoint, _ in GROUP.members))
+    assert not share.nobody_left("web", idle, shares), "there was nobody before"
     drained = dict.fromkeys(shares, Share(0, drained=True))
     assert share.nobody_left("web", GROUP, drained)
     assert not share.fails_open("web", GROUP, drained)
