@@ -29,11 +29,14 @@ from reconciler.state.operations import (
     PutDevice,
     RestoreSysctl,
     SetSource,
+    SetSysctl,
     StageProxy,
 )
 from reconciler.state.plan import Plan
 from tests.kernel.kernelmaps import (
     MAX_CONNECTIONS,
+    FakeHost,
+    FakePrograms,
     Instance,
     bpffs_directory,
     configuration,
@@ -165,6 +168,26 @@ def test_interrupt_just_behind_the_switch_keeps_the_commit(
     assert (configuration(observed), observed.unfinished) == (configuration(NEW), False)
 
 
+@pytest.mark.parametrize("part", ["interface eth1", "the set of maps"])
+def test_an_undo_without_effect_is_told(
+    instance: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def refuse(_standby: int) -> None:
+        raise RevproxyError("no answer")
+
+    wanted, here = replace(NEW, attachments={**OLD.attachments, 3: Attachment(3, "eth1", XdpMode.OFF)}), instance
+    if part == "the set of maps":
+        (tmp_path / "other").mkdir()
+        here = Instance(instance.maps.root / "other", tmp_path / "other")
+    monkeypatch.setattr(FakeHost, "detach", lambda *_: None)
+    monkeypatch.setattr(FakePrograms, "undo", lambda *_: None)
+    with pytest.raises(TransactionError, match="roll-back incomplete") as caught:
+        execute(here.plan(wanted, "new"), replace(here.context, verify=refuse))
+    assert not caught.value.rolled_back
+    assert f"{part} is not what it was" in caught.value.residue
+    here.close()
+
+
 def test_undo_has_descriptors_when_the_commit_took_all(instance: Instance) -> None:
     before, open_files = dump(instance.maps), resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
@@ -266,6 +289,14 @@ def test_original_sysctl_value_is_remembered_over_commits(instance: Instance) ->
     assert instance.observe().remembered == {}
 
 
+def test_original_sysctl_value_known_from_elsewhere_is_remembered(instance: Instance) -> None:
+    """As where the map that remembers has been lost: what is live is ours."""
+    instance.host.write_sysctl(FORWARDING, "1")
+    known = SetSysctl(FORWARDING, "1", "1", "7")
+    execute(Plan(stage=(known,), base=instance.observe().revision), instance.context)
+    assert instance.observe().remembered == {FORWARDING: ("7", "1")}
+
+
 def test_a_sysctl_that_nobody_may_write_needs_no_undo(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container, where /proc/sys is read-only: it is what it was."""
 
@@ -326,6 +357,11 @@ def test_devices(instance: Instance) -> None:
     assert instance.observe().state.devices == {9}
     carry_out([PutDevice(9, 1, 3)], instance.context)
     assert (instance.observe().state.devices, instance.observe().state.guarded) == ({9}, {9})
+    before = dump(instance.maps)
+    refused = Plan(stage=(PutDevice(9, 3, None), StageProxy(1, None, None)), base=instance.observe().revision)
+    with pytest.raises(TransactionError, match="rolled back"):
+        execute(refused, instance.context)
+    assert dump(instance.maps) == before
     carry_out([PutDevice(9, 3, None)], instance.context)
     assert (instance.observe().state.devices, instance.observe().state.guarded) == (frozenset(), frozenset())
 

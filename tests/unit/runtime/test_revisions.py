@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
@@ -32,6 +33,34 @@ def apply_unconfirmed(engine: Engine, places: Places) -> None:
     engine.apply()
     write(places, 2)
     engine.apply(confirm_within_sec=30)
+
+
+def unfinished(live: FakeLive) -> Callable[..., Result]:
+    """Executions that hold, behind which something is still different."""
+    execute = live.execute
+
+    def run(plan: Plan, verify: object = None) -> Result:
+        execute(plan, verify)
+        lose_listeners(live)
+        return Result()
+
+    return run
+
+
+class KilledError(BaseException):
+    """Nothing that comes after it is done."""
+
+
+def killed(live: FakeLive, *, switched: bool = True) -> Callable[..., Result]:
+    """Executions in which the process is killed, behind the switch or ahead of it."""
+    execute = live.execute
+
+    def run(plan: Plan, verify: object = None) -> Result:
+        if switched:
+            execute(plan, verify)
+        raise KilledError
+
+    return run
 
 
 # -- going back ------------------------------------------------------------------------------------------------------
@@ -85,6 +114,21 @@ def test_a_rollback_that_fails_holds_nothing(engine: Engine, places: Places, liv
     assert engine.revisions.control.hold is None
     assert engine.revisions.history()[-1].result == "failed"
     assert port(live) == 2
+
+
+def test_a_rollback_that_holds_but_is_not_finished_holds_the_files_too(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        write(places, number)
+        engine.apply()
+    with monkeypatch.context() as once:
+        once.setattr(live, "execute", unfinished(live))
+        with pytest.raises(UnfinishedError):
+            engine.revisions.rollback()
+    Loop(engine).look(FILES)
+    assert port(live) == 1
+    assert "rolled back" in engine.status().waiting
 
 
 def test_what_there_is_not_to_go_back_to(engine: Engine, places: Places) -> None:
@@ -245,24 +289,46 @@ def test_a_commit_that_fails_leaves_nothing_to_confirm(engine: Engine, places: P
 def test_killed_behind_the_switch_it_goes_back_all_the_same(
     engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class KilledError(BaseException):
-        pass
-
-    execute = live.execute
-
-    def killed(plan: Plan, verify: object = None) -> Result:
-        execute(plan, verify)
-        raise KilledError
-
     write(places, 1)
     engine.apply()
     write(places, 2)
-    monkeypatch.setattr(live, "execute", killed)
-    with pytest.raises(KilledError):
-        engine.apply(confirm_within_sec=30)
-    monkeypatch.setattr(live, "execute", execute)
+    with monkeypatch.context() as once:
+        once.setattr(live, "execute", killed(live))
+        with pytest.raises(KilledError):
+            engine.apply(confirm_within_sec=30)
     assert port(live) == 2
     clock[0] += 30
+    Loop(again(places, live)).look(frozenset({"start"}))
+    assert port(live) == 1
+
+
+def test_killed_ahead_of_the_switch_there_is_nothing_to_confirm_or_to_go_back_to(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(places, 1)
+    engine.apply()
+    write(places, 2)
+    with monkeypatch.context() as once:
+        once.setattr(live, "execute", killed(live, switched=False))
+        with pytest.raises(KilledError):
+            engine.apply(confirm_within_sec=30)
+    after = again(places, live)
+    assert after.status().unconfirmed is None
+    clock[0] += 30
+    Loop(after).look(frozenset({"start"}))
+    assert port(live) == 2, "the files say so, and nothing holds them"
+
+
+def test_a_rollback_that_was_killed_behind_its_switch_holds_the_files(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        write(places, number)
+        engine.apply()
+    with monkeypatch.context() as once:
+        once.setattr(live, "execute", killed(live))
+        with pytest.raises(KilledError):
+            engine.revisions.rollback()
     Loop(again(places, live)).look(frozenset({"start"}))
     assert port(live) == 1
 
@@ -270,20 +336,13 @@ def test_killed_behind_the_switch_it_goes_back_all_the_same(
 def test_a_commit_that_holds_but_is_not_finished_is_still_to_be_confirmed(
     engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute = live.execute
-
-    def unfinished(plan: Plan, verify: object = None) -> Result:
-        execute(plan, verify)
-        lose_listeners(live)
-        return Result()
-
     write(places, 1)
     engine.apply()
     write(places, 2)
-    monkeypatch.setattr(live, "execute", unfinished)
-    with pytest.raises(UnfinishedError):
-        engine.apply(confirm_within_sec=30)
-    monkeypatch.setattr(live, "execute", execute)
+    with monkeypatch.context() as once:
+        once.setattr(live, "execute", unfinished(live))
+        with pytest.raises(UnfinishedError):
+            engine.apply(confirm_within_sec=30)
     clock[0] += 30
     Loop(engine).look(FILES)
     assert port(live) == 1
