@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ def _compile_in_child(source: Path, defines: tuple[tuple[str, int], ...], assert
         )
     except subprocess.TimeoutExpired as error:
         raise CompileError(f"compiling {source}/revproxy.c took longer than {TIMEOUT_SEC} s") from error
+    if done.returncode < 0:
+        by = signal.Signals(-done.returncode).name
+        ended = CompileError(f"compiling {source}/revproxy.c was ended by {by}: it takes 120 MiB of memory")
+        ended.transient = True
+        raise ended
     if done.returncode:
         raise CompileError(f"{source}/revproxy.c does not compile:\n{done.stderr.strip()}")
     return {name: base64.b64decode(code) for name, code in json.loads(done.stdout).items()}

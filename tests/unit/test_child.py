@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from reconciler import child, waiter
+from reconciler.errors import CompileError
 from reconciler.kernel import compiler
 from reconciler.places import Places
 from reconciler.runtime import list_child
@@ -53,3 +54,15 @@ def test_what_stands_in_the_working_directory_is_not_imported(
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode != 42
     assert environment["PYTHONPATH"] == os.pathsep.join((str(Path(__file__).parents[2]), "/else/where"))
+
+
+def test_a_compiler_that_was_ended_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For lack of memory, say: nothing is wrong with what it was to compile."""
+    monkeypatch.setattr(child, "command", lambda *_: ["sh", "-c", "kill -KILL $$"])
+    with pytest.raises(CompileError, match="was ended by SIGKILL") as raised:
+        compiler._compile_in_child(tmp_path, (), [])
+    assert raised.value.transient
+    monkeypatch.setattr(child, "command", lambda *_: ["sh", "-c", "echo 'line 3' >&2; exit 1"])
+    with pytest.raises(CompileError, match=r"does not compile:\nline 3") as raised:
+        compiler._compile_in_child(tmp_path, (), [])
+    assert not raised.value.transient
