@@ -105,25 +105,32 @@ class History:
         self._known = _version(self._places.history), entries  # so that a long history is read once, not at each commit
 
     def keep(self, number: int, files: Sequence[SourceFile]) -> None:
-        """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged, so that it
-        always leads to a whole copy. Raises :class:`OSError`."""
+        """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged once they
+        are on disk, so that it always leads to a whole copy, also after a loss of power. Raises :class:`OSError`."""
         self._places.revisions.mkdir(parents=True, exist_ok=True, mode=0o755)
         former = self._places.last_good.resolve() if self._places.last_good.exists() else None
         copy, draft = self._directory(number), self._places.revisions / f".{number}.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        self._copies = dict(self._copy(file, draft, former) for file in files)
+        made: list[str] = []
+        self._copies = dict(self._copy(file, draft, former, made) for file in files)
+        wholefile.sync_contents(made)
+        wholefile.sync_names(draft)
         shutil.rmtree(copy, ignore_errors=True)
         draft.replace(copy)
+        wholefile.sync_names(self._places.revisions)
         link = self._places.state_dir / "last-good.new"
         link.unlink(missing_ok=True)
         link.symlink_to(copy.relative_to(self._places.state_dir))
         os.replace(link, self._places.last_good)  # noqa: PTH105  # Path.replace() does not say that it is atomic
+        wholefile.sync_names(self._places.state_dir)
         self._forget(number)
 
-    def _copy(self, file: SourceFile, directory: Path, former: Path | None) -> tuple[str, tuple[bytes, _Identity]]:
-        """As a link to the former revision's where that is the same. Of a thousand files one is not: that what this
-        process has copied is still that is seen without reading it."""
+    def _copy(
+        self, file: SourceFile, directory: Path, former: Path | None, made: list[str]
+    ) -> tuple[str, tuple[bytes, _Identity]]:
+        """As a link to the former revision's where that is the same, else noted in ``made``. Of a thousand files one is
+        not: that what this process has copied is still that is seen without reading it."""
         name = os.path.basename(file.path)  # noqa: PTH119
         copy = f"{directory}/{name}"
         if former is not None:
@@ -137,9 +144,10 @@ class History:
                     return name, (file.digest, found)
         with open(copy, "wb") as written:  # noqa: PTH123
             written.write(file.content)
-        made = _identity(copy)
-        assert made is not None
-        return name, (file.digest, made)
+        made.append(copy)
+        identity = _identity(copy)
+        assert identity is not None
+        return name, (file.digest, identity)
 
     def _forget(self, latest: int) -> None:
         numbers = sorted(int(each.name) for each in self._places.revisions.iterdir() if each.name.isdecimal())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,52 @@ def test_equal_files_are_one_on_disk(places: Places) -> None:
     assert inodes[0][0] == inodes[0][1]
     assert inodes[1][0] != inodes[1][1]
     assert list(kept.sources(1).values()) == [b"a.yaml", b"one"]
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_last_good_files_are_on_disk_before_they_are_called_so(
+    places: Places, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A loss of power right behind a commit leaves no empty copies: not of the files, nor of directories."""
+    kept = History(places)
+    kept.keep(1, [file("same.yaml")])
+    synced: list[str] = []
+    synced_before: dict[str, list[str]] = {}
+    sync, exchange = os.fsync, os.replace
+
+    def syncing(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    def exchanging(source: Path, target: Path) -> None:
+        synced_before[target.name] = synced.copy()
+        exchange(source, target)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", exchanging)
+    names = [f"{number}.yaml" for number in range(count)]
+    kept.keep(2, [file("same.yaml"), *map(file, names)])
+    draft = places.revisions / ".2.new"
+    assert sorted(synced_before["2"]) == sorted(map(str, [*(draft / name for name in names), draft]))
+    assert synced_before["last-good"][-1] == str(places.revisions)
+    assert synced[-1] == str(places.state_dir), "and then it is"
+
+
+def test_files_that_can_not_be_brought_to_disk_are_not_called_good(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = History(places)
+    kept.keep(1, [file("a.yaml", "one")])
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    for names in (["a.yaml"], ["a.yaml", "b.yaml"]):
+        with pytest.raises(OSError, match="Input/output"):
+            kept.keep(2, [file(name, "two") for name in names])
+    assert places.last_good.resolve().name == "1"
+    assert (places.last_good / "a.yaml").read_text() == "one"
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["same process", "another process"])
