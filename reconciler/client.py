@@ -53,8 +53,12 @@ class Client(Edits):
     ) -> None:
         given = {"run_dir": run_dir, "config_dir": config_dir, "state_dir": state_dir, "bpffs_dir": bpffs_dir}
         for name, value in given.items():
-            if value is not None and not os.fspath(value):
-                raise UsageError(f"{name} is empty; leave it out for the default")
+            if value is not None:
+                _check_path(name, value)
+        if not isinstance(require_signed, (list, tuple)):
+            raise UsageError(f"require_signed: {require_signed!r} is no list of paths")
+        for each in require_signed:
+            _check_path("require_signed", each)
         options = {name: None if value is None else Path(value) for name, value in given.items()}
         self._places = Places.choose(options, require_signed=[Path(each) for each in require_signed])
         # Only what somebody asked for can contradict a running daemon; defaults give way to it.
@@ -435,3 +439,10 @@ def _quiet() -> None:
 
 def _same(one: Path, other: Path) -> bool:
     return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{name}: {value!r} is no path")
+    if not os.fspath(value):
+        raise UsageError(f"{name} is empty; leave it out for the default")

@@ -82,7 +82,11 @@ ROUTES: Final = (
         body={
             "allow_empty": Value("boolean", "Also files without a proxy while some are live."),
             "confirm_within_sec": Value(
-                "number", "Roll back unless confirmed within so many seconds.", nullable=True, minimum=0
+                "number",
+                "Roll back unless confirmed within so many seconds, seven days at most.",
+                nullable=True,
+                minimum=1,
+                maximum=7 * 86400,
             ),
             "plan": Value("object", "What /v1/plan/saved gave.", nullable=True),
         },

@@ -133,7 +133,7 @@ def _short(value: object) -> str:
     "--confirm-within",
     callback=duration.option,
     metavar="DURATION",
-    help="Roll it back unless `revproxyctl confirm` comes within that time: 30s, 5m, 1h30m.",
+    help="Roll it back unless `revproxyctl confirm` comes within that time: 30s, 5m, 1h30m; 1s to 7d.",
 )
 @common_options
 @click.pass_context

@@ -166,7 +166,9 @@ def test_an_error_of_a_kind_that_is_told_is_that_kind_here(path: Path, commands:
 def test_a_daemon_of_another_version_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = DaemonClient._request
     monkeypatch.setattr(
-        DaemonClient, "_request", lambda self, method, where, body=None: request(self, method, f"/v9{where}", body)
+        DaemonClient,
+        "_request",
+        lambda self, method, where, body=None, **how: request(self, method, f"/v9{where}", body, **how),
     )
     with pytest.raises(DaemonError, match="is of another version"):
         DaemonClient(path).stats()

@@ -28,6 +28,7 @@ from reconciler.api.client import DaemonClient
 from reconciler.api.routes import DOCUMENT, ROUTES, Route, Value
 from reconciler.resources import directory
 from reconciler.runtime.events import Events
+from reconciler.runtime.revisions import LONGEST_SEC, SHORTEST_SEC
 from tests.unit.api.fakecommands import FakeCommands
 from tests.unit.api.rawhttp import get
 
@@ -82,6 +83,11 @@ def schema() -> Any:
 def test_the_copy_that_is_shipped_is_the_document() -> None:
     shipped = directory("schema") / "revproxy-api-v1.openapi.json"
     assert shipped.read_text() == openapi.text(), f"python -m reconciler.api.openapi {shipped}"
+
+
+def test_it_says_how_long_a_commit_can_wait_to_be_confirmed() -> None:
+    (value,) = (route.body["confirm_within_sec"] for route in ROUTES if route.name == "apply")
+    assert (value.minimum, value.maximum) == (SHORTEST_SEC, LONGEST_SEC)
 
 
 def test_the_server_gives_the_document(path: Path) -> None:
