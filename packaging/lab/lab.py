@@ -65,7 +65,7 @@ In a second one:
   nsenter --net=/run/netns/{name}-client curl http://[{proxy6}]/hello
   $EDITOR {config}
 
-'nsenter --net=FILE', not 'ip netns exec': the latter hides /sys/fs/bpf. 'make lab-down' takes everything down.
+'ip netns exec {name}-proxy' does as well, but hides /sys/fs/bpf from bpftool. 'make lab-down' takes everything down.
 """
 
 

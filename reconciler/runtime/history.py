@@ -64,8 +64,9 @@ class History:
         """The record of an applied revision whose files are kept. Raises :class:`RevproxyError`."""
         kept = {each.number: each for each in self.entries() if each.result == APPLIED and self._kept(each.number)}
         if number not in kept:
-            numbers = ", ".join(str(each) for each in sorted(kept)[-10:]) or "none"
-            raise RevproxyError(f"no applied revision {number} is kept; there are: {numbers}")
+            latest = ", ".join(str(each) for each in sorted(kept)[-10:])
+            others = f"{len(kept)} are, the latest: {latest}" if len(kept) > 10 else f"there are: {latest or 'none'}"
+            raise RevproxyError(f"no applied revision {number} is kept; {others}")
         return kept[number]
 
     def before(self, number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import runpy
@@ -14,6 +15,7 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
+from reconciler import Client
 from reconciler.cli import app
 from reconciler.daemon import command as daemon
 from reconciler.places import Places
@@ -126,6 +128,12 @@ def test_common_options_and_those_of_the_daemon_exist() -> None:
     every = {option for each in _commands(app) for param in each.params for option in param.opts}
     assert mentioned - every == {"--detach-on-exit", "--log-format", "--log-level", "--resync"}
     assert mentioned - every < of_daemon
+
+
+def test_every_method_of_the_client_is_named() -> None:
+    section = README.partition("The same from Python:")[2].partition("Other languages")[0]
+    named = set(re.findall(r"`(\w+)\(\)`", section))
+    assert named == {name for name, each in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
 
 
 def _runnable(group: click.Group, prefix: str = "") -> Iterator[str]:

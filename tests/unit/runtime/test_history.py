@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +141,19 @@ def test_going_back_passes_over_what_was_refused(places: Places) -> None:
     assert kept.before(2) == 1
     with pytest.raises(RevproxyError, match="nothing to go back to"):
         kept.before(1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [((), "there are: none"), ((1, 2), "there are: 1, 2"), (range(1, 13), "12 are, the latest: 3, 4, ")],
+)
+def test_which_revisions_can_be_gone_back_to_is_told(places: Places, numbers: Sequence[int], told: str) -> None:
+    kept = History(places)
+    for number in numbers:
+        kept.keep(number, [file("a.yaml")])
+        kept.add(replace(ENTRY, number=number))
+    with pytest.raises(RevproxyError, match=f"no applied revision 99 is kept; {told}"):
+        kept.applied(99)
 
 
 def test_lines_that_are_none_and_those_of_the_first_version(places: Places) -> None:
