@@ -113,6 +113,7 @@ class Daemon:
         loop = Loop(engine, told=self._notifier.status, resync=resync)
         recorder = Recorder(engine.live.maps_directory, engine.events)
         engine.live.ended, engine.live.renaming = recorder.publish, recorder.renew_names
+        engine.live.committed = recorder.commit_holds
         self._worker: Worker = Worker(self._looking(engine, loop, recorder), self._timers(engine, recorder, resync))
         loop.wanted = lambda: self._worker.wanted
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)

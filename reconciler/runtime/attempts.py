@@ -41,6 +41,7 @@ class Attempts:
         except RevproxyError as error:
             self.note(error, view)
             raise
+        self._views.live.committed()
         self.failure = self.blind = None
         self.latest = Attempt(
             clock.now(), "applied" if applied.changes else "unchanged", revision=applied.revision, commit=applied.commit

@@ -39,6 +39,8 @@ class LiveTables:
         """Told of connections that a sweep or a flush ended, if their ends are to be told."""
         self.renaming: Callable[[], None] = lambda: None
         """Told before numbers of proxies that are gone may be given to others."""
+        self.committed: Callable[[], None] = lambda: None
+        """Told once a commit holds, before anybody else hears of it."""
         self._take(maps)
 
     def _take(self, maps: Maps) -> None:

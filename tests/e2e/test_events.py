@@ -189,6 +189,15 @@ def test_a_restarted_daemon_tells_what_happened_meanwhile(lab: Lab, recording: I
     assert [event["kind"] for event in told()] == ["connection_opened", "connection_closed"]
 
 
+def test_who_comes_right_behind_a_commit_is_told_of(lab: Lab, instance: Instance) -> None:
+    instance.apply(config(lab, "false"))
+    daemon = instance.start_daemon()
+    for stats, said in (("true", "recording_started"), ("false", "recording_ended")) * 3:
+        before = daemon.output().count(said)
+        instance.apply(config(lab, stats))
+        assert daemon.output().count(said) == before + 1, "told of the commit, but not ready for what it asks for"
+
+
 def test_stats_enabled_goes_on_and_off_with_the_files(lab: Lab, instance: Instance) -> None:
     instance.write(config(lab, "false"))
     daemon = instance.start_daemon()

@@ -43,6 +43,7 @@ class FakeLive:
         self.recovered = 0
         self.native = False
         self.blobs: dict[bytes, bytes] = {}
+        self.committed = lambda: None
 
     def close(self) -> None:
         pass
