@@ -314,7 +314,7 @@ static __always_inline int F(forward_begun)(struct xdp_md *ctx, const struct F(p
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 	count_for_target(&fresh->c, p->segments, p->bytes);
 	count_outcome(OUTCOME_REDIRECT_XDP);
-	return out->ifindex == p->ifindex ? XDP_TX : bpf_redirect(out->ifindex, 0);
+	return F(goes_back)(p, out) ? XDP_TX : bpf_redirect(out->ifindex, 0);
 }
 
 /* Called by ingress ahead of open, when the table was full. */

@@ -14,10 +14,16 @@ static __always_inline u32 F(listening)(const struct F(packet) *p, u32 active)
 	return listener ? listener->proxy[active] : 0;
 }
 
+/* Whether XDP's verdict for this way is XDP_TX. */
+static __always_inline bool F(goes_back)(const struct F(packet) *p, const struct way *out)
+{
+	return out->ifindex == p->ifindex && !(out->flags & OUT_NO_TX);
+}
+
 /* Whether XDP can send this packet on by this way. */
 static __always_inline bool F(xdp_finishes)(const struct F(packet) *p, const struct way *out)
 {
-	return (out->ifindex == p->ifindex || (out->flags & OUT_XDP)) && p->length <= out->mtu && p->hop_limit > 1;
+	return (F(goes_back)(p, out) || (out->flags & OUT_XDP)) && p->length <= out->mtu && p->hop_limit > 1;
 }
 
 static __always_inline void F(account)(struct F(connection) *e, const struct F(packet) *p, u64 now, u32 outcome)
@@ -56,9 +62,7 @@ static __always_inline int F(forward_xdp)(struct xdp_md *ctx, const struct F(pac
 	if (F(rewrite)(ctx, HOOK_XDP, p, e, out, REWRITE_HOP | what))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
 	F(account)(e, p, now, OUTCOME_REDIRECT_XDP);
-	if (out->ifindex == p->ifindex)
-		return XDP_TX;
-	return bpf_redirect(out->ifindex, 0);
+	return F(goes_back)(p, out) ? XDP_TX : bpf_redirect(out->ifindex, 0);
 }
 
 /* TC ingress: redirect past the stack where that is wanted and can be; else a client's packet goes to the stack
@@ -118,7 +122,7 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 	F(account)(e, p, now, OUTCOME_REDIRECT_TC);
 	if (out)
 		return bpf_redirect(out->ifindex, 0);
-	return scratch ? F(redirect_neighbour)(scratch) : verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
+	return scratch ? F(redirect_neighbour)(scratch, p->ifindex) : verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
 }
 
 /* Not TCP or UDP with its header: TC has programs for fragments and ICMP errors. */

@@ -183,6 +183,7 @@ struct connection_key6 {
 #define HEARD_ON 32u /* something plain after a RST, which so was not the end, for all we know (RFC 5961 section 3.2) */
 
 #define OUT_XDP 1u /* the way out takes frames redirected by XDP */
+#define OUT_NO_TX 2u /* but none back by the interface they came in by, unless they are redirected as well */
 
 /* When a connection was created: in units of 2^22 ns, 4.2 ms, and the last 32 bits of that, 208 days. Another CPU's clock
  * may be ahead by so many. */
@@ -359,6 +360,7 @@ struct fragment { /* what only the first one says */
 
 /* device[ifindex]: what a way out can do, what is to be watched for. */
 #define DEVICE_XDP_REDIRECT 1u  /* takes frames redirected by XDP */
+#define DEVICE_NO_TX 4u /* what XDP sends back by it (XDP_TX) is lost, what it redirects there is not */
 #define DEVICE_DROP_LOOPBACK 2u /* what comes in from or to 127.0.0.0/8 is dropped: the stack would take it */
 
 /* hardware[]: see hardware.h. */

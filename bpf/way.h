@@ -74,7 +74,7 @@ static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, int hook, 
 {
 	struct way_head *head = lookup_index(MAP(WAY), 0);
 	struct way wanted = { .asked_ns = now, .ifindex = fib->ifindex, .shown = now >> WAY_TIME_SHIFT };
-	u32 cpu = bpf_get_smp_processor_id(), number = 0, hash;
+	u32 cpu = bpf_get_smp_processor_id(), number = 0, hash, device = device_flags(fib->ifindex);
 	const u64 *words = (void *)&wanted;
 	struct way *way;
 
@@ -84,7 +84,7 @@ static __always_inline u32 note_way(const struct bpf_fib_lookup *fib, int hook, 
 	__builtin_memcpy(wanted.smac, fib->smac, ETH_ALEN);
 	wanted.mtu = fib->mtu_result ?: 0xffff;
 	wanted.left = (now >> (WAY_TIME_SHIFT + LEFT_SHIFT)) - LEFT_LONG_AGO;
-	wanted.flags = device_flags(fib->ifindex) & DEVICE_XDP_REDIRECT ? OUT_XDP : 0;
+	wanted.flags = (device & DEVICE_XDP_REDIRECT ? OUT_XDP : 0) | (device & DEVICE_NO_TX ? OUT_NO_TX : 0);
 	hash = hash3(wanted.ifindex, words[2], words[1] >> 32, HASH_SEED);
 	for (u32 i = 0; i < WAY_TRIES; i++) {
 		u32 index = 1 + cpu * head->places + (hash + i) % head->places;

@@ -215,10 +215,12 @@ CONSTANTS: Final[dict[str, int]] = {
     "HEARD_PLAIN": 16,
     "HEARD_ON": 32,
     "OUT_XDP": 1,
+    "OUT_NO_TX": 2,
     "PORT_LISTEN": 1,
     "PORT_TARGET": 2,
     "DEVICE_XDP_REDIRECT": 1,
     "DEVICE_DROP_LOOPBACK": 2,
+    "DEVICE_NO_TX": 4,
     "BLOB_CHUNK": BLOB_CHUNK,
 }
 globals().update(CONSTANTS)

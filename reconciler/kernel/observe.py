@@ -69,6 +69,7 @@ def observe(
         sysctls=dict(live),
         devices=_flagged(taken, "DEVICE_XDP_REDIRECT"),
         guarded=_flagged(taken, "DEVICE_DROP_LOOPBACK"),
+        no_tx=_flagged(taken, "DEVICE_NO_TX"),
         sources=words.sources,
         shares=words.shares,
         wrong_tables=words.wrong_tables,

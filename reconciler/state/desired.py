@@ -206,6 +206,7 @@ def desired(
         attachments=attachments,
         sysctls=sysctls,
         devices=_devices(host, attachments),
+        no_tx=_without_tx(host, attachments),
         guarded=local.guarded(config, host, runtime.carried),
         sources=local.sources(proxies, routes, host, warnings),
     )
@@ -374,6 +375,18 @@ def _devices(host: HostFacts, attachments: Mapping[int, Attachment]) -> frozense
         if takes:
             able.add(interface.ifindex)
     return frozenset(able)
+
+
+def _without_tx(host: HostFacts, attachments: Mapping[int, Attachment]) -> frozenset[int]:
+    """Interfaces that lose what our program sends back by them (XDP_TX): of a veth the kernel lets the peer know only
+    where that has an XDP program itself. What is redirected to it arrives."""
+    return frozenset(
+        interface.ifindex
+        for interface in host.interfaces.values()
+        if interface.kind == "veth"
+        and interface.ifindex in attachments
+        and attachments[interface.ifindex].xdp is not XdpMode.OFF
+    )
 
 
 # -- sysctls and warnings ------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class Delta:
     attachments: dict[int, Pair[Attachment]]
     devices: dict[int, tuple[bool, bool]]
     guarded: dict[int, tuple[bool, bool]]
+    no_tx: dict[int, tuple[bool, bool]]
     sources: dict[tuple[str, Endpoint], Pair[IPAddress]]
     shares: dict[tuple[str, Endpoint], Pair[Share]]
     wrong_tables: frozenset[tuple[str, Destination]]
@@ -84,6 +85,10 @@ class Delta:
     originals: dict[str, str]
     ports: dict[int, int]
     lost_ports: dict[int, int]
+
+
+def _flag(old: frozenset[int], new: frozenset[int]) -> dict[int, tuple[bool, bool]]:
+    return {ifindex: (ifindex in old, ifindex in new) for ifindex in sorted(old ^ new)}
 
 
 def compare(desired: Desired, observed: Observed) -> Delta:
@@ -98,8 +103,9 @@ def compare(desired: Desired, observed: Observed) -> Delta:
         listeners=difference(old.listeners, new.listeners),
         routes=difference(old.routes, new.routes),
         attachments=difference(old.attachments, new.attachments),
-        devices={each: (each in old.devices, each in new.devices) for each in sorted(old.devices ^ new.devices)},
-        guarded={each: (each in old.guarded, each in new.guarded) for each in sorted(old.guarded ^ new.guarded)},
+        devices=_flag(old.devices, new.devices),
+        guarded=_flag(old.guarded, new.guarded),
+        no_tx=_flag(old.no_tx, new.no_tx),
         sources=difference(old.sources, new.sources),
         shares=difference(old.shares, new.shares),
         wrong_tables=old.wrong_tables,
@@ -258,12 +264,13 @@ def _port_uses(bits: int) -> list[str]:
 
 def _interfaces(delta: Delta, desired: Desired) -> Iterator[Change]:
     found = []
-    for ifindex in delta.attachments.keys() | delta.devices.keys() | delta.guarded.keys():
+    flags = (("xdp_redirect", delta.devices), ("drop_loopback", delta.guarded), ("xdp_tx_lost", delta.no_tx))
+    for ifindex in delta.attachments.keys() | {index for _, differing in flags for index in differing}:
         before, after = delta.attachments.get(ifindex, (None, None))
         known = before or after
         name = known.name if known else desired.names.get(ifindex, f"if{ifindex}")
         was, will = (_attachment(each) for each in (before, after))
-        for flag, differing in (("xdp_redirect", delta.devices), ("drop_loopback", delta.guarded)):
+        for flag, differing in flags:
             if ifindex in differing:
                 flag_was, flag_will = differing[ifindex]
                 was = was if was is None and after else (was or {}) | {flag: flag_was}

@@ -61,7 +61,7 @@ def _parts(observed: Observed) -> Iterator[Any]:
         yield tuple.__repr__(key), texts.setdefault(id(destination), repr(destination))
     yield from sorted(state.attachments.items())
     yield from sorted(state.sysctls.items())
-    yield sorted(state.devices), sorted(state.guarded)
+    yield sorted(state.devices), sorted(state.guarded), sorted(state.no_tx)
     yield from sorted((repr(key), str(address)) for key, address in state.sources.items())
 
 

@@ -43,13 +43,14 @@ def lapsed(desired: Desired, observed: Observed) -> Lapsed:
 
 def keep(desired: Desired, observed: Observed, what: Lapsed) -> Desired:
     """``desired`` with what has lapsed still there."""
-    new, devices = desired.state, observed.state.devices
+    new, old = desired.state, observed.state
     state = replace(
         new,
         attachments={**new.attachments, **what.attachments},
         sysctls={**new.sysctls, **what.sysctls},
         guarded=new.guarded | what.guarded,
-        devices=new.devices | (devices & what.attachments.keys()),
+        devices=new.devices | (old.devices & what.attachments.keys()),
+        no_tx=new.no_tx | (old.no_tx & what.attachments.keys()),
     )
     return replace(desired, state=state)
 
@@ -63,5 +64,6 @@ def without(desired: Desired, what: Lapsed) -> Desired:
         sysctls={name: value for name, value in kept.sysctls.items() if name not in what.sysctls},
         guarded=kept.guarded - what.guarded,
         devices=kept.devices - what.attachments.keys(),
+        no_tx=kept.no_tx - what.attachments.keys(),
     )
     return replace(desired, state=state)

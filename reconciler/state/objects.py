@@ -243,6 +243,7 @@ class KernelState:
     sysctls: dict[str, str] = field(default_factory=dict)  # "net/ipv4/conf/lo/forwarding" -> value
     devices: frozenset[int] = frozenset()  # ifindexes that take frames redirected by XDP (DEVICE_XDP_REDIRECT)
     guarded: frozenset[int] = frozenset()  # ifindexes where loopback addresses are dropped (DEVICE_DROP_LOOPBACK)
+    no_tx: frozenset[int] = frozenset()  # ifindexes where XDP_TX is lost (DEVICE_NO_TX)
     sources: dict[tuple[str, Endpoint], IPAddress] = field(default_factory=dict)  # this host's address towards it
     shares: dict[tuple[str, Endpoint], Share] = field(default_factory=dict)  # of targets that have not all of theirs
     wrong_tables: frozenset[tuple[str, Destination]] = frozenset()  # groups whose table is not what follows from that

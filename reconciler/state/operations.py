@@ -33,6 +33,7 @@ PORT_LISTEN: Final = 1
 PORT_TARGET: Final = 2
 DEVICE_XDP_REDIRECT: Final = 1
 DEVICE_DROP_LOOPBACK: Final = 2
+DEVICE_NO_TX: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,8 @@ class OpenPort(Operation):
 class PutDevice(Operation):
     """Flags of one interface; None for no entry. DEVICE_XDP_REDIRECT, what it can do: changed before the switch, a lost
     ability first of all, a gained one after the interfaces were attached. DEVICE_DROP_LOOPBACK, a guard: set before
-    and taken away after the sysctl that makes it needed. Undo writes ``before``."""
+    and taken away after the sysctl that makes it needed. DEVICE_NO_TX: set before and taken away after the switch. Undo
+    writes ``before``."""
 
     map: ClassVar[str] = "device"
     ifindex: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reconciler.state import steering
 from reconciler.state.allocate import DestNumbers, Limits, Numbers, allocate
@@ -19,6 +19,7 @@ from reconciler.state.local import opens
 from reconciler.state.objects import FULL, Destination, KernelState, Observed, ProxyState, Revision, RouteKey
 from reconciler.state.operations import (
     DEVICE_DROP_LOOPBACK,
+    DEVICE_NO_TX,
     DEVICE_XDP_REDIRECT,
     Attach,
     ClosePort,
@@ -128,7 +129,7 @@ def make_plan(
     if recorded:
         stage.append(StageRevision(observed.revision, recorded))
     finish = [*steering.operations(desired.state, observed, mend=False)]
-    finish += [*_detach_and_restore(delta, desired.state), *_free_groups(observed, numbers)]
+    finish += [*_detach_and_restore(delta, observed.state, desired.state), *_free_groups(observed, numbers)]
     finish += (each for each in _sources(desired.state, observed, numbers) if each.after is None)
     finish += _free_idle(desired.state, observed, runtime, numbers)
     if recorded:
@@ -158,7 +159,7 @@ def giving_back(desired: Desired, observed: Observed) -> tuple[Operation, ...]:
     ``finish``."""
     delta = compare(desired, observed)
     redirects = (each for each in _refusing_redirects(delta, observed) if each.ifindex in delta.attachments)
-    return (*redirects, *_detach_and_restore(delta, desired.state))
+    return (*redirects, *_detach_and_restore(delta, observed.state, desired.state))
 
 
 def _check_capacity(delta: Delta, old: KernelState, limits: Limits) -> None:
@@ -324,10 +325,11 @@ def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Oper
         after = new.attachments.get(ifindex)
         if after is not None:
             yield Attach(observed.state.attachments.get(ifindex), after)
-    for ifindex in sorted(delta.devices.keys() | delta.guarded.keys()):
-        guard = ifindex in observed.state.guarded
-        before = _flags(ifindex in observed.state.devices and ifindex in new.devices, guard)
-        gained = _flags(ifindex in new.devices, guard or ifindex in new.guarded)
+    old = observed.state
+    without = replace(old, devices=old.devices & new.devices)  # what _refusing_redirects has left
+    both = _both(old, new)
+    for ifindex in sorted(delta.devices.keys() | delta.guarded.keys() | delta.no_tx.keys()):
+        before, gained = _flags(ifindex, without), _flags(ifindex, both)
         if before != gained:
             yield PutDevice(ifindex, before, gained)
     for name, (live, wanted) in delta.sysctls.items():
@@ -337,20 +339,27 @@ def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Oper
 
 def _refusing_redirects(delta: Delta, observed: Observed) -> Iterator[PutDevice]:
     """Interfaces that are not to be sent XDP frames any more."""
+    old = observed.state
     for ifindex, (_, able) in delta.devices.items():
         if not able:
-            guard = ifindex in observed.state.guarded
-            yield PutDevice(ifindex, _flags(True, guard), _flags(False, guard))
+            yield PutDevice(ifindex, _flags(ifindex, old), _flags(ifindex, replace(old, devices=frozenset())))
 
 
-def _flags(able: bool, guard: bool) -> int | None:
-    return (DEVICE_XDP_REDIRECT if able else 0) | (DEVICE_DROP_LOOPBACK if guard else 0) or None
+def _both(old: KernelState, new: KernelState) -> KernelState:
+    """``new`` with the guards that either of them has: what interfaces are to have while packets may see both."""
+    return replace(new, guarded=old.guarded | new.guarded, no_tx=old.no_tx | new.no_tx)
+
+
+def _flags(ifindex: int, state: KernelState) -> int | None:
+    able = DEVICE_XDP_REDIRECT if ifindex in state.devices else 0
+    guard = DEVICE_DROP_LOOPBACK if ifindex in state.guarded else 0
+    return able | guard | (DEVICE_NO_TX if ifindex in state.no_tx else 0) or None
 
 
 # -- after the switch ----------------------------------------------------------------------------------------------
 
 
-def _detach_and_restore(delta: Delta, new: KernelState) -> Iterator[Operation]:
+def _detach_and_restore(delta: Delta, old: KernelState, new: KernelState) -> Iterator[Operation]:
     """What a guard was needed for goes before the guard and the program that heeds it."""
     for name, (live, original) in delta.forgotten_sysctls.items():
         if opens(name):
@@ -361,10 +370,11 @@ def _detach_and_restore(delta: Delta, new: KernelState) -> Iterator[Operation]:
     for name, (live, original) in delta.forgotten_sysctls.items():
         if not opens(name):
             yield RestoreSysctl(name, live, original)
-    for ifindex, (_, guard) in delta.guarded.items():
-        if not guard:
-            able = ifindex in new.devices
-            yield PutDevice(ifindex, _flags(able, True), _flags(able, False))
+    both = _both(old, new)
+    for ifindex in sorted(delta.guarded.keys() | delta.no_tx.keys()):
+        flags, left = _flags(ifindex, both), _flags(ifindex, new)
+        if flags != left:
+            yield PutDevice(ifindex, flags, left)
 
 
 def _free_groups(observed: Observed, numbers: Numbers) -> Iterator[Operation]:

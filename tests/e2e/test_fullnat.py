@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
+import netlab
 from netlab import HTTP_PORT, TCP_PORT, UDP_PORT, Lab, wait_for
 from netlab.clients import ask_udp, connect, echo_tcp
 from reconciler.kernel.genetlink import xdp_features
@@ -113,6 +116,27 @@ def test_backends_without_a_way_back_are_served(ends: str) -> None:
             assert moved > 500, f"{settings} {before} {outcomes}: not the way this is about"
             before = outcomes
         assert lab.checksum_errors() == {}
+
+
+@pytest.mark.parametrize("gro", ["on", "off"])
+def test_a_target_behind_the_interface_that_clients_come_in_by(gro: str) -> None:
+    """What XDP sends back by a veth reaches nobody whose end has no XDP program."""
+    with Lab(backends=1, offload=False, servers=False) as lab, Instance(lab) as instance:
+        lab.client.run("ethtool", "-K", "eth0", "gro", gro)
+        at = f"here={lab.client4},{lab.client6}"
+        ports = [str(word) for word in ("--http", HTTP_PORT, "--tcp", TCP_PORT, "--udp", UDP_PORT)]
+        servers = Path(netlab.__file__).with_name("servers.py")
+        lab.spawn(lab.client, sys.executable, servers, "--at", at, *ports).wait_output("ready")
+        text = config(lab, "{xdp_mode: native}", backends=1)
+        for version, ip in ((4, lab.client4), (6, lab.client6)):
+            text = text.replace(f'"{lab.backends[0].ip(version)}"', f'"{ip}"')
+        instance.apply(text)
+        for listen in (lab.proxy4, lab.proxy6):
+            assert echo_tcp(lab.client, (listen, 7), 100_000, timeout_sec=10).intact
+            assert ask_udp(lab.client, (listen, 7), b"hello").endswith("hello")
+        outcomes = instance.json("stats", status=0)["outcomes"]
+        if xdp_features() is not None:
+            assert (outcomes["redirect_xdp"] > 50) == (gro == "on"), outcomes
 
 
 CLIENTS = {4: ("10.90.1.2", "10.90.1.3"), 6: ("fd90:1::2", "fd90:1::3")}

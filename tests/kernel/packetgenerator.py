@@ -128,7 +128,8 @@ def random_setting(rng: random.Random) -> Setting:
             groups[number] = rng.choices(members, k=rng.choice([1, 7, 251]))
     slots = (_random_slot(rng), _random_slot(rng))
     xdp = rng.choice([["cli", "srv"], ["cli", "srv"], ["cli"], ["srv"], []])
-    return Setting(slots, targets, groups, xdp, rng.choice([[], ["cli", "srv"]]))
+    no_tx = rng.choice([[], [], ["cli"], ["srv"], ["cli", "srv"]])
+    return Setting(slots, targets, groups, xdp, rng.choice([[], ["cli", "srv"]]), no_tx)
 
 
 def _random_slot(rng: random.Random) -> Slot:

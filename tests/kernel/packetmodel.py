@@ -368,7 +368,7 @@ class Model:
     def _can_finish(self, arrival: Arrival, entry: Entry) -> bool:
         """Whether XDP can send it on."""
         way = self.surroundings.way(entry.destination)
-        reachable = way.kind == "out" and (way.interface == arrival.interface or way.interface in self.setting.xdp)
+        reachable = way.kind == "out" and self.setting.takes(arrival.interface, way.interface)
         return self.slot.fast_path and reachable and arrival.length <= way.mtu and arrival.packet.hop_limit > 1
 
     def _past_stack(self, destination: bytes, hop_limit: int, length: int) -> Way:
@@ -385,7 +385,7 @@ class Model:
         if arrival.hook == XDP:
             if not self._can_finish(arrival, entry):
                 return PASS, arrival.frame
-            outcome, verdict = "redirect_xdp", TX if way.interface == arrival.interface else REDIRECT
+            outcome, verdict = "redirect_xdp", self.setting.verdict(arrival.interface, way.interface)
         else:
             way = self._past_stack(entry.destination, arrival.packet.hop_limit, arrival.length)
             outcome, verdict = "redirect_tc", REDIRECT
@@ -419,7 +419,7 @@ class Model:
             if entry.through_loopback:
                 return PASS, frame
             way = Way("stack")
-        elif way.kind in ("stack", "router"):
+        elif way.kind in ("stack", "router") or (packet.version == 6 and is_martian(source)):  # from there no way leads
             if entry.reply and not entry.through_loopback:
                 return PASS, frame  # rewritten on its way out of the stack
             way = to_stack(entry.through_loopback)

@@ -173,6 +173,7 @@ class Runner:
         for interface, index in self.indexes.items():
             flags = C["DEVICE_XDP_REDIRECT"] if interface in setting.xdp else 0
             flags |= C["DEVICE_DROP_LOOPBACK"] if interface in setting.drop_loopback else 0
+            flags |= C["DEVICE_NO_TX"] if interface in setting.no_tx else 0
             self.plane.put("device", index, flags.to_bytes(4, "little"))
             self.plane.put("hardware", index, bytes(8))
         self._switch(0)

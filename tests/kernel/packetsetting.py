@@ -84,13 +84,23 @@ class Slot:
 @dataclass(frozen=True)
 class Setting:
     """Two configurations, of which one is active, and what they share. ``xdp``: interfaces that take frames redirected
-    by XDP; ``drop_loopback``: those where frames with an address of 127.0.0.0/8 are dropped."""
+    by XDP; ``drop_loopback``: those where frames with an address of 127.0.0.0/8 are dropped; ``no_tx``: those where
+    what XDP sends back is lost."""
 
     slots: tuple[Slot, Slot]
     targets: dict[int, Target]
     groups: dict[int, list[int]]
     xdp: list[str]
     drop_loopback: list[str] = field(default_factory=list)
+    no_tx: list[str] = field(default_factory=list)
+
+    def takes(self, came: str, leaves: str) -> bool:
+        """Whether XDP has a way from one interface to another."""
+        return leaves in self.xdp or self.verdict(came, leaves) == "tx"
+
+    def verdict(self, came: str, leaves: str) -> str:
+        """XDP's for a packet that it sends on."""
+        return "tx" if came == leaves and leaves not in self.no_tx else "redirect"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,4 +119,5 @@ class Setting:
             {int(number): table for number, table in value["groups"].items()},
             value["xdp"],
             value["drop_loopback"],
+            value.get("no_tx", []),
         )

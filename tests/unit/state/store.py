@@ -33,6 +33,7 @@ from reconciler.state.operations import (
     DEST_NONE,
     DEST_TARGET,
     DEVICE_DROP_LOOPBACK,
+    DEVICE_NO_TX,
     DEVICE_XDP_REDIRECT,
     PORT_LISTEN,
     Attach,
@@ -286,6 +287,7 @@ class Store:
             sysctls=dict(self.sysctls),
             devices=frozenset(i for i, flags in self.devices.items() if flags & DEVICE_XDP_REDIRECT),
             guarded=frozenset(i for i, flags in self.devices.items() if flags & DEVICE_DROP_LOOPBACK),
+            no_tx=frozenset(i for i, flags in self.devices.items() if flags & DEVICE_NO_TX),
         )
         used = {target for d in self._dests() for target, _ in self._members(d)}
         sources = {

@@ -141,6 +141,7 @@ def states(draw: st.DrawFn) -> KernelState:
         | {route_localnet(f"eth{ifindex}"): "1" for ifindex in guarded},
         devices=frozenset(draw(st.sets(st.sampled_from([2, 3, 4])))),
         guarded=frozenset(guarded),
+        no_tx=frozenset(draw(st.sets(st.sampled_from(attached)))) if attached else frozenset(),
         sources=sources,
     )
 

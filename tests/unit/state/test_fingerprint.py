@@ -43,6 +43,7 @@ STATE = KernelState(
     sysctls={"net/ipv4/conf/lo/forwarding": "1"},
     devices=frozenset({2, 3}),
     guarded=frozenset({2}),
+    no_tx=frozenset({2, 3}),
     sources={("web", Endpoint(ip_address("10.0.0.1"), 80)): ip_address("10.0.0.254")},
 )
 OBSERVED = Observed(STATE, Allocation(), revision=Revision(3, 17, b"m" * 16), exists=True)
@@ -62,6 +63,7 @@ OBSERVED = Observed(STATE, Allocation(), revision=Revision(3, 17, b"m" * 16), ex
         {"sysctls": {"net/ipv4/conf/lo/forwarding": "0"}},
         {"devices": frozenset({2})},
         {"guarded": frozenset()},
+        {"no_tx": frozenset({2})},
         {"sources": {}},
     ],
 )

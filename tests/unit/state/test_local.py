@@ -276,6 +276,22 @@ def test_a_lost_guard_is_drift() -> None:
     assert plan(local, live).operations == (ops.PutDevice(2, None, ops.DEVICE_DROP_LOOPBACK),)
 
 
+def test_a_veth_loses_what_xdp_sends_back_and_is_known_for_it_while_xdp_may_be_there() -> None:
+    on = lab()
+    pair = replace(on, interfaces={**on.interfaces, "eth0": replace(on.interfaces["eth0"], kind="veth")})
+    without, native = want(proxy(), on=pair), want(proxy(), on=pair, xdp_mode="native")
+    assert [without.state.no_tx, native.state.no_tx] == [frozenset(), frozenset({2})]
+    assert want(proxy(), on=on, xdp_mode="native").state.no_tx == frozenset()
+    begin, end = plan(native, applied(without)), plan(without, applied(native))
+    known, forgotten = ops.PutDevice(2, None, ops.DEVICE_NO_TX), ops.PutDevice(2, ops.DEVICE_NO_TX, None)
+    assert known in begin.attach
+    assert forgotten in end.finish
+    assert not [each for each in end.stage if isinstance(each, ops.PutDevice) and each.ifindex == 2]
+    lost = applied(native)
+    lost = replace(lost, state=replace(lost.state, no_tx=frozenset()))
+    assert diff(native, lost) == (Change("update", "interface", "eth0", {"xdp_tx_lost": False}, {"xdp_tx_lost": True}),)
+
+
 def test_a_guard_and_a_redirect_share_an_entry() -> None:
     """Each comes and goes without the other."""
     on = lab()
