@@ -101,12 +101,16 @@ static __always_inline bool F(goes_through_loopback)(const struct F(connection) 
 #endif
 }
 
-/* TC: to the next hop that find_way has found; the kernel finds its hardware address and holds the packet meanwhile. */
-static __always_inline int F(redirect_neighbour)(const struct scratch *scratch)
+/* TC: to the next hop that find_way has found; the kernel finds its hardware address and holds the packet meanwhile. What
+ * this host itself sends by lo has a route already, by which it would leave after that: the kernel is to give it another,
+ * which it does only if it finds the next hop, too. */
+static __always_inline int F(redirect_neighbour)(const struct scratch *scratch, u32 came_by)
 {
 	const struct bpf_fib_lookup *fib = (void *)scratch->fib;
 	struct bpf_redir_neigh next = { .nh_family = fib->family };
 
+	if (came_by == LOOPBACK_IFINDEX)
+		return redirect_neighbour(fib->ifindex, 0, 0, 0);
 	for (int i = 0; i < 4; i++)
 		next.ipv6_nh[i] = fib->ipv6_dst[i];
 	return redirect_neighbour(fib->ifindex, &next, sizeof(next), 0);

@@ -211,7 +211,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 #endif
 	count_outcome(OUTCOME_ICMP);
 	if (way == WAY_NEIGHBOUR)
-		return F(redirect_neighbour)(scratch);
+		return F(redirect_neighbour)(scratch, p.ifindex);
 	if (way == WAY_STACK && loopback) {
 		__builtin_memset(data, 0, 2 * ETH_ALEN);
 		return to_stack_by_loopback();

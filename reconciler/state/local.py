@@ -4,7 +4,9 @@ Packets of full NAT that the stack must see, those to ``::1``, and those that it
 handed to it as if they came in by ``lo``: there it takes this host's own addresses as a source, answers as a router
 does, and nothing from the wire comes in by it. A target at 127.0.0.1 that sees the client's address (``dnat``)
 answers through the interface that listens, which has to let such addresses pass (``route_localnet``): what comes in
-there from or to one of them is then dropped by ``tc_ingress``.
+there from or to one of them is then dropped by ``tc_ingress``. What such a target says while the next hop's hardware
+address is not known makes the kernel ask for that in its name, and nobody answers 127.0.0.1: the interface is told to
+ask in its own (``arp_announce``).
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ _FORCE_FORWARDING6: Final = "net/ipv6/conf/lo/force_forwarding"  # since Linux 6
 _LO_RP_FILTER: Final = "net/ipv4/conf/lo/rp_filter"  # what holds is the greater one of this and that for all
 _ALL_RP_FILTER: Final = "net/ipv4/conf/all/rp_filter"
 _STRICT, _LOOSE = "1", "2"
+_ON_LINK, _BEST = "1", "2"  # of arp_announce: addresses of the link's network, or always the interface's first
 
 
 def sources(
@@ -122,6 +125,10 @@ def route_localnet(interface: str) -> str:
     return f"net/ipv4/conf/{interface}/route_localnet"
 
 
+def _arp_announce(interface: str) -> str:
+    return f"net/ipv4/conf/{interface}/arp_announce"
+
+
 def opens(sysctl: str) -> bool:
     """Whether a sysctl makes an interface let loopback addresses pass, so that it may be set only while a guard is in
     place."""
@@ -145,7 +152,9 @@ def sysctls(config: Config, host: HostFacts, listeners: Mapping[ListenerKey, str
         wanted[_ACCEPT_LOCAL] = "1"
     if carried.lo_local or any(_has_loopback4(named[name]) for name in fullnat4):
         wanted[_LO_ROUTE_LOCALNET] = "1"
-    wanted.update({route_localnet(interface.name): "1" for interface in _opened(config, host, carried)})
+    opened = [interface.name for interface in _opened(config, host, carried)]
+    wanted.update({route_localnet(name): "1" for name in opened})
+    wanted.update({name: _ON_LINK for name in map(_arp_announce, opened) if host.sysctls.get(name, _BEST) != _BEST})
     return wanted
 
 
@@ -159,6 +168,7 @@ def sysctl_names(interfaces: Iterable[str]) -> tuple[str, ...]:
         _PORT_RANGE,
         _RESERVED_PORTS,
         *(route_localnet(name) for name in sorted({"lo", *interfaces})),
+        *(_arp_announce(name) for name in sorted(interfaces)),
     )
 
 

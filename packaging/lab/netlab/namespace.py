@@ -184,8 +184,8 @@ class Namespace:
 
         def read() -> dict[str, str]:
             root = Path("/proc/sys")
-            names = ("ipv4/conf/*/accept_local", "ipv4/conf/*/route_localnet", "ipv4/conf/*/rp_filter")
-            patterns = (*names, "ipv6/conf/*/force_forwarding")
+            names = ("accept_local", "arp_announce", "route_localnet", "rp_filter")
+            patterns = (*(f"ipv4/conf/*/{name}" for name in names), "ipv6/conf/*/force_forwarding")
             files = sorted(file for pattern in patterns for file in root.glob(f"net/{pattern}"))
             return {str(file.relative_to(root)): file.read_text().strip() for file in files}
 

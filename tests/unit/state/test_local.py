@@ -246,6 +246,17 @@ def test_targets_at_loopback_addresses_open_the_listening_interfaces_under_guard
     assert ROUTE_LOCALNET not in full.sysctls
 
 
+@pytest.mark.parametrize(("live", "wanted"), [("0", "1"), ("1", "1"), ("2", None)])
+def test_nobody_is_asked_for_a_hardware_address_in_the_name_of_a_loopback_address(
+    live: str, wanted: str | None
+) -> None:
+    name = "net/ipv4/conf/eth0/arp_announce"
+    assert name in sysctl_names(config(proxy()), ["eth0"])
+    on = lab(sysctls={name: live})
+    assert want(proxy(to=targets("127.0.0.1:81")), on=on).state.sysctls.get(name) == wanted
+    assert name not in want(proxy(), on=on).state.sysctls
+
+
 def test_the_guard_stands_before_the_door_is_opened_and_until_it_is_closed() -> None:
     local = want(proxy(to=targets("127.0.0.1:80")), on=lab())
     opening = plan(local, applied(want(on=lab())))
