@@ -37,6 +37,8 @@ def listen_address(ip: IPAddress) -> str | None:
     """What keeps an address from being listened on."""
     if ip.is_unspecified:
         return f"{ip} stands for no address: leave 'addresses' out to listen on the interfaces' own"
+    if ip.version == 6 and ip.is_link_local:
+        return f"{ip} is a link-local address, which can't be a listen address: nothing is forwarded from or to it"
     return _address(ip, "listen address")
 
 

@@ -182,6 +182,10 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         (("[192.0.2.1]", "[192.0.2.1, 0.0.0.0]"),),
         ("7:30: 0.0.0.0 stands for no address: leave 'addresses' out to listen on the interfaces' own",),
     ),
+    "address: link-local": (
+        (("[192.0.2.1]", "[192.0.2.1, 'fe80::1']"),),
+        ("7:30: fe80::1 is a link-local address, which can't be a listen address: nothing is forwarded from or to it",),
+    ),
     "address: twice": (
         (("[192.0.2.1]", "[192.0.2.1, '2001:db8::1', '2001:0DB8::1']"),),
         ("7:45: 2001:db8::1 stands twice in this list",),
