@@ -3,6 +3,7 @@
 set -eu
 sed -e 's#^Description=.*#Description=Reverse proxy in the kernel, instance %i, kept equal to /etc/revproxy/%i/config.d#' \
     -e '/^\(RuntimeDirectory\|StateDirectory\|LogsDirectory\)=/s#$#-%i#' \
+    -e '/^# REVPROXYD_OPTIONS/s#/var/log/revproxy#&-%i#' \
     -e '/^#/!s#\(/sys/fs/bpf\|/var/lib\|/run\|/var/log\)/revproxy\>#&-%i#g' \
     -e '/^EnvironmentFile=/s#$#-%i#' \
     -e '/^ExecStart=/i\

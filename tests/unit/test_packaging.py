@@ -94,6 +94,7 @@ def test_an_instance_has_every_place_to_itself(units: dict[str, Path]) -> None:
         assert line in lines
     for name in ("CONFIG", "RUN", "STATE", "BPFFS"):
         assert [line for line in lines if line.startswith(f"Environment=REVPROXY_{name}_DIR=") and "%i" in line]
+    assert '"--access-log /var/log/revproxy-%i/' in text, "it may write to no other one"
 
 
 def test_every_capability_has_its_reason(units: dict[str, Path]) -> None:
