@@ -105,7 +105,7 @@ def question(source: str, to: str, protocol: str, interface: str | None) -> Ques
     if ends[0].ip.version != ends[1].ip.version:
         raise UsageError(f"--from is IPv{ends[0].ip.version}, --to is IPv{ends[1].ip.version}")
     if not ends[1].port:
-        raise UsageError(f"--to: {to!r} lacks a port")
+        raise UsageError(f"--to: {to!r} lacks a port: IP:PORT, or [IPv6]:PORT")
     try:
         return Question(ends[0], ends[1], Protocol(protocol), interface or None)
     except ValueError:

@@ -347,15 +347,20 @@ def why_passed(state: KernelState, interface: Interface, packet: Packet) -> str:
     where = f"{packet.destination}/{packet.protocol}"
     key = ListenerKey(interface.ifindex, packet.destination.ip, packet.protocol, packet.destination.port)
     if key not in state.listeners:
-        others = sorted(
-            f"{each.ip}:{each.port}" for each in state.listeners if (each.ip, each.protocol) == (key.ip, key.protocol)
-        )
+        near = [each for each in state.listeners if (each.ip, each.protocol) == (key.ip, key.protocol)]
+        others = sorted(f"{Endpoint(each.ip, each.port)}{_of(state, each, interface)}" for each in near)
         return f"no proxy listens on {where} of {interface.name}" + (
             f" (but on {', '.join(others[:4])})" if others else ""
         )
     if is_martian(packet.source.ip):
         return f"{packet.source.ip} is no address that a packet from outside has: left to the host"
     return f"the programs left it alone, although proxy {state.listeners[key]} listens on {where}"
+
+
+def _of(state: KernelState, listener: ListenerKey, interface: Interface) -> str:
+    """On which interface it is, if that is another one."""
+    attachment = state.attachments.get(listener.ifindex)
+    return "" if listener.ifindex == interface.ifindex or attachment is None else f" of {attachment.name}"
 
 
 def drop_reason(outcome: str) -> str:
