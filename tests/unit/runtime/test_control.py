@@ -85,6 +85,16 @@ def test_a_loss_of_power_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.
     assert synced == [(".control.json.new", False), ("state", ["control.json"])]
 
 
+def test_it_is_whole_behind_short_writes_and_what_a_killed_process_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_some = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write_some(descriptor, content[:7]))
+    (tmp_path / ".control.json.new").write_text("half of something longer " * 20)
+    ControlFile(tmp_path / "control.json").write(Control(suspended="now"))
+    assert ControlFile(tmp_path / "control.json").read() == Control(suspended="now")
+
+
 def prepare(engine: Engine, places: Places, what: str) -> None:
     """Something that this word changes."""
     write(places, 1)

@@ -131,6 +131,35 @@ def test_only_so_many_revisions_and_lines_are_kept(places: Places, monkeypatch: 
         kept.applied(5)
 
 
+def test_what_is_applied_is_kept_below_others_too(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history was lost, but not the files: numbers begin anew."""
+    monkeypatch.setattr(history, "KEPT", 3)
+    kept = History(places)
+    for number in (7, 8, 9, 1):
+        kept.keep(number, [file("a.yaml", str(number))])
+    assert (places.last_good / "a.yaml").read_text() == "1"
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(places: Places) -> None:
+    kept = History(places)
+    kept.keep(1, [file("a.yaml", "1")])
+    (places.revisions / ".2.new").mkdir()
+    (places.revisions / ".2.new" / "b.yaml").write_text("half")
+    (places.state_dir / "last-good.new").symlink_to("revisions/2")
+    kept.keep(2, [file("a.yaml", "2")])
+    assert {path.name: path.read_text() for path in places.last_good.iterdir()} == {"a.yaml": "2"}
+    assert sorted(path.name for path in places.state_dir.iterdir()) == ["last-good", "revisions"]
+
+
+def test_going_back_passes_over_what_is_not_kept(places: Places) -> None:
+    kept = History(places)
+    for number in (1, 2, 3):
+        kept.add(replace(ENTRY, number=number))
+        if number != 2:
+            kept.keep(number, [file("a.yaml", str(number))])
+    assert kept.before(3) == 1
+
+
 def test_going_back_passes_over_what_was_refused(places: Places) -> None:
     kept = History(places)
     for number, result in ((1, "applied"), (2, "refused"), (2, "applied"), (3, "failed"), (3, "applied")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 from reconciler.answers import Sync
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
+from reconciler.errors import KernelError
 from reconciler.places import Places
 from reconciler.state.objects import Endpoint, ProgramState, Share
 from tests.unit.runtime.fakelive import TARGET, TEXT, FakeLive, break_, write
@@ -25,6 +27,7 @@ def test_manual_waits_and_keeps_what_is_applied_in_force(engine: Engine, places:
     assert live.executed == 0
     assert engine.status().sync is Sync.OUT_OF_SYNC
     engine.apply()
+    assert engine.status().waiting == "", "there is nothing to apply"
     manual(places, 2)
     lose_listeners(live)
     loop.look(FILES)
@@ -34,6 +37,13 @@ def test_manual_waits_and_keeps_what_is_applied_in_force(engine: Engine, places:
     write(places, 2)
     loop.look(FILES)
     assert port(live) == 2
+
+
+def test_suspended_it_stays_when_it_is_taken_down(engine: Engine, live: FakeLive) -> None:
+    live.down = lambda _originals: ()  # type: ignore[attr-defined]
+    engine.revisions.suspend()
+    engine.down()
+    assert (bool(engine.revisions.control.suspended), engine.revisions.control.down) == (True, True)
 
 
 def test_suspended_over_restarts(engine: Engine, places: Places, live: FakeLive) -> None:
@@ -153,6 +163,22 @@ def test_what_somebody_did_and_the_files_now_say_is_no_drift(engine: Engine, pla
     loop.look(FILES)
     assert live.state.state.listeners == {}
     assert [event.kind for event in engine.events.after(0)[0]] == ["config_applied", "config_applied"]
+
+
+def test_drift_that_can_not_be_put_right_while_the_files_wait_is_told(
+    engine: Engine, places: Places, live: FakeLive
+) -> None:
+    loop = Loop(engine)
+    manual(places, 1)
+    engine.apply()
+    manual(places, 2)
+    lose_listeners(live)
+    live.errors = [KernelError("update", "map listener4", errno.ENOMEM)]
+    loop.look(FILES)
+    status = engine.status()
+    assert (status.sync, [each.message for each in status.errors]) == (Sync.DEGRADED, ["update map listener4: ENOMEM"])
+    loop.look(FILES)
+    assert engine.status().sync is Sync.OUT_OF_SYNC
 
 
 def test_drift_is_put_right_while_the_files_are_broken(engine: Engine, places: Places, live: FakeLive) -> None:

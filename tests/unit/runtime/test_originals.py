@@ -12,6 +12,8 @@ from reconciler.engine import Engine
 from reconciler.errors import KernelError, TransactionError
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
+from reconciler.runtime.originals import Originals
+from reconciler.state.objects import Allocation, KernelState, Observed
 from reconciler.state.operations import SetSysctl
 from reconciler.state.plan import Plan
 from tests.unit.runtime.fakelive import FakeLive, write
@@ -80,6 +82,18 @@ def test_what_can_not_be_read_any_more_may_still_be_ours(engine: Engine, live: F
     with pytest.raises(TransactionError):
         engine.apply()
     assert json.loads((places.state_dir / "sysctls.json").read_text())["sysctls"] == {FILTER: ["1", "2"]}
+
+
+def test_only_what_is_still_as_we_set_it_since_the_machine_started_is_ours(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, nothing = Originals(places.state_dir / "sysctls.json"), Observed(KernelState(), Allocation())
+    copy.keep({FILTER: ("1", "2")})
+    ours = copy.supplement(nothing, lambda _: "2")
+    assert (ours.remembered, ours.forgotten) == ({FILTER: ("1", "2")}, {FILTER})
+    assert copy.supplement(nothing, lambda _: "0") == nothing
+    monkeypatch.setattr("reconciler.runtime.originals.boot_id", lambda: "another")
+    assert copy.supplement(nothing, lambda _: "2") == nothing
 
 
 def test_whoever_is_killed_half_way_has_written_it_down(engine: Engine, live: FakeLive, places: Places) -> None:

@@ -44,6 +44,23 @@ def test_a_plan_with_other_files_holds_those_there_are(engine: Engine, places: P
     assert "saved plan" in engine.status().waiting
 
 
+def test_a_plan_whose_files_can_not_be_held_is_told(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon would apply those there are."""
+    write(places, 1)
+    saved = engine.saved_plan()
+    write(places, 2)
+
+    def refuse(*_: object) -> None:
+        raise RevproxyError("control.json can't be written")
+
+    monkeypatch.setattr(engine.revisions.file, "write", refuse)
+    with pytest.raises(RevproxyError, match="the plan is applied, but not remembered: control"):
+        engine.apply(plan=saved)
+    assert port(live) == 1
+
+
 def stale(engine: Engine, saved: answers.SavedPlan, live: FakeLive) -> None:
     before = live.executed
     with pytest.raises(StaleError, match="make it anew"):
