@@ -35,6 +35,15 @@ pytestmark = pytest.mark.root
 
 @families
 @hooks
+def test_a_listener_of_a_proxy_that_is_not_there_is_none(plane: DataPlane, version: int, hook: str) -> None:
+    """As where somebody has wiped its entry: the packet is the stack's."""
+    plane.put("proxy", 1, bytes(layout.proxy_slots.itemsize))
+    request = frame(new_flow(version, 6))
+    assert send(plane, hook, request) == (PASS[hook], request)
+
+
+@families
+@hooks
 def test_longest_source_prefix_wins_then_default(plane: DataPlane, version: int, hook: str) -> None:
     wide, narrow, denied = (
         ("172.16.0.0/12", "172.16.5.0/24", "172.16.5.128/25")

@@ -86,6 +86,22 @@ def test_full_table_refuses_new_connections_and_loses_no_old_one(small: DataPlan
 
 
 @families
+@hooks
+def test_who_finds_room_for_half_a_connection_leaves_nothing(small: DataPlane, version: int, hook: str) -> None:
+    flows = [new_flow(version, 6) for _ in range(64)]
+    for flow in flows:
+        establish(small, hook, flow)
+    name = f"connection{version}"
+    table = Map(layout.MAPS[name], small.fds[name], Gateway())
+    half = np.ascontiguousarray(table.items()[0][0])
+    bpf.map_delete(small.fds[name], half.ctypes.data)
+    before = sorted(map(bytes, table.items()[0]))
+    assert len(before) == 127
+    assert send(small, hook, frame(new_flow(version, 6)))[0] == DROP[hook]
+    assert sorted(map(bytes, table.items()[0])) == before
+
+
+@families
 def test_full_table_makes_room_by_itself_once_connections_are_over(small: DataPlane, version: int) -> None:
     flows = [new_flow(version, 6) for _ in range(64)]
     for flow in flows:

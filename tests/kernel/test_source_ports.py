@@ -51,10 +51,12 @@ def first() -> int:
     return next(_bases)
 
 
-def open_some(plane: DataPlane, hook: str, version: int, number: int, protocol: int = 6) -> tuple[list[int], int]:
+def open_some(
+    plane: DataPlane, hook: str, version: int, number: int, protocol: int = 6, first_client: int = 0
+) -> tuple[list[int], int]:
     """The ports that so many new clients got, and how many were refused."""
     got, refused = [], 0
-    for client in range(number):
+    for client in range(first_client, first_client + number):
         flow = Flow(CLIENT[version].format(1 + client % 200), LISTEN[version], 1024 + client, 80, protocol)
         verdict, after = (plane.xdp if hook == "xdp" else plane.tc)(frame(flow))
         if verdict == (XDP_DROP if hook == "xdp" else TC_SHOT):
@@ -64,15 +66,18 @@ def open_some(plane: DataPlane, hook: str, version: int, number: int, protocol: 
     return got, refused
 
 
+@pytest.mark.parametrize("protocol", [6, 17])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("hook", ["xdp", "tc"])
-def test_a_range_is_used_up_before_anybody_is_refused(plane: DataPlane, first: int, hook: str, version: int) -> None:
+def test_a_range_is_used_up_before_anybody_is_refused(
+    plane: DataPlane, first: int, hook: str, version: int, protocol: int
+) -> None:
     _empty(plane)
     plane.settings(ports=(first, first + 31))
     before = plane.outcomes().get("drop_no_port", 0)
-    got, refused = open_some(plane, hook, version, 40)
-    assert sorted(got) == list(range(first, first + 32))
-    assert refused == 8
+    got, refused = open_some(plane, hook, version, 32, protocol)
+    assert (sorted(got), refused) == (list(range(first, first + 32)), 0)
+    assert open_some(plane, hook, version, 8, protocol, first_client=100) == ([], 8)
     assert plane.outcomes()["drop_no_port"] == before + 8
 
 

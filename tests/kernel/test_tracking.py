@@ -78,6 +78,21 @@ def test_idle_connection_ends_at_its_limit(
 
 @families
 @hooks
+def test_unanswered_it_ends_no_later_than_established(plane: DataPlane, version: int, hook: str) -> None:
+    for idle, moved in ((8, False), (12, True)):
+        plane.proxy(1, dest4=dest("TARGET", 1), dest6=dest("TARGET", 2), idle_sec=10)
+        flow = new_flow(version, 6)
+        send(plane, hook, frame(flow))
+        for direction in (flow, translated(flow).reply()):
+            age(plane, direction, idle)
+        plane.proxy(1, dest4=dest("TARGET", 3), dest6=dest("TARGET", 4))
+        request = frame(flow)
+        target = OTHER_TARGET[version] if moved else TARGET[version]
+        assert send(plane, hook, request)[1] == to_server(request, translated(flow, target))
+
+
+@families
+@hooks
 def test_traffic_one_way_keeps_both_directions(plane: DataPlane, version: int, hook: str) -> None:
     flow = new_flow(version, 17)
     send(plane, hook, frame(flow))
