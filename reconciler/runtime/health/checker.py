@@ -168,8 +168,6 @@ class Checker:
                 reason = None if watch.condition.quarters else f"internal error ({error})"
             seconds = time.monotonic() - began
         watch.task = None
-        if self._watches.get(key) is not watch:
-            return
         interval = key.check.interval_ms / 1000
         behind = max(0.0, self._loop.time() - at)
         self._schedule(watch, at + max(1, -(-behind // interval)) * interval)

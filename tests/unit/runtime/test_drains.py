@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_what_is_taken_back_and_what_stays(
     drains.add(kept)
     assert drains.take_back(wanted, LIVE) == freed
     assert drains.load().keys() == left
+
+
+def test_a_loss_of_power_takes_none_back(drains: Drains, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    drains.add(Drain(A))
+    assert [path.name for path in synced] == [".drains.json.new", "state"]
 
 
 def test_one_of_a_target_that_is_not_there_now(drains: Drains) -> None:

@@ -83,6 +83,7 @@ def test_nothing_in_the_files_is_held_while_something_is_live(
         (places.config_dir / "a.yaml").unlink()
     if how == "only settings":
         (places.config_dir / "a.yaml").write_text("apiVersion: revproxy/v1\nsettings: {fast_path: true}\n")
+    assert "--allow-empty" in engine.status().errors[0].message, "told before anybody has tried"
     with pytest.raises(HeldError, match="--allow-empty"):
         engine.apply()
     assert live.executed == 1

@@ -255,6 +255,25 @@ def test_what_is_no_longer_wanted_is_not_checked(field: Field) -> None:
     assert field.pass_time(3.0) == []
 
 
+def test_who_is_gone_is_told_of_no_more_though_another_has_the_same_target(field: Field) -> None:
+    field.follow(("web", ONE), ("api", ONE))
+    field.pass_time(1.0)
+    field.follow(("web", ONE))
+    field.ill["10.0.0.1"] = "refused"
+    field.told.clear()
+    field.pass_time(4.0)
+    assert field.told == ["web/10.0.0.1 unhealthy 0"]
+
+
+def test_a_check_that_is_on_its_way_ends_with_its_target(field: Field) -> None:
+    field.took_sec = 100
+    field.follow(("web", ONE))
+    field.pass_time(1.0)
+    field.follow()
+    field.pass_time(0.0)
+    assert len(asyncio.all_tasks(field.loop)) == 0
+
+
 def test_a_condition_outlives_its_check_and_its_process(field: Field) -> None:
     field.follow(("web", ONE), known=0)
     field.pass_time(1.0)

@@ -104,6 +104,13 @@ def test_what_is_no_plan(tmp_path: Any, content: str) -> None:
         savedplan.load(path)
 
 
+def test_a_plan_of_another_version_is_to_be_made_anew(engine: Engine, places: Places) -> None:
+    write(places, 1)
+    document = answers.to_json(engine.saved_plan())
+    with pytest.raises(StaleError, match=r"made by version 0\.0\.1 .*, this is .*: make it anew"):
+        savedplan.parse(document | {"version": "0.0.1"})
+
+
 def test_a_plan_that_shows_other_than_it_would_do_is_refused(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places, 1)
     saved = engine.saved_plan()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_a_checkout_that_begins_between_two_looks_is_waited_for(tmp_path: Path) 
     settled = settle(Racing(tmp_path), quiet_sec=0.01, sleep=sleep)
     assert (tmp_path / "a.yaml").read_text() == "b"
     assert settled == Fingerprints(tmp_path).take()
+
+
+def test_files_of_long_ago_are_no_reason_to_read_while_git_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    lock = tmp_path / ".git" / "index.lock"
+    lock.write_text("")
+    (tmp_path / "a.yaml").write_text("a")
+    an_hour_later = time.time_ns() + 3_600_000_000_000
+    monkeypatch.setattr("reconciler.runtime.snapshot.time.time_ns", lambda: an_hour_later)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        lock.unlink(missing_ok=True)
+
+    settle(Fingerprints(tmp_path), quiet_sec=0.01, sleep=sleep)
+    assert slept
 
 
 def test_a_lock_left_by_a_crash_is_disregarded_in_the_end(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.view import HeldError
 from reconciler.state.facts import HostFacts
-from reconciler.state.objects import Endpoint
+from reconciler.state.objects import Attachment, Endpoint, XdpMode
+from reconciler.state.operations import Detach
 from reconciler.state.plan import Plan
 from tests.unit.runtime.fakelive import TARGET, TEXT, FakeLive, break_, mend, write
 from tests.unit.runtime.revising import FILES, again, lose_listeners, port
@@ -204,6 +205,32 @@ def test_what_kept_connections_needed_is_freed_without_a_word(
     live.state = replace(live.state, unfinished=True)
     engine.sweep()
     assert (live.recovered, live.state.unfinished) == (1, False)
+
+
+def test_nothing_is_freed_while_files_wait_and_nothing_given_back_while_suspended(
+    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they say is not what is in force; and who suspended it wants nothing changed."""
+    write(places, 1)
+    engine.apply()
+    monkeypatch.setattr(live, "sweep", lambda: 1, raising=False)
+    freed: list[object] = []
+    monkeypatch.setattr(live, "free", freed.append)
+    live.state = replace(live.state, allocation=replace(live.state.allocation, retired_targets=frozenset({7})))
+    state = live.state.state
+    idle = Attachment(9, "eth9", XdpMode.OFF)
+    live.state = replace(live.state, state=replace(state, attachments={**state.attachments, 9: idle}))
+    engine.revisions.suspend()
+    engine.view()
+    engine.sweep()
+    assert not any(isinstance(each, Detach) for operations in freed for each in operations)  # type: ignore[attr-defined]
+    engine.revisions.resume()
+    engine.sweep()
+    assert any(isinstance(each, Detach) for operations in freed for each in operations)  # type: ignore[attr-defined]
+    freed.clear()
+    write(places, 2)
+    engine.sweep()
+    assert freed == []
 
 
 # -- killed before it could be written down --------------------------------------------------------------------------
