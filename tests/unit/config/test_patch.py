@@ -99,7 +99,18 @@ def large(*items: str, more: str = "", end: str = "") -> bytes:
     return f"apiVersion: revproxy/v1\nproxies:\n{head('a', 80, more)}{filler}{''.join(items)}{end}".encode()
 
 
+def listening(*items: str) -> bytes:
+    return large(*items).replace(b"port: 80}", b"port: 80, addresses: [192.0.2.1]}", 1)
+
+
 LAST = "      - source: 30.0.0.0/8\n        target: {ip: 10.0.0.1}\n"
+OTHER = LAST.replace("30", "31")
+LAST6 = "      - source: fd30::/16\n        target: {ip: fd00::1}\n"
+BEHIND = (
+    "  - name: b\n    listen: {interfaces: [eth1], port: 80, addresses: [10.0.0.7]}\n"
+    "    default_target: {ip: 10.0.0.1, port: 80}\n"
+)
+TESTS = "tests:\n  - {from: 30.1.2.3, to: '192.0.2.1:80', expect: {target: 10.0.0.1}}\n"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,24 @@ LAST = "      - source: 30.0.0.0/8\n        target: {ip: 10.0.0.1}\n"
             large(LAST + LAST.replace("30", "31"), end="    mode: dnat\n"),
             id="own key",
         ),
+        pytest.param(
+            large(LAST, LAST6), large(LAST.replace("10.0.0.1", "fd00::1"), LAST6), id="other family, of others' targets"
+        ),
+        pytest.param(listening(LAST), listening(LAST, LAST6), id="a family that nothing listens in"),
+        pytest.param(listening(LAST), listening(LAST.replace("10.0.0.1", "192.0.2.1")), id="its own listener"),
+        pytest.param(
+            large(LAST, end=BEHIND), large(LAST.replace("10.0.0.1", "10.0.0.7"), end=BEHIND), id="another's listener"
+        ),
+        pytest.param(
+            large(LAST, OTHER, end=BEHIND + TESTS),
+            large(LAST.replace("8\n", "8\n\n"), OTHER, end=BEHIND + TESTS),
+            id="tests, further down",
+        ),
+        pytest.param(
+            large(LAST),
+            large(LAST.replace("0.1}", "0.1, port: 1, health_check: {type: tcp}}")),
+            id="a target with a check",
+        ),
         pytest.param(large(LAST), large(), id="the last one gone"),
         pytest.param(large(), large(LAST), id="one more"),
         pytest.param(large(LAST), large(LAST.replace("8\n", "8\n\n\n")), id="blank lines"),
@@ -146,6 +175,18 @@ def test_edit_is_judged_as_by_a_fresh_reading(tmp_path: Path, before: bytes, aft
     outcome(cache)
     (tmp_path / "a.yaml").write_bytes(after)
     assert outcome(cache) == outcome(None)
+
+
+def test_an_anchor_that_came_by_an_edit_is_missed_when_it_goes(tmp_path: Path) -> None:
+    cache = files.Cache()
+    anchor = LAST.replace("{", "&it {")
+    rest = (LAST.replace("30.", "31."), "      - source: 32.0.0.0/8\n        target: *it\n")
+    for items in ((LAST, rest[0]), (anchor, *rest)):
+        (tmp_path / "a.yaml").write_bytes(large(*items))
+        files.load(tmp_path, cache)
+    (tmp_path / "a.yaml").write_bytes(large(*rest))
+    with pytest.raises(ConfigError, match=r"the alias '\*it' has no anchor"):
+        files.load(tmp_path, cache)
 
 
 def test_an_edit_keeps_what_it_does_not_touch(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ proxies:
     default_target:
       - {ip: 10.0.0.1, port: 80}
       - {ip: 10.0.0.2}
-      - {ip: 10.0.0.3, port: 80, health_check: {type: tcp, port: 9000, interval_ms: 100}}
+      - {ip: 10.0.0.3, port: 80, health_check: {type: tcp, port: 9000, interval_ms: 100, on_unhealthy: reset}}
       - {ip: 10.0.0.4, port: 80, health_check: {type: none}}
       - {ip: 10.0.0.5, port: 80, health_check: {type: https, verify: /ca.pem}}
     source_routes:
@@ -134,7 +134,7 @@ def test_a_targets_check_takes_the_place_of_its_proxys() -> None:
     )
     assert found["10.0.0.2"].port == 81, "the only one the proxy listens on"
     three = found["10.0.0.3:80"]
-    assert (three.type, three.port, three.interval_ms) == ("tcp", 9000, 100)
+    assert (three.type, three.port, three.interval_ms, three.on_unhealthy) == ("tcp", 9000, 100, "reset")
     assert (found["10.0.0.5:80"].verify, found["10.0.0.5:80"].ca_file) == (True, "/ca.pem")
     assert found["10.0.0.6:80"] == found["10.0.0.1:80"]
 
