@@ -55,7 +55,7 @@ def source(network: IPNetwork, host_bits: bool) -> str | None:
     """What keeps a network from being a route's source."""
     if host_bits:
         return f"the address has bits set beyond the length /{network.prefixlen}: the network is {network}"
-    if network.version == 6 and network.network_address.ipv4_mapped and network.prefixlen >= 96:
+    if network.version == 6 and network.network_address.ipv4_mapped:  # then the length is 96 or more
         ipv4 = f"{network.network_address.ipv4_mapped}/{network.prefixlen - 96}"
         return f"{network} is an IPv4 network in IPv6 form: write {ipv4}"
     return None

@@ -30,6 +30,13 @@ CASES: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...]]] = {
         (("apiVersion", "apiversion"),),
         ("1:1: unknown key 'apiversion' (did you mean 'apiVersion'?)",),
     ),
+    "duplicate key, and one behind it": (
+        ((LISTEN_PORT, LISTEN_PORT + "      port: 81\n      prot: 82\n"),),
+        (
+            "9:7: the key 'port' stands twice in this mapping: first in line 8",
+            "10:7: unknown key 'prot' (did you mean 'port'?)",
+        ),
+    ),
     "duplicate key": (
         ((LISTEN_PORT, LISTEN_PORT + "      port: 81\n"),),
         ("9:7: the key 'port' stands twice in this mapping: first in line 8",),

@@ -84,6 +84,15 @@ def test_a_look_comes_again_when_it_asked_for_it(worker: Worker, looks: Looks) -
     worker.wake("first")
     looks.wait(2)
     assert looks.seen[1] == frozenset({"retry"})
+    for _ in range(2):
+        worker.submit(lambda: None).result(10)
+    assert len(looks.seen) == 2, "and not once more"
+    looks.again = [100.0]
+    for reason in ("third", "fourth"):
+        worker.wake(reason)
+        worker.submit(lambda: None).result(10)
+    looks.wait(4)
+    assert looks.seen[2:] == [frozenset({"third"}), frozenset({"fourth"})], "not before it is time"
 
 
 def test_timers_come_and_their_failures_end_nothing(looks: Looks) -> None:
@@ -143,6 +152,33 @@ def test_how_long_it_has_been_busy_is_known(looks: Looks) -> None:
     looks.gate.set()
     worker.stop()
     assert worker.busy_sec == 0.0
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_left_out(worker: Worker, looks: Looks) -> None:
+    looks.gate.clear()
+    worker.wake("a")
+    looks.wait(1)
+    given_up, made = worker.submit(lambda: 1), worker.submit(lambda: 2)
+    assert given_up.cancel()
+    looks.gate.set()
+    assert made.result(10) == 2
+
+
+def test_calls_that_wait_at_the_end_are_refused(looks: Looks) -> None:
+    worker = Worker(looks)
+    worker.start()
+    looks.gate.clear()
+    worker.wake("a")
+    looks.wait(1)
+    waiting = worker.submit(lambda: None)
+    end = threading.Thread(target=worker.stop)
+    end.start()
+    while not worker.stopping:
+        end.join(0.001)
+    looks.gate.set()
+    with pytest.raises(DaemonError):
+        waiting.result(10)
+    end.join()
 
 
 def test_after_the_end_calls_are_refused(looks: Looks) -> None:

@@ -76,6 +76,23 @@ def test_a_new_file_never_replaces_one(file: Path) -> None:
     assert file.read_bytes() == WEB
 
 
+def test_one_that_somebody_makes_in_that_moment_stays(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editfiles, "_content", lambda _path: None)
+    with pytest.raises(EditError, match="File exists"):
+        write(FileEdit(str(file), None, b"x"))
+    assert [path.name for path in file.parent.iterdir()] == ["web.yaml"]
+    assert file.read_bytes() == WEB
+
+
+def test_a_loss_of_power_takes_no_edit_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    carry_out(file.parent, HEAVIER, None)
+    draft, directory = synced
+    assert draft.name.startswith(".web.yaml.")
+    assert directory == file.parent
+
+
 @pytest.mark.parametrize("wanted", [HEAVIER, RemoveProxy("web"), AddProxy({
     "name": "api", "listen": {"interfaces": ["eth0"], "port": 81}, "default_target": {"ip": "10.0.0.1"}
 })])  # fmt: skip
