@@ -44,6 +44,17 @@ def test_a_listener_of_a_proxy_that_is_not_there_is_none(plane: DataPlane, versi
 
 @families
 @hooks
+def test_a_route_that_is_not_in_this_slot_leaves_it_to_the_default(plane: DataPlane, version: int, hook: str) -> None:
+    default = {"dest4": dest("TARGET", 1)} if version == 4 else {"dest6": dest("TARGET", 2)}
+    plane.proxy(1, flags=layout.CONSTANTS[f"PROXY_ROUTES{version}"], **default)
+    plane.route(1, "192.168.0.0/16" if version == 4 else "fd77::/16", 0)
+    flow = new_flow(version, 6)
+    request = frame(flow)
+    assert send(plane, hook, request) == (REDIRECT[hook], to_server(request, translated(flow)))
+
+
+@families
+@hooks
 def test_longest_source_prefix_wins_then_default(plane: DataPlane, version: int, hook: str) -> None:
     wide, narrow, denied = (
         ("172.16.0.0/12", "172.16.5.0/24", "172.16.5.128/25")

@@ -78,6 +78,17 @@ def test_idle_connection_ends_at_its_limit(
 
 @families
 @hooks
+def test_answers_note_by_which_interface_they_come(plane: DataPlane, version: int, hook: str) -> None:
+    """It stays served as long as there are connections that come by it."""
+    flow = new_flow(version, 6)
+    send(plane, hook, frame(flow))
+    reply = translated(flow).reply()
+    send(plane, hook, frame(reply, "SA", towards="srv"), "srv")
+    assert int(connection(plane, reply)[1]["hint"][0]) == plane.ifindex("srv")
+
+
+@families
+@hooks
 def test_unanswered_it_ends_no_later_than_established(plane: DataPlane, version: int, hook: str) -> None:
     for idle, moved in ((8, False), (12, True)):
         plane.proxy(1, dest4=dest("TARGET", 1), dest6=dest("TARGET", 2), idle_sec=10)

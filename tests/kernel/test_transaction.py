@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -186,6 +187,44 @@ def test_an_undo_without_effect_is_told(
     assert not caught.value.rolled_back
     assert f"{part} is not what it was" in caught.value.residue
     here.close()
+
+
+@pytest.mark.parametrize("what", ["unseen", "tables"])
+def test_an_undo_that_can_not_be_looked_at_or_leaves_a_table_is_told(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def refuse(_standby: int) -> None:
+        raise RevproxyError("no answer")
+
+    def unseen(*_: object) -> None:
+        raise KernelError("read", "attachments", errno.EIO)
+
+    plan = instance.plan(replace(NEW, attachments={**OLD.attachments, 3: Attachment(3, "eth1", XdpMode.OFF)}), "new")
+    if what == "unseen":
+        monkeypatch.setattr(FakeHost, "attachments", unseen)
+    else:
+        monkeypatch.setattr(groups, "free_groups", lambda *_: None)
+    with pytest.raises(TransactionError, match="roll-back incomplete") as caught:
+        execute(plan, replace(instance.context, verify=refuse))
+    (residue,) = caught.value.residue
+    told = {"unseen": "looking at it after the undo: read attachments: EIO", "tables": "map group is not what it was"}
+    assert residue == told[what]
+
+
+def test_an_interface_that_connections_have_come_to_need_meanwhile_stays_attached(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeHost, "busy_interfaces", lambda _: frozenset({2}))
+    execute(instance.plan(replace(OLD, attachments={}), "old"), instance.context)
+    assert instance.host.attachments() == OLD.attachments
+
+
+def test_files_of_many_pieces_go_as_a_whole(instance: Instance) -> None:
+    many = "".join(hashlib.sha256(str(number).encode()).hexdigest() for number in range(2048))
+    execute(instance.plan(NEW, many), instance.context)
+    assert len(instance.maps["blob"].keys()) > 3
+    execute(instance.plan(OLD, "small"), instance.context)
+    assert len(instance.maps["blob"].keys()) == 2, "the file and what names it"
 
 
 def test_undo_has_descriptors_when_the_commit_took_all(instance: Instance) -> None:
