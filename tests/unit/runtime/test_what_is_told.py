@@ -21,6 +21,7 @@ from reconciler.errors import (
 )
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
+from reconciler.runtime.git import Commit
 from reconciler.runtime.view import HeldError
 from reconciler.state.facts import HostFacts
 from reconciler.state.objects import Attachment, Endpoint, XdpMode
@@ -231,6 +232,33 @@ def test_nothing_is_freed_while_files_wait_and_nothing_given_back_while_suspende
     write(places, 2)
     engine.sweep()
     assert freed == []
+
+
+def test_a_file_that_was_lost_from_the_kernel_is_put_back(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    engine.apply()
+    (file,) = live.manifest(live.state.revision).files
+    content = live.blobs.pop(file.digest)
+    live.state = replace(live.state, files_lost=True, blobs=frozenset(live.blobs))
+    Loop(engine).look(frozenset({"resync"}))
+    assert live.blobs[file.digest] == content
+    assert engine.status().revision == 1
+
+
+def test_a_commit_is_that_of_the_files_as_they_are_only_if_they_are_its(
+    engine: Engine, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked_out = {"id": "a" * 40}
+    monkeypatch.setattr(
+        "reconciler.runtime.commits.commit_of", lambda *_: Commit(checked_out["id"], "somebody", "something")
+    )
+    write(places)
+    engine.apply()
+    assert engine.status().commit == "a" * 40
+    checked_out["id"] = "b" * 40
+    assert engine.status().commit == "b" * 40, "it says the same, in other files or words"
+    checked_out["id"] = "b" * 40 + "-dirty"
+    assert engine.status().commit == "a" * 40
 
 
 # -- killed before it could be written down --------------------------------------------------------------------------
