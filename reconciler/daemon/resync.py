@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 WHOLE_SEC: Final = 300.0
 """Everything is looked at this often, whatever a glance finds."""
+BUSY_SHARE: Final = 1 / 100
+"""Of a CPU's time that whole looks may take while connections live: with a million of them one takes a second."""
 
 _SHARE: Final = 1 / 1500
 """Of a CPU's time that glances may take: beyond it the next one has to wait."""
@@ -27,8 +29,9 @@ class _Glance(Protocol):
 class Resync:
     """While all is well and nobody has a reason to look, a glance at the kernel stands for a whole look.
 
-    The one before has found nothing to do, without live connections (when those end, there may be something to take
-    away), and the kernel holds what it held then: see :mod:`reconciler.kernel.glance`.
+    The one before has found nothing to do, and the kernel holds what it held then: see :mod:`reconciler.kernel.glance`.
+    While connections live there may be something to take away when they end; then whole looks come as often as a share
+    of a CPU's time allows, each time for all but very many of them.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Resync:
         self._took_sec = 0.0  # of a CPU's time, the last glance
         self._taken = b""
         self._whole_at: float | None = None  # when such a look was made
+        self._holds_sec = 0.0  # for how long that is enough
+        self._began = 0.0  # by the CPU's clock
 
     def needless(self, reasons: frozenset[str]) -> bool:
         """Another look for these reasons would find nothing."""
@@ -51,9 +56,10 @@ class Resync:
             return False
         began = self._cpu_clock()
         self._taken = self._glance.take()
-        self._took_sec = self._cpu_clock() - began
+        self._began = self._cpu_clock()
+        self._took_sec = self._began - began
         whole_at, self._whole_at = self._whole_at, None
-        if whole_at is None or self._clock() - whole_at >= WHOLE_SEC or not self._glance.same(self._taken):
+        if whole_at is None or self._clock() - whole_at >= self._holds_sec or not self._glance.same(self._taken):
             return False
         self._whole_at = whole_at
         return True
@@ -64,9 +70,12 @@ class Resync:
 
     def found_nothing(self, view: View) -> None:
         """A whole look has come to its end, with nothing that was to be done."""
+        if self._glance is None:
+            return
         runtime, allocation = view.runtime, view.observed.allocation
         busy = runtime.connections or runtime.busy_targets or runtime.busy_proxies or runtime.busy_interfaces
-        if self._glance is None or busy or allocation.retired_targets or allocation.retired_proxies:
-            return
+        took_sec = self._cpu_clock() - self._began
+        kept = busy or allocation.retired_targets or allocation.retired_proxies
+        self._holds_sec = min(took_sec / BUSY_SHARE, WHOLE_SEC) if kept else WHOLE_SEC
         self._glance.remember(self._taken, view.facts.sysctls)
         self._whole_at = self._clock()

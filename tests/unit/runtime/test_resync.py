@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from reconciler.daemon.loop import Loop
-from reconciler.daemon.resync import WHOLE_SEC, Resync
+from reconciler.daemon.resync import BUSY_SHARE, WHOLE_SEC, Resync
 from reconciler.engine import Engine
 from reconciler.places import Places
 from reconciler.state.facts import RuntimeFacts
@@ -41,13 +41,14 @@ class Watched(Loop):
     """A loop that has applied the files; ``looked``: whether looking for these reasons was a whole look."""
 
     def __init__(self, engine: Engine, places: Places, live: FakeLive) -> None:
-        self.now, self.observed = 0.0, 0
+        self.now, self.cpu, self.look_sec, self.observed = 0.0, 0.0, 0.0, 0
         self.glance, self.live = Glance(live), live
-        super().__init__(engine, resync=Resync(self.glance, clock=lambda: self.now))
+        super().__init__(engine, resync=Resync(self.glance, clock=lambda: self.now, cpu_clock=lambda: self.cpu))
         observe = live.observe
 
         def counted(*, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
             self.observed += 1
+            self.cpu += self.look_sec
             return observe(routes_as_known=routes_as_known, connections_anew=connections_anew)
 
         live.observe = counted  # type: ignore[method-assign]
@@ -109,6 +110,25 @@ def test_while_something_is_wrong_everything_is_looked_at(loop: Watched, places:
 def test_while_connections_live_everything_is_looked_at(loop: Watched, live: FakeLive) -> None:
     live.runtime = lambda _, **_how: RuntimeFacts(busy_targets=frozenset({1}))  # type: ignore[method-assign]
     assert [loop.looked() for _ in range(3)] == [True] * 3
+
+
+def test_while_connections_live_dear_looks_take_no_more_than_their_share(loop: Watched, live: FakeLive) -> None:
+    """What differs is found all the same."""
+    live.runtime = lambda _, **_how: RuntimeFacts(busy_targets=frozenset({1}))  # type: ignore[method-assign]
+    loop.look_sec = 2.0
+    assert [loop.looked() for _ in range(3)] == [True, False, False]
+    loop.now = 2.0 / BUSY_SHARE - 1
+    assert not loop.looked()
+    loop.now += 1
+    assert [loop.looked() for _ in range(2)] == [True, False]
+    whole = live.state.state
+    lose_listeners(live)
+    assert loop.looked()
+    assert live.state.state == whole
+    loop.look_sec = 30.0
+    assert [loop.looked() for _ in range(2)] == [True, False]
+    loop.now += WHOLE_SEC
+    assert loop.looked(), "five minutes at most"
 
 
 def test_while_something_is_kept_for_connections_everything_is_looked_at(loop: Watched, live: FakeLive) -> None:
