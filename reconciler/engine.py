@@ -68,7 +68,7 @@ class Engine:
         self._originals = Originals(places.state_dir / "sysctls.json")
         self._views = views = Views(self.files, live, self.steering, self._originals)
         self._commits = commits = Commits(views, places, self.archive, self.events)
-        self._attempts = attempts = Attempts(views, commits, places.config_dir)
+        self._attempts = attempts = Attempts(views, commits, places)
         self.revisions = Revisions(views, commits, attempts, places, self.archive)
         self._housekeeping = Housekeeping(views, commits, self.revisions)
         self._standing = Standing(views, commits, attempts, self.revisions, places)
@@ -148,7 +148,10 @@ class Engine:
         except RevproxyError:
             self.revisions.withdraw(before, view)
             raise
-        self.revisions.released(plan_files=plan is not None and not self._are_in_the_directory(view))
+        self.revisions.released(
+            plan_files=plan is not None and not self._are_in_the_directory(view),
+            nothing=allow_empty and not view.config.proxies and not view.observed.exists,
+        )
         return replace(done, unconfirmed=self.revisions.unconfirmed())
 
     def _view_of(self, plan: answers.SavedPlan) -> View:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.answers import Applied, Attempt
 from reconciler.errors import ConfigError, KernelError, RevproxyError, TestsFailedError, UnfinishedError
 from reconciler.runtime import clock, empty
+from reconciler.runtime.control import ControlFile
 from reconciler.runtime.logger import Logger
 
 if TYPE_CHECKING:
+    from reconciler.places import Places
     from reconciler.runtime.commits import Commits
     from reconciler.runtime.view import View
     from reconciler.runtime.views import Views
@@ -23,8 +24,9 @@ class Attempts:
     """Makes commits of views, and remembers what ``status`` has to say of the last one: ``latest``, and in ``failure``
     the view and the error if it came to nothing. ``blind``: why the daemon's latest look did not come to a view."""
 
-    def __init__(self, views: Views, commits: Commits, config_dir: Path) -> None:
-        self._views, self._commits, self._config_dir = views, commits, config_dir
+    def __init__(self, views: Views, commits: Commits, places: Places) -> None:
+        self._views, self._commits, self._places = views, commits, places
+        self._control = ControlFile(places.control)
         self.latest: Attempt | None = None
         self.failure: tuple[View, RevproxyError] | None = None
         self.blind: RevproxyError | None = None
@@ -63,7 +65,9 @@ class Attempts:
 
     def hold(self, view: View) -> None:
         """Raise :class:`HeldError` for a view that would take everything away, or what an emptied file held."""
-        empty.hold(view, self._views.live.manifest(view.observed.revision), self._config_dir)
+        empty.hold(view, self._views.live.manifest(view.observed.revision), self._places.config_dir)
+        if not self._control.read().down:
+            empty.hold_at_boot(view, self._places)
 
     def note(self, error: RevproxyError, view: View | None = None, cause: str = "apply") -> None:
         """Remember an attempt that came to nothing, or not to its end."""

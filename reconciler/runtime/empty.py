@@ -5,14 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reconciler.errors import Problem
+from reconciler.config import files
+from reconciler.errors import ConfigError, Problem
 from reconciler.runtime.view import HeldError
 
 if TYPE_CHECKING:
     from reconciler.kernel.store import Manifest
+    from reconciler.places import Places
     from reconciler.runtime.view import View
 
 _MEANT = "held; `revproxyctl apply --allow-empty` would take"
+
+
+def hold_at_boot(view: View, places: Places) -> None:
+    """Raise :class:`HeldError` for files without a proxy where nothing is loaded, if what was applied last had some: a
+    directory that is not mounted yet after a start of the machine looks like that."""
+    if view.observed.exists or view.config.proxies or not places.last_good.is_dir():
+        return
+    try:
+        last = len(files.load(places.last_good).proxies)
+    except ConfigError:
+        return  # nothing to be put in force instead
+    if last:
+        what = f"no proxy in the files, while what was applied last has {last}: held"
+        text = f"{what}; `revproxyctl apply --allow-empty` means it"
+        raise HeldError([Problem(str(places.config_dir), 0, 0, "", text)])
 
 
 def hold(view: View, manifest: Manifest, config_dir: Path) -> None:

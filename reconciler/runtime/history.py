@@ -38,6 +38,8 @@ class History:
         self._places = places
         self._known: tuple[tuple[int, int, int], tuple[HistoryEntry, ...]] | None = None
         self._copies: dict[str, tuple[bytes, _Identity]] = {}  # that were made last: digest of the content, and file
+        self.spared: int | None = None
+        """A revision that is kept however many come after it: an unconfirmed commit goes back to it."""
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -101,9 +103,21 @@ class History:
             with self._places.history.open("a+b") as history:
                 history.write(wholefile.end_of_last(history) + _line(entry).encode())
         else:
-            entries = entries[-RECORDS:]
+            entries = self._shortened(entries)
             wholefile.replace(self._places.history, "".join(map(_line, entries)))
         self._known = _version(self._places.history), entries  # so that a long history is read once, not at each commit
+
+    def _shortened(self, entries: Sequence[HistoryEntry]) -> tuple[HistoryEntry, ...]:
+        """The latest :data:`RECORDS`, but in place of what was refused what can still be gone back to."""
+        applied = [each.number for each in entries if each.result == APPLIED]
+        wanted = {*applied[-KEPT:], self.spared}
+        surplus, left = len(entries) - RECORDS, []
+        for entry in entries:
+            if surplus and not (entry.result == APPLIED and entry.number in wanted):
+                surplus -= 1
+            else:
+                left.append(entry)
+        return tuple(left)
 
     def keep(self, number: int, files: Sequence[SourceFile]) -> None:
         """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged once they
@@ -153,7 +167,7 @@ class History:
     def _forget(self, latest: int) -> None:
         numbers = sorted(int(each.name) for each in self._places.revisions.iterdir() if each.name.isdecimal())
         for number in numbers[:-KEPT]:
-            if number != latest:
+            if number not in (latest, self.spared):
                 shutil.rmtree(self._directory(number), ignore_errors=True)
 
 

@@ -30,6 +30,7 @@ _JUST_NOW_SEC: Final = 60.0
 """``apply --confirm-within`` takes over what the daemon has applied from the same files within that time."""
 _CLOCK_SET_SEC: Final = 2.0
 """By more than that the clock on the wall differs from the one that only runs: it was set."""
+_HELD: Final = ": the files are applied when they change, or by `apply`"
 
 _log = Logger("revisions")
 
@@ -86,19 +87,18 @@ class Revisions:
         config = parse_sources(self._archive.sources(number))
         return self._views.take(config, Origin(cause, of=number, stored=True, commit=commit))
 
-    def released(self, *, plan_files: bool = False) -> None:
-        """The files, or with ``plan_files`` those of a plan, were applied because somebody said so. Raises
-        :class:`RevproxyError` if it can't be remembered that those of the directory have to wait for another change."""
+    def released(self, *, plan_files: bool = False, nothing: bool = False) -> None:
+        """The files, or with ``plan_files`` those of a plan, were applied because somebody said so; ``nothing``: they
+        hold no proxy, none is live, and that is meant. Raises :class:`RevproxyError` if what follows from it can't be
+        remembered."""
         hold = None
         if plan_files:
-            reason = "a saved plan with other files was applied: the files are applied when they change, or by `apply`"
-            hold = Hold(self._views.files.fingerprint(), reason)
-        if not (hold or self.control.hold or self.control.down):
-            return
+            hold = Hold(self._views.files.fingerprint(), f"a saved plan with other files was applied{_HELD}")
+        down = nothing or (self.control.down and not self._views.observe().exists)
         try:
-            self.file.change(lambda now: replace(now, hold=hold, down=False))
+            self.file.change(lambda now: replace(now, hold=hold, down=down))
         except RevproxyError as error:
-            if hold:
+            if hold or nothing:
                 raise RevproxyError(f"the plan is applied, but not remembered: {error}") from error
             _log.warning("state_dir_not_written", error=str(error))  # it is applied, and stays so
 
@@ -133,7 +133,7 @@ class Revisions:
         """Commit what was applied before. The files are held first, so that they are also if this is interrupted behind
         the switch; ahead of it the hold counts for nothing."""
         before = self.control
-        hold = Hold(self._views.files.fingerprint(), f"{why}: the files are applied when they change, or by `apply`")
+        hold = Hold(self._views.files.fingerprint(), f"{why}{_HELD}")
         self.file.write(replace(before, hold=replace(hold, once_beyond=view.observed.revision.number)))
         made = replace(before, hold=hold, unconfirmed=None, down=False)
         try:
@@ -181,15 +181,16 @@ class Revisions:
             return before
         if previous:
             self._archive.applied(previous)  # refused now rather than when the time is up
+        self._archive.spared = previous
         made = Unconfirmed(previous, seconds, boot_clock() + seconds, boot_id(), clock.after(seconds))
         self.file.write(replace(before, unconfirmed=made))
         return before
 
     def _going_back_to(self, view: View) -> int | None:
-        """The revision before the commit that is about to be made. If nothing is to be done since the daemon was
-        faster, the one before that which it has just made; None if nothing was done."""
+        """The revision before the commit that is about to be made. If that makes none since the daemon was faster, the
+        one before that which it has just made; None if nothing was done, or only drift is to be put right."""
         present = view.observed.revision.number
-        if view.changes:
+        if view.changes and not view.repairs(self._live.manifest(view.observed.revision)):
             return present
         entry = next((each for each in reversed(self._archive.entries()) if each.result == APPLIED), None)
         if entry is None or (entry.number, entry.cause) != (present, "files"):
@@ -228,7 +229,13 @@ class Revisions:
             return None
         present = self._views.observe().revision.number
         if present == waiting.previous:  # the commit was never made, or is undone already
-            self.file.change(lambda now: replace(now, unconfirmed=None))
+            over = replace(self.control, unconfirmed=None)
+            if not present and waiting.boot != boot_id():  # undone by a start of the machine: not to be made again
+                why = f"a commit was not confirmed before the machine was started anew{_HELD}"
+                hold = Hold(self._views.files.fingerprint(), why)
+                over = replace(over, hold=hold, down=True)
+                _log.warning("commit_expired", revision=0, to=0, changes=0)
+            self.file.write(over)
             return None
         if waiting.previous:
             view = self._stored_view(waiting.previous, "expired")

@@ -266,6 +266,43 @@ def test_broken_files_at_boot_bring_the_last_good_ones(places: Places, live: Fak
     assert engine.status().sync is Sync.DEGRADED
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "gone"])
+def test_a_directory_that_is_not_mounted_at_boot_does_too(places: Places, there: bool) -> None:
+    write(places)
+    Engine(places, live=FakeLive()).apply()  # type: ignore[arg-type]
+    (places.config_dir / "a.yaml").unlink()
+    if not there:
+        places.config_dir.rmdir()
+    booted = FakeLive()
+    engine = Engine(places, live=booted)  # type: ignore[arg-type]
+    assert engine.status().sync is Sync.DEGRADED
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    assert "web" in booted.state.state.proxies
+    status = engine.status()
+    assert status.sync is Sync.DEGRADED
+    assert [each.result for each in engine.archive.entries()] == ["applied", "refused", "applied"]
+    places.config_dir.mkdir(exist_ok=True)
+    write(places)
+    loop.look(frozenset({"files"}))
+    assert engine.status().sync is Sync.SYNCED
+
+
+def test_a_directory_that_is_meant_to_be_empty_at_boot(places: Places) -> None:
+    write(places)
+    Engine(places, live=FakeLive()).apply()  # type: ignore[arg-type]
+    (places.config_dir / "a.yaml").unlink()
+    booted = FakeLive()
+    engine = Engine(places, live=booted)  # type: ignore[arg-type]
+    with pytest.raises(HeldError, match="allow-empty"):
+        engine.apply()
+    engine.apply(allow_empty=True)
+    for _ in range(2):
+        Loop(engine).look(frozenset({"start"}))
+        assert booted.executed == 0
+        assert engine.status().sync is Sync.SYNCED
+
+
 def test_broken_files_later_bring_nothing_back(places: Places) -> None:
     """What was taken away on purpose stays away, also where the copy on disk could not be brought up to date."""
     live = FakeLive()

@@ -160,6 +160,25 @@ def test_going_back_passes_over_what_is_not_kept(places: Places) -> None:
     assert kept.before(3) == 1
 
 
+def test_what_was_refused_drives_out_nothing_that_can_be_gone_back_to(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "KEPT", 3)
+    monkeypatch.setattr(history, "RECORDS", 10)
+    kept = History(places)
+    for number in range(1, 5):
+        kept.keep(number, [file("a.yaml", str(number))])
+        kept.add(replace(ENTRY, number=number))
+    for number in range(40):
+        kept.add(replace(ENTRY, number=5, result="refused", error=str(number)))
+    assert kept.last_number == 4, "no number is used twice"
+    assert (kept.before(5), kept.before(4), kept.before(3)) == (4, 3, 2)
+    found = History(places).entries()
+    assert 10 <= len(found) <= 11
+    assert [each.number for each in found[:3]] == [2, 3, 4]
+    assert found[-1].error == "39"
+
+
 def test_going_back_passes_over_what_was_refused(places: Places) -> None:
     kept = History(places)
     for number, result in ((1, "applied"), (2, "refused"), (2, "applied"), (3, "failed"), (3, "applied")):

@@ -275,6 +275,58 @@ def test_after_a_start_of_the_machine_what_was_confirmed_is_put_in_force(
     assert port(booted) == 1
 
 
+def test_a_first_commit_that_waited_is_not_made_again_after_a_start_of_the_machine(
+    engine: Engine, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started anew because nobody could get in any more, say. What was before it is nothing, and so is the kernel."""
+    write(places, 1)
+    engine.apply(confirm_within_sec=30)
+    monkeypatch.setattr(control, "boot_id", lambda: "another")
+    monkeypatch.setattr("reconciler.runtime.revisions.boot_id", lambda: "another")
+    booted = FakeLive()
+    loop = Loop(again(places, booted))
+    for reason in ("start", "resync", "reload"):
+        loop.look(frozenset({reason}))
+        assert booted.executed == 0, reason
+    status = again(places, booted).status()
+    assert (status.sync, "not confirmed" in status.waiting) == (Sync.OUT_OF_SYNC, True)
+    write(places, 2)
+    loop.look(FILES)
+    assert port(booted) == 2
+
+
+def test_what_only_puts_right_what_others_changed_is_not_to_be_confirmed(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float]
+) -> None:
+    write(places, 1)
+    engine.apply()
+    clock[0] += 100
+    lose_listeners(live)
+    assert engine.apply(confirm_within_sec=30).unconfirmed is None
+    assert live.state.state.listeners
+    write(places, 2)
+    Loop(engine).look(FILES)
+    assert engine.status().unconfirmed is None, "nobody asked for that"
+    clock[0] += 31
+    Loop(engine).look(FILES)
+    assert port(live) == 2
+
+
+def test_what_it_goes_back_to_is_kept_however_often_it_is_applied_again(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reconciler.runtime.history.KEPT", 3)
+    monkeypatch.setattr("reconciler.runtime.history.RECORDS", 5)
+    write(places, 1)
+    engine.apply()
+    for number in range(2, 12):
+        write(places, number)
+        again(places, live).apply(confirm_within_sec=30)
+    clock[0] += 31
+    Loop(engine).look(FILES)
+    assert port(live) == 1
+
+
 def test_a_commit_that_fails_leaves_nothing_to_confirm(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places, 1)
     engine.apply()
