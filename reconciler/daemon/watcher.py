@@ -41,8 +41,8 @@ _EVENTS: Final = (
 )
 _POLL_SEC: Final = 2.0
 _POLL_WITHOUT_INOTIFY_SEC: Final = 0.5
-_POLL_SHARE: Final = 1 / 16000  # of a CPU's time is what the poll may take, however many files there are
-_LONGEST_POLL_SEC: Final = 60.0
+_POLL_SHARE: Final = 1 / 8000  # of a CPU's time is what the poll may take, however many files there are
+_LONGEST_POLL_SEC: Final = 30.0
 _BURST_SEC: Final = 5.0  # a stream of events that never pauses is looked at this often
 _SETTLED_NS: Final = 50_000_000  # the kernel's clock for files goes in steps of up to 10 ms
 _MOST_SYMLINKS: Final = 40  # as many as the kernel follows
@@ -129,7 +129,7 @@ def _follow(path: str, points: Points, *, is_directory: bool) -> str | None:
 
 def pause_after(took_sec: float, poll_sec: float) -> float:
     """How long to wait after a look that took so much CPU time, while inotify tells of most that happens: ``poll_sec``,
-    longer where a thousand files make a look dear, a minute at most."""
+    longer where a thousand files make a look dear, half a minute at most."""
     return max(poll_sec, min(took_sec / _POLL_SHARE, _LONGEST_POLL_SEC))
 
 

@@ -107,7 +107,7 @@ def test_a_plan_says_before_after_place_maps_and_connections(serving: Instance) 
     assert f"- delete target web/{one}" in text
     assert f"+ create target web/{two}  # {serving.config_dir}/web.yaml:7:" in text
     assert "balance: maglev -> source" in text
-    assert re.search(rf"\d live connections of web to {re.escape(one)} stay where they are", text)
+    assert re.search(rf"live connections of web to {re.escape(one)} stay where they are until they end: \d", text)
     assert "proxy 1" in text.splitlines()[-2]
     connection.close()
 
