@@ -40,6 +40,7 @@ class Fingerprints:
     _digests: dict[str, tuple[_Identity, bytes]] = field(default_factory=dict)
     newest_ns: int = 0
     beside: Fingerprints | None = None
+    outlasted: tuple[_Identity, bytes] | None = None  # the lock that stood for too long, and the files then
     _whole: tuple[bool, bytes] | None = None  # of these digests: whether anybody may write the directory, and all of it
 
     def take(self) -> bytes:
@@ -117,8 +118,13 @@ def index_lock(directory: Path) -> Path | None:
     return None
 
 
-def _stands(lock: Path | None) -> bool:
-    return lock is not None and os.path.exists(lock)  # noqa: PTH110  # unlike Path.exists(), never raises
+def _standing(lock: Path | None) -> _Identity | None:
+    """Which lock stands there, None if none does."""
+    try:
+        found = lock.stat() if lock else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
 
 
 def settle(
@@ -134,22 +140,25 @@ def settle(
 
     That is when no index lock stands and two fingerprints at least ``quiet_sec`` apart agree; files whose last
     change is that old already need no waiting. A lock that stands for ``lock_patience_sec`` while the files do
-    not change was left by a crash, or is held by a git that waits for a person: it is then disregarded.
-    ``sleep`` may raise to end the waiting. ``read`` is called before the second of the two: what it finds then is that
-    of the fingerprint, once this returns. ``seen``: the first one, taken just now.
+    not change was left by a crash, or is held by a git that waits for a person: it is then disregarded, from then on
+    at once as long as it is the same and they are. ``sleep`` may raise to end the waiting. ``read`` is called before
+    the second of the two: what it finds then is that of the fingerprint, once this returns. ``seen``: the first one,
+    taken just now.
     """
     lock = index_lock(fingerprints.directory)
     seen, since = seen or fingerprints.take(), time.monotonic()
     while True:
-        locked = _stands(lock)
+        locked = _standing(lock)
         unchanged_sec = time.monotonic() - since
         if not locked:
             unchanged_sec = max(unchanged_sec, (time.time_ns() - fingerprints.newest_ns) / 1e9)
-        if unchanged_sec >= (lock_patience_sec if locked else quiet_sec):
+        waits = locked and fingerprints.outlasted != (locked, seen)
+        if unchanged_sec >= (lock_patience_sec if waits else 0.0 if locked else quiet_sec):
             if read:
                 read()
             again = fingerprints.take()
-            if again == seen and (locked or not _stands(lock)):
+            if again == seen and (locked or not _standing(lock)):
+                fingerprints.outlasted = (locked, seen) if locked else None
                 return seen
         else:
             sleep(min(quiet_sec, 0.05) if locked else quiet_sec)

@@ -187,3 +187,34 @@ def test_a_lock_left_by_a_crash_is_disregarded_in_the_end(tmp_path: Path) -> Non
 
     settle(Fingerprints(tmp_path), quiet_sec=0.01, lock_patience_sec=0.2, sleep=sleep)
     assert sum(slept) >= 0.1
+
+
+def test_a_lock_that_stood_for_too_long_is_not_waited_for_again(tmp_path: Path) -> None:
+    """Each `status` would take half a minute."""
+    config = tmp_path / "config.d"
+    config.mkdir()
+    (tmp_path / ".git").mkdir()
+    (config / "a.yaml").write_text("one")
+    lock = tmp_path / ".git" / "index.lock"
+    lock.touch()
+    fingerprints, slept = Fingerprints(config), [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+        time.sleep(seconds)
+
+    def waits() -> bool:
+        slept[0] = 0.0
+        settle(fingerprints, quiet_sec=0.01, lock_patience_sec=0.2, sleep=sleep)
+        return slept[0] > 0.1
+
+    assert [waits() for _ in range(3)] == [True, False, False]
+    (config / "a.yaml").write_text("other")
+    assert [waits(), waits()] == [True, False], "whoever has it may be at work again"
+    lock.unlink()
+    lock.write_text("of another git")
+    assert [waits(), waits()] == [True, False]
+    lock.unlink()
+    assert not waits()
+    lock.write_text("of another git")
+    assert waits()
