@@ -65,7 +65,7 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     show_default=True,
     metavar="SECONDS",
     help="Look that often whether somebody else has changed anything without netlink telling; less often where that "
-    "takes more than 1/1500 of a CPU's time.",
+    "takes more than 1/2000 of a CPU's time.",
 )
 @click.option(
     "--access-log",

@@ -14,7 +14,7 @@ WHOLE_SEC: Final = 300.0
 BUSY_SHARE: Final = 1 / 100
 """Of a CPU's time that whole looks may take while connections live: with a million of them one takes a second."""
 
-_SHARE: Final = 1 / 1500
+_SHARE: Final = 1 / 2000
 """Of a CPU's time that glances may take: beyond it the next one has to wait."""
 
 _RESYNC: Final = frozenset({"resync"})

@@ -33,7 +33,7 @@ SIZES = (10, 1_000, 100_000)
 FILES = (1, 1_000)
 EDITS = 7
 OBSERVATIONS = 5
-LOOKS_SEC = {100_000: 60.0}
+LOOKS_SEC = {100_000: 75.0}
 """With so many routes the daemon looks without a reason at least this often; with fewer every 30 seconds."""
 EDIT, EDIT_CPU = "edit of one route", "edit of one route, CPU of the daemon"
 TARGETS = 5

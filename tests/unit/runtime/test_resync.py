@@ -158,7 +158,7 @@ def test_after_a_dear_glance_the_next_one_waits(live: FakeLive) -> None:
 
     resync = Resync(Dear(live), cpu_clock=lambda: cpu[0])
     assert resync.rest_sec() == 0
-    for took_sec[0], rest_sec in ((0.03, 45.0), (0.001, 1.5), (9.0, WHOLE_SEC)):
+    for took_sec[0], rest_sec in ((0.03, 60.0), (0.001, 2.0), (9.0, WHOLE_SEC)):
         resync.needless(RESYNC)
         assert resync.rest_sec() == pytest.approx(rest_sec)
         resync.needless(frozenset({"files"}))
