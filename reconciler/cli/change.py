@@ -14,6 +14,7 @@ from reconciler.cli import duration, output
 from reconciler.cli.progress import bar
 from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.errors import Problem, RevproxyError
+from reconciler.words import count
 
 _MOST_STEPS = 100
 
@@ -100,7 +101,7 @@ def _print_plan(session: Session, found: answers.PlanAnswer) -> None:
 
 def _extent(found: answers.Difference | answers.PlanAnswer | answers.Applied) -> str:
     """``1 change, 3 operations``."""
-    return f"{output.count(len(found.changes), 'change')}, {output.count(found.operations, 'operation')}"
+    return f"{count(len(found.changes), 'change')}, {count(found.operations, 'operation')}"
 
 
 def _before_and_after(change: answers.Change) -> Iterator[str]:

@@ -13,6 +13,7 @@ from reconciler.cli import output
 from reconciler.cli.complete import proxy_names, target_addresses
 from reconciler.cli.session import CONTEXT, Session, common_options
 from reconciler.state.selection import SORTS, STATES
+from reconciler.words import count
 
 if TYPE_CHECKING:
     from reconciler.client import Client
@@ -153,4 +154,4 @@ def flush(
     if session.output != "table":
         output.data(session, answers.Flushed(flushed))
     else:
-        click.echo(f"{output.count(flushed, 'connection')} flushed")
+        click.echo(f"{count(flushed, 'connection')} flushed")

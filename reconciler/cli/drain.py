@@ -11,6 +11,7 @@ import click
 from reconciler import answers
 from reconciler.cli import output
 from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.words import count
 
 _proxy = click.option("--proxy", metavar="NAME", help="Only in this proxy.  [default: in every one]")
 
@@ -39,7 +40,7 @@ def drain(context: click.Context, target: str, proxy: str | None, wait: bool, ti
     _print(session, found)
     if wait and not found.done:
         session.note(
-            f"timed out: {output.count(found.connections, 'connection')} left; the target stays drained"
+            f"timed out: {count(found.connections, 'connection')} left; the target stays drained"
             f" (`revproxyctl connections flush --target {target}` would end them)"
         )
         context.exit(1)

@@ -10,6 +10,7 @@ from reconciler import answers
 from reconciler.answers import Sync
 from reconciler.cli import output
 from reconciler.cli.session import CONTEXT, Session, common_options
+from reconciler.words import count
 
 _SYNC_COLOURS = {Sync.SYNCED: "green", Sync.OUT_OF_SYNC: "yellow", Sync.DEGRADED: "red"}
 
@@ -85,7 +86,7 @@ def _standing(found: answers.Status) -> Iterator[tuple[str, str]]:
     if found.waiting and found.differences:
         yield "waiting", found.waiting
     if found.drift_repaired:
-        yield "drift", f"{output.count(found.drift_repaired, 'object')} put right since the daemon started"
+        yield "drift", f"{count(found.drift_repaired, 'object')} put right since the daemon started"
 
 
 def _proxy_rows(found: answers.Status) -> list[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reconciler.answers import Change, to_json
+from reconciler.words import count
 
 if TYPE_CHECKING:
     from reconciler.cli.session import Session
@@ -158,11 +159,6 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, (dict, list)):
         return _yaml(value).splitlines() if value else []
     return [value if isinstance(value, str) else json.dumps(value)]
-
-
-def count(number: int, noun: str) -> str:
-    """``1 change``, ``2 changes``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def differing(number: int) -> str:

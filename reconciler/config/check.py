@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, ip_address
 
-from reconciler.config.messages import count
 from reconciler.config.model import Fragment, Listen, Metrics, Proxy, SourcePorts
 from reconciler.config.place import Place
 from reconciler.config.sourceroutes import SourceRoute, SourceRoutes, WeightedTarget
 from reconciler.errors import Problem
 from reconciler.state.objects import Endpoint, IPAddress, IPNetwork, Protocol
+from reconciler.words import count
 
 Found = tuple[list[Problem], list[Problem]]  # errors, warnings
 

@@ -50,8 +50,3 @@ def series(words: Sequence[str], last: str) -> str:
     """``'a', 'b' or 'c'``; ``last``: the word before the last one."""
     quoted = [f"'{word}'" for word in words]
     return f"{', '.join(quoted[:-1])} {last} {quoted[-1]}" if len(quoted) > 1 else "".join(quoted)
-
-
-def count(number: int, noun: str) -> str:
-    """``1 target``, ``2 targets``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -64,8 +64,8 @@ def _place(name: str, variable: str, default: str, text: str) -> Callable[[F], F
     default=RESYNC_SEC,
     show_default=True,
     metavar="SECONDS",
-    help="Look that often whether somebody else has changed anything without netlink telling; less often where that "
-    "takes more than 1/2000 of a CPU's time.",
+    help="Look that often whether somebody else has changed anything without netlink telling; less often with "
+    "very many source routes.",
 )
 @click.option(
     "--access-log",

@@ -99,7 +99,7 @@ class Revisions:
             self.file.change(lambda now: replace(now, hold=hold, down=down))
         except RevproxyError as error:
             if hold or nothing:
-                raise RevproxyError(f"the plan is applied, but not remembered: {error}") from error
+                raise RevproxyError(f"it is applied, but not remembered: {error}") from error
             _log.warning("state_dir_not_written", error=str(error))  # it is applied, and stays so
 
     # -- going back ------------------------------------------------------------------------------------------

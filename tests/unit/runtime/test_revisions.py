@@ -116,21 +116,6 @@ def test_a_rollback_that_fails_holds_nothing(engine: Engine, places: Places, liv
     assert port(live) == 2
 
 
-def test_a_rollback_that_holds_but_is_not_finished_holds_the_files_too(
-    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in (1, 2):
-        write(places, number)
-        engine.apply()
-    with monkeypatch.context() as once:
-        once.setattr(live, "execute", unfinished(live))
-        with pytest.raises(UnfinishedError):
-            engine.revisions.rollback()
-    Loop(engine).look(FILES)
-    assert port(live) == 1
-    assert "rolled back" in engine.status().waiting
-
-
 def test_what_there_is_not_to_go_back_to(engine: Engine, places: Places) -> None:
     with pytest.raises(RevproxyError, match="nothing is applied"):
         engine.revisions.rollback()
@@ -371,18 +356,25 @@ def test_killed_ahead_of_the_switch_there_is_nothing_to_confirm_or_to_go_back_to
     assert port(live) == 2, "the files say so, and nothing holds them"
 
 
-def test_a_rollback_that_was_killed_behind_its_switch_holds_the_files(
-    engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("made", "raised"), [(killed, KilledError), (unfinished, UnfinishedError)])
+def test_a_rollback_that_ended_behind_its_switch_holds_the_files(
+    engine: Engine,
+    places: Places,
+    live: FakeLive,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Callable[[FakeLive], Callable[..., Result]],
+    raised: type[BaseException],
 ) -> None:
     for number in (1, 2):
         write(places, number)
         engine.apply()
     with monkeypatch.context() as once:
-        once.setattr(live, "execute", killed(live))
-        with pytest.raises(KilledError):
+        once.setattr(live, "execute", made(live))
+        with pytest.raises(raised):
             engine.revisions.rollback()
-    Loop(again(places, live)).look(frozenset({"start"}))
-    assert port(live) == 1
+    for one in (engine, again(places, live)):
+        Loop(one).look(frozenset({"start"}))
+        assert port(live) == 1
 
 
 def test_a_commit_that_holds_but_is_not_finished_is_still_to_be_confirmed(

@@ -56,7 +56,7 @@ def test_a_plan_whose_files_can_not_be_held_is_told(
         raise RevproxyError("control.json can't be written")
 
     monkeypatch.setattr(engine.revisions.file, "write", refuse)
-    with pytest.raises(RevproxyError, match="the plan is applied, but not remembered: control"):
+    with pytest.raises(RevproxyError, match="it is applied, but not remembered: control"):
         engine.apply(plan=saved)
     assert port(live) == 1
 
