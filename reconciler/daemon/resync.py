@@ -15,12 +15,14 @@ BUSY_SHARE: Final = 1 / 100
 """Of a CPU's time that whole looks may take while connections live: with a million of them one takes a second."""
 
 _SHARE: Final = 1 / 2000
-"""Of a CPU's time that glances may take: beyond it the next one has to wait."""
+"""Of a CPU's time that glances may take for routes: beyond it the next one has to wait."""
 
 _RESYNC: Final = frozenset({"resync"})
 
 
 class _Glance(Protocol):
+    @property
+    def routes_sec(self) -> float: ...
     def take(self) -> bytes: ...
     def same(self, taken: bytes) -> bool: ...
     def remember(self, taken: bytes, names: Collection[str]) -> None: ...
@@ -42,7 +44,6 @@ class Resync:
         cpu_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._glance, self._clock, self._cpu_clock = glance, clock, cpu_clock
-        self._took_sec = 0.0  # of a CPU's time, the last glance
         self._taken = b""
         self._whole_at: float | None = None  # when such a look was made
         self._holds_sec = 0.0  # for how long that is enough
@@ -54,10 +55,8 @@ class Resync:
         if self._glance is None or reasons != _RESYNC:
             self._whole_at = None
             return False
-        began = self._cpu_clock()
         self._taken = self._glance.take()
         self._began = self._cpu_clock()
-        self._took_sec = self._began - began
         whole_at, self._whole_at = self._whole_at, None
         if whole_at is None or self._clock() - whole_at >= self._holds_sec or not self._glance.same(self._taken):
             return False
@@ -65,8 +64,8 @@ class Resync:
         return True
 
     def rest_sec(self) -> float:
-        """How long to wait at least from one glance to the next."""
-        return min(self._took_sec / _SHARE, WHOLE_SEC)
+        """How long to wait at least from one glance to the next, for the sake of very many routes."""
+        return min(self._glance.routes_sec / _SHARE, WHOLE_SEC) if self._glance else 0.0
 
     def found_nothing(self, view: View) -> None:
         """A whole look has come to its end, with nothing that was to be done."""

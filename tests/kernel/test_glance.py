@@ -139,6 +139,10 @@ def test_many_routes_are_not_read(maps: Maps, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(glance, "_read", reading)
     assert same(seen, maps)
     assert read == [("route6", 1)], "few are"
+    assert seen.routes_sec > 0
+    monkeypatch.setattr(glance, "LARGE", 1000)
+    assert same(seen, maps)
+    assert seen.routes_sec == 0, "and cost nothing to speak of"
 
 
 def meddle(maps: Maps, number: int, change: str) -> None:
