@@ -32,7 +32,7 @@ from reconciler.runtime.views import Views
 from reconciler.state.desired import Causes
 
 if TYPE_CHECKING:
-    from reconciler.config.model import Config
+    from reconciler.config.model import Settings
     from reconciler.kernel.gateway import Gateway
     from reconciler.places import Places
     from reconciler.runtime.commits import Planned
@@ -84,9 +84,9 @@ class Engine:
         self.live.let_go()
 
     @property
-    def config(self) -> Config | None:
-        """The configuration that was looked at last."""
-        return self._views.config
+    def settings(self) -> Settings | None:
+        """Those in force; None where nothing was found or put in force yet."""
+        return self.steering.settings
 
     @property
     def attempt(self) -> answers.Attempt | None:

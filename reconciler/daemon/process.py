@@ -198,8 +198,8 @@ class Daemon:
         parts.callback(self._access_log.stop)
 
     def _note_access_log(self, engine: Engine) -> None:
-        if self._access_log is not None and engine.config is not None:
-            self._access_log.note_settings(engine.config.settings.stats_enabled)
+        if self._access_log is not None and engine.settings is not None:
+            self._access_log.note_settings(engine.settings.stats_enabled)
 
     def _alive(self) -> str | None:
         """What keeps this process from doing its work."""
@@ -298,5 +298,5 @@ class Daemon:
 
 
 def _metrics_settings(engine: Engine) -> MetricsSettings:
-    """What the files say of metrics; none are served before they were read once."""
-    return engine.config.settings.metrics if engine.config else MetricsSettings()
+    """What is in force says of metrics; none are served before that is known."""
+    return engine.settings.metrics if engine.settings else MetricsSettings()

@@ -20,7 +20,7 @@ from reconciler.runtime.git import Commit, commit_of
 from reconciler.runtime.history import APPLIED
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.snapshot import is_config_file
-from reconciler.state.diff import diff
+from reconciler.state.diff import changes_of, diff
 from reconciler.state.objects import Revision
 from reconciler.state.operations import RestoreSysctl, SetSysctl
 from reconciler.state.plan import Plan, giving_back, make_plan
@@ -323,7 +323,8 @@ class Commits:
             found = diff(replace(self._in_force, state=state), view.observed)
         exchanged = any((each.object, each.action) == ("program", "replace") for each in view.changes)
         ours = {"program", "interface"} if exchanged else set()
-        put_right = {(each.object, each.name) for each in view.changes if each.object not in ours}
+        in_kernel = changes_of(view.delta, view.desired, view.observed) if view.delta else ()
+        put_right = {(each.object, each.name) for each in in_kernel if each.object not in ours}
         return tuple(each for each in found if (each.object, each.name) in put_right)
 
     def note_refused(self, error: RevproxyError, view: View | None, cause: str) -> answers.HistoryEntry:

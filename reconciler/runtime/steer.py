@@ -23,7 +23,7 @@ from reconciler.state.share import Drain, is_drained
 
 if TYPE_CHECKING:
     from reconciler.config.healthcheck import HealthCheck
-    from reconciler.config.model import Config
+    from reconciler.config.model import Config, Settings
     from reconciler.kernel.resets import Resetter
     from reconciler.kernel.targets import LiveTarget
     from reconciler.places import Places
@@ -55,6 +55,7 @@ class Steering:
     def __init__(self, places: Places, live: Live, events: Events) -> None:
         self._drains, self._live, self._events = Drains(places.state_dir), live, events
         self._checks: dict[Target, HealthCheck] | None = None  # of the applied configuration; None: not known yet
+        self.settings: Settings | None = None  # likewise
         self._dying: set[Target] = set()  # whose connections are to be reset
         self.resetting: Resetter | None = None
         self._lock = threading.Lock()
@@ -93,6 +94,7 @@ class Steering:
     def follow(self, config: Config, observed: Observed) -> None:
         """This configuration is applied: check its targets."""
         self._checks = checks = checks_of(config)
+        self.settings = config.settings
         if self.checker is not None:
             known = {key: each.quarters for key, each in observed.state.shares.items()}
             self.checker.follow(checks, known)

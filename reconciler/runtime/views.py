@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reconciler.config.files import parse_sources
+from reconciler.runtime.orders import InForce
 from reconciler.runtime.view import Origin, View
 from reconciler.state.desired import Memo, desired
 from reconciler.state.diff import changes_of, compare
@@ -25,7 +26,7 @@ class Views:
     def __init__(self, files: ConfigDirectory, live: Live, steering: Steering, originals: Originals) -> None:
         self.files, self.live, self.steering, self.originals = files, live, steering, originals
         self._memo = Memo()
-        self.config: Config | None = None  # that was looked at last
+        self._orders = InForce(live)
         self.refused_xdp: frozenset[int] = frozenset()  # interfaces that turned out not to take native XDP
         self.retired = False  # when looked at last, something was kept only for connections
 
@@ -52,7 +53,6 @@ class Views:
         if config is None:
             # A directory that is gone stands for "nothing", which is held; one that was never there is a mistake.
             config = parse_sources({}) if observed.state.proxies else self.files.load()
-        self.config = config
         facts = self.live.facts(config)
         runtime = replace(self.live.runtime(observed, anew=connections_anew), refused_xdp=self.refused_xdp)
         runtime = self.steering.facts(runtime, config, observed)
@@ -63,12 +63,14 @@ class Views:
         # Where nothing is and nothing is wanted, not even the programs are.
         if not config.proxies and not observed.exists:
             return view
-        view = view.with_lapsed(self.live.manifest(observed.revision))
+        manifest = self.live.manifest(observed.revision)
+        view = view.with_lapsed(manifest)
         delta = compare(view.desired, observed)
         changes = changes_of(delta, view.desired, observed)
         if not changes:
             self.live.adopt(wanted.state)
-        return replace(view, changes=changes, delta=delta)
+        view = replace(view, changes=changes, delta=delta)
+        return replace(view, changes=self._orders.differences(view, manifest))
 
     def compared(self) -> View:
         """Both sides, for somebody who asks: a directory that is gone says nothing. Raises :class:`ConfigError`."""
