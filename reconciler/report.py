@@ -163,6 +163,11 @@ def proxies(
     )
 
 
+def hidden_warnings(observed: Observed) -> tuple[Problem, ...]:
+    """Programs of others that may keep packets from ours."""
+    return tuple(Problem("", 0, 0, "", text) for text in observed.hidden)
+
+
 def share_warnings(observed: Observed) -> tuple[Problem, ...]:
     """Destinations that health or drains leave without a target."""
     state, texts = observed.state, []

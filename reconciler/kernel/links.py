@@ -7,7 +7,7 @@ both take up where an interrupted call stopped. Each kernel-changing step is one
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -116,6 +116,14 @@ class ObservedAttachments:
     def foreign_xdp(self) -> dict[int, XdpProgram]:
         """Other people's XDP programs by interface number."""
         return {index: each.foreign_xdp for index, each in self.interfaces.items() if each.foreign_xdp}
+
+    def hidden(self) -> Iterator[str]:
+        """Sentences about programs of others that may keep packets from ours, where ours are."""
+        for ifindex in self.attachments:
+            status = self.interfaces[ifindex]
+            ways = ((status.tc_ingress, status.ahead_ingress), (status.tc_egress, status.ahead_egress))
+            for found in (each for ours, ahead in ways if ours for each in ahead):
+                yield f"{status.name}: {found} runs before ours and hides from it what it does not pass on"
 
 
 # -- reading ---------------------------------------------------------------------------------------------------

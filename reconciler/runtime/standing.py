@@ -61,7 +61,7 @@ class Standing:
             connections=use,
             errors=_problems(error),
             warnings=(
-                *(view.warnings if view else ()),
+                *(view.warnings if view else report.hidden_warnings(observed)),
                 *report.share_warnings(observed),
                 *report.table_warnings(use),
             ),

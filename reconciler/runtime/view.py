@@ -64,7 +64,8 @@ class View:
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """What a person should know although it is no error."""
-        return self.config.warnings + tuple(Problem("", 0, 0, "", text) for text in self.desired.warnings)
+        texts = (*self.desired.warnings, *self.observed.hidden)
+        return self.config.warnings + tuple(Problem("", 0, 0, "", text) for text in texts)
 
     def same_situation(self, other: View | None) -> bool:
         """Nothing that could make a difference to an attempt differs between the two."""

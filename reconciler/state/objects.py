@@ -284,7 +284,7 @@ class Observed:
     ``files_lost``: something of what ``revision`` was made from is not;
     ``remembered`` our sysctl map: name -> (what stood there before us, what we set), and what it has lost of that as
     far as it is known from elsewhere, ``forgotten``. ``state.sysctls`` holds live values, at least of those
-    remembered."""
+    remembered. ``hidden``: sentences about programs of others that may keep packets from ours."""
 
     state: KernelState
     allocation: Allocation
@@ -297,3 +297,4 @@ class Observed:
     files_lost: bool = False
     remembered: dict[str, tuple[str, str]] = field(default_factory=dict)
     forgotten: frozenset[str] = frozenset()
+    hidden: tuple[str, ...] = ()

@@ -35,6 +35,12 @@ def test_what_runs_and_what_was_asked_for(lab: Lab, instance: Instance, daemon: 
     assert "native" in instance.ctl("interfaces")
 
 
+def hiding(instance: Instance) -> list[str]:
+    """What `status` warns of: programs of others that keep packets from ours."""
+    warnings = (each["message"] for each in instance.json("status")["warnings"])
+    return [each for each in warnings if each.endswith("runs before ours and hides from it what it does not pass on")]
+
+
 def test_programs_of_others_are_named_with_what_removes_them(lab: Lab, instance: Instance) -> None:
     with (
         pinned(bpf.PROG_TYPE_XDP, XDP_PASS, "somebody") as (xdp, number),
@@ -55,11 +61,18 @@ def test_programs_of_others_are_named_with_what_removes_them(lab: Lab, instance:
         assert len(on_xdp["program"]["tag"]) == 16
         (on_tc,) = found["eth1"]  # the one behind ours is in nobody's way
         assert (on_tc["where"], on_tc["program"]["id"]) == ("tc ingress", filter_number)
+        hidden = hiding(instance)
+        assert len(hidden) == 1
+        assert hidden[0].startswith(f"eth1: ingress bpf filter, preference 1, program {filter_number} (watcher, tag ")
+        instance.write("nonsense", "broken.yaml")
+        assert hiding(instance) == hidden
+        (instance.config_dir / "broken.yaml").unlink()
         text = instance.ctl("interfaces")
         for conflict in (on_xdp, on_tc):
             assert conflict["remedy"] in text
             lab.proxy.run(*conflict["remedy"].split())
         assert [each["conflicts"] for each in instance.json("interfaces")] == [[], []]
+        assert hiding(instance) == []
         instance.ctl("down")
         lab.proxy.run("tc", "qdisc", "del", "dev", "eth1", "clsact")
 
