@@ -71,12 +71,12 @@ class Engine:
         self._attempts = attempts = Attempts(views, commits, places)
         self.revisions = Revisions(views, commits, attempts, places, self.archive)
         self._housekeeping = Housekeeping(views, commits, self.revisions)
-        self._standing = Standing(views, commits, attempts, self.revisions, places)
+        self.standing = Standing(views, commits, attempts, self.revisions, places)
         # What the daemon's loop takes step by step.
         self.observe, self.view = views.observe, views.take
         self.take_up, self.recover = commits.take_up, commits.recover
         self.commit, self.note = attempts.commit, attempts.note
-        self.track = self._standing.track
+        self.track = self.standing.track
 
     def close(self) -> None:
         """Give what is open back."""
@@ -206,9 +206,10 @@ class Engine:
 
     # -- looking -------------------------------------------------------------------------------------------
 
-    def status(self) -> answers.Status:
-        """Sync state and what there is. Errors in the files are part of the answer, errors of the kernel are raised."""
-        return self._standing.status()
+    def status(self, *, keep: bool = False) -> answers.Status:
+        """Sync state and what there is. ``keep``: the caller holds the instance lock, so that it is remembered since
+        when things are as they are. Errors in the files are part of the answer, errors of the kernel are raised."""
+        return self.standing.status(keep=keep)
 
     def test(self) -> answers.Tested:
         """Run the tests of the files on what packets see now. Raises :class:`ConfigError`, and :class:`RevproxyError`

@@ -137,6 +137,18 @@ class TransactionError(RevproxyError):
         super().__init__(text)
 
 
+class MetricsError(RevproxyError):
+    """Metrics are not served although they should be; what is applied is not concerned. It is tried again."""
+
+    transient = True
+
+
+class OverdueError(RevproxyError):
+    """An unconfirmed commit is still in force although its time is up. Rolling it back is tried again."""
+
+    transient = True
+
+
 class UnfinishedError(RevproxyError):
     """A commit holds, packets see the new configuration, and clearing up behind it is not done yet. ``cause`` says why,
     if something failed; ``left`` names what still differs. It is tried again."""

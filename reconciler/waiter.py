@@ -70,7 +70,7 @@ def main(directories: list[str]) -> int:
             _roll_back(places)
         except LockedError:
             time.sleep(_GLANCE_SEC)  # a daemon, which does it itself, or a command, which ends
-        except EXPLAINED:  # it is in the history, and `status` says so
+        except EXPLAINED:  # `status` says so
             time.sleep(_PAUSE_SEC)
     return 1
 

@@ -66,7 +66,7 @@ class Attempt:
 class Condition:
     """One thing that is so or not. ``type``: Synced, Degraded, Progressing; ``status``: True, False, Unknown;
     ``reason``: a word for programs, ``message``: for people; ``last_transition``: since when the status is this one,
-    ISO 8601 in UTC."""
+    ISO 8601 in UTC; the time of the question if no daemon has seen it become so."""
 
     type: str
     status: str

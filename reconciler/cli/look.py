@@ -78,11 +78,12 @@ def _standing(found: answers.Status) -> Iterator[tuple[str, str]]:
     if found.unconfirmed:
         each = found.unconfirmed
         back = f"revision {each.previous}" if each.previous else "nothing applied"
-        yield (
-            "confirm",
-            f"revision {each.revision} goes back to {back} in {output.duration(each.left_sec)}"
-            " unless `revproxyctl confirm` comes before",
-        )
+        if each.left_sec:
+            left = output.duration(each.left_sec)
+            text = f"revision {each.revision} goes back to {back} in {left} unless `revproxyctl confirm` comes before"
+        else:
+            text = f"revision {each.revision} was not confirmed in time, and goes back to {back}"
+        yield "confirm", text
     if found.waiting and found.differences:
         yield "waiting", found.waiting
     if found.drift_repaired:

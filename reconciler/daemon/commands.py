@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from reconciler import answers
-from reconciler.answers import Sync
-from reconciler.errors import Problem
 
 if TYPE_CHECKING:
-    from reconciler.daemon.exporter import Exporter
     from reconciler.daemon.loop import Loop
     from reconciler.engine import Engine
     from reconciler.state.totals import Totals
@@ -56,16 +53,11 @@ class DaemonCommands:
         self.connections, self.connection_count = reading.connections, reading.connection_count
         self.flush, self.stats = engine.flushing, reading.stats
         self.drain, self.undrain, self.draining = engine.drain, engine.undrain, engine.draining
-        self.exporter: Exporter | None = None
         self.test, self.explain = engine.test, engine.explain
 
     def status(self) -> answers.Status:
-        """The engine's status, with who answers and what only a daemon does."""
-        found = replace(self._engine.status(), pid=os.getpid())
-        if self.exporter is None or self.exporter.problem is None:
-            return found
-        errors = (*found.errors, Problem("", 0, 0, "", self.exporter.problem))
-        return replace(found, sync=Sync.DEGRADED, errors=errors)
+        """The engine's status, with who answers."""
+        return replace(self._engine.status(keep=True), pid=os.getpid())
 
     def interfaces(self) -> tuple[answers.InterfaceDetail, ...]:
         """Every interface, with what is attached there."""

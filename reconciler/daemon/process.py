@@ -119,6 +119,7 @@ class Daemon:
         self._metrics = Metrics(lambda: engine.live.maps.root.parent, engine.events)
         self._exporter = Exporter(self._metrics, self._alive, self._ready)
         parts.callback(self._exporter.stop)
+        engine.standing.beside = lambda: self._exporter.problem
         self._log_connections(parts, engine)
         loop.hold.released = lambda: self._worker.wake("edit")
         self._follow_files(parts, engine)
@@ -166,7 +167,6 @@ class Daemon:
             tuple(map(str, self._places.require_signed)),
         )
         commands = DaemonCommands(engine, loop, self._end, self._worker.wake)
-        commands.exporter = self._exporter
         return Server(
             self._places.socket,
             commands,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from reconciler.answers import Condition, Sync, Unconfirmed
-from reconciler.errors import ConfigError, ForeignProgramError, RevproxyError, UnsignedError
+from reconciler.errors import ConfigError, ForeignProgramError, MetricsError, OverdueError, RevproxyError, UnsignedError
 from reconciler.runtime import wholefile
 from reconciler.runtime.clock import now
 from reconciler.runtime.logger import Logger
@@ -63,6 +63,8 @@ def _progressing(now_: Situation) -> tuple[str, str, str]:
     if now_.unconfirmed:
         each = now_.unconfirmed
         back = f"revision {each.previous}" if each.previous else "nothing"
+        if not each.left_sec:
+            return TRUE, "RollingBack", f"revision {each.revision} was not confirmed in time, and goes back to {back}"
         return TRUE, "AwaitingConfirmation", f"revision {each.revision} goes back to {back} at {each.deadline}"
     if now_.suspended:
         return FALSE, "Suspended", f"suspended since {now_.suspended}"
@@ -84,6 +86,10 @@ def _reason(error: RevproxyError) -> str:
         return "FilesNotSigned"
     if isinstance(error, ConfigError):
         return "FilesWrong"
+    if isinstance(error, OverdueError):
+        return "RollbackFailed"
+    if isinstance(error, MetricsError):
+        return "MetricsNotServed"
     return "ForeignProgram" if isinstance(error, ForeignProgramError) else "CommitFailed"
 
 

@@ -38,13 +38,15 @@ class Hold:
 class Unconfirmed:
     """A commit that is rolled back when its time is up. ``previous``: the revision to go back to, 0 for none;
     ``within_sec``: how long it was given; ``deadline``: seconds of CLOCK_BOOTTIME in the boot ``boot``, which no
-    change of the clock moves; ``until``: the same for a person, ISO 8601 in UTC."""
+    change of the clock moves; ``until``: the same for a person, ISO 8601 in UTC; ``trouble``: why rolling back did not
+    work when the time was up."""
 
     previous: int
     within_sec: float
     deadline: float
     boot: str
     until: str
+    trouble: str = ""
 
     def left_sec(self) -> float:
         """Seconds that are left; 0 when the time is up. A machine that was started anew has none left."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from reconciler import answers
 from reconciler.config.files import parse_sources
-from reconciler.errors import NothingToConfirmError, RevproxyError, UnfinishedError
+from reconciler.errors import NothingToConfirmError, OverdueError, RevproxyError, UnfinishedError
 from reconciler.runtime import clock
 from reconciler.runtime.control import Control, ControlFile, Hold, Unconfirmed, boot_clock, boot_id
 from reconciler.runtime.git import Commit
@@ -237,14 +238,36 @@ class Revisions:
                 _log.warning("commit_expired", revision=0, to=0, changes=0)
             self.file.write(over)
             return None
-        if waiting.previous:
-            view = self._stored_view(waiting.previous, "expired")
-        else:
-            view = self._views.take(parse_sources({}), Origin("expired", of=0, stored=True))
         what = f"revision {present} was not confirmed in time" if present else "a commit was not confirmed in time"
-        done = self._back(view, f"{what} and was rolled back")
+        try:
+            if waiting.previous:
+                view = self._stored_view(waiting.previous, "expired")
+            else:
+                view = self._views.take(parse_sources({}), Origin("expired", of=0, stored=True))
+            done = self._back(view, f"{what} and was rolled back")
+        except UnfinishedError:  # it holds all the same
+            raise
+        except RevproxyError as error:
+            self._note_trouble(error)
+            raise
         _log.warning("commit_expired", revision=done.revision, to=waiting.previous, changes=len(done.changes))
         return done
+
+    def _note_trouble(self, error: RevproxyError) -> None:
+        """For :meth:`overdue`, in whatever process."""
+        with suppress(RevproxyError):  # the one at hand says more
+            waiting = self.control.unconfirmed
+            if waiting is not None:
+                told = replace(waiting, trouble=str(error))
+                self.file.change(lambda now: replace(now, unconfirmed=told))
+
+    def overdue(self, observed: Observed) -> RevproxyError | None:
+        """An unconfirmed commit was to be rolled back, and that did not work: why."""
+        waiting = self.control.unconfirmed
+        if waiting is None or not waiting.trouble or waiting.left_sec() > 0 or self.unconfirmed(observed) is None:
+            return None
+        number = observed.revision.number
+        return OverdueError(f"revision {number} was not confirmed in time, and can't be rolled back: {waiting.trouble}")
 
     # -- suspending ------------------------------------------------------------------------------------------
 

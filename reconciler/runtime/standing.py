@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 from reconciler import answers, report
 from reconciler.config.model import SyncPolicy
-from reconciler.errors import ConfigError, KernelError, Problem, RevproxyError
+from reconciler.errors import ConfigError, KernelError, MetricsError, Problem, RevproxyError
 from reconciler.runtime import clock
 from reconciler.runtime.conditions import Conditions, Situation
 from reconciler.runtime.logger import Logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reconciler.places import Places
     from reconciler.runtime.attempts import Attempts
     from reconciler.runtime.commits import Commits
@@ -32,9 +34,12 @@ class Standing:
         self._views, self._live = views, views.live
         self._commits, self._attempts, self._revisions = commits, attempts, revisions
         self._conditions = Conditions(places.state_dir / "conditions.json")
+        self.beside: Callable[[], str | None] = lambda: None
+        """What is wrong with metrics, which are no part of what is applied."""
 
-    def status(self) -> answers.Status:
-        """Sync state and what there is. Errors in the files are part of the answer, errors of the kernel are raised."""
+    def status(self, *, keep: bool = False) -> answers.Status:
+        """Sync state and what there is. ``keep``: the caller holds the instance lock, so that it is remembered since
+        when things are as they are. Errors in the files are part of the answer, errors of the kernel are raised."""
         view: View | None = None
         error: RevproxyError | None = None
         try:
@@ -48,6 +53,7 @@ class Standing:
             error = self._attempts.standing_failure(view) or self._attempts.blind
         observed = view.observed if view else self._live.observe()
         situation = self._situation(view, error, observed)
+        error = situation.error
         revision = observed.revision
         per_target, use = self._live.use()
         return answers.Status(
@@ -66,7 +72,7 @@ class Standing:
                 *report.table_warnings(use),
             ),
             attempt=self._attempts.latest,
-            conditions=self._conditions.of(situation),
+            conditions=self._conditions.of(situation, keep=keep),
             policy=view.config.settings.sync.value if view else SyncPolicy.AUTO.value,
             waiting=situation.waiting,
             suspended=situation.suspended,
@@ -88,12 +94,16 @@ class Standing:
         """What the conditions follow from."""
         return Situation(
             differences=len(view.changes) if view else 0,
-            error=error,
+            error=error or self._revisions.overdue(observed) or self._trouble_beside(),
             waiting=self._revisions.waiting(view) if view else "",
             suspended=self._revisions.control.suspended,
             unconfirmed=self._revisions.unconfirmed(observed),
             absent=view.desired.waiting if view else (),
         )
+
+    def _trouble_beside(self) -> RevproxyError | None:
+        trouble = self.beside()
+        return MetricsError(trouble) if trouble else None
 
 
 def _problems(error: RevproxyError | None) -> tuple[Problem, ...]:

@@ -202,6 +202,8 @@ def test_metrics_follow_the_files_and_a_port_in_use_is_told(lab: Lab, measured: 
         assert (
             f"metrics can't be served at 127.0.0.1:{PORT + 1}: Address already in use" in status["errors"][0]["message"]
         )
+        told = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+        assert (told["Synced"], told["Degraded"]) == (("True", "InSync"), ("True", "MetricsNotServed"))
         with connect(lab.client, (lab.proxy4, 7)) as client:  # and nothing else is wrong
             client.sendall(b"x")
             assert client.recv(1) == b"x"

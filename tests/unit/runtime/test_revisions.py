@@ -12,6 +12,7 @@ from reconciler.answers import Sync
 from reconciler.daemon.loop import Loop
 from reconciler.engine import Engine
 from reconciler.errors import (
+    ForeignProgramError,
     KernelError,
     NothingToConfirmError,
     RevproxyError,
@@ -187,6 +188,34 @@ def test_it_goes_back_also_while_files_are_being_edited(
     clock[0] += 30
     loop.look(FILES)
     assert port(live) == 1
+
+
+def test_one_that_can_not_go_back_is_told_by_every_process_until_it_can(
+    engine: Engine, places: Places, live: FakeLive, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_unconfirmed(engine, places)
+    engine.revisions.suspend()  # also then
+    clock[0] += 31
+    loop, taken = Loop(again(places, live)), ForeignProgramError("eth0 carries somebody else's program")
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "facts", lambda _config: raising(taken))
+        loop.look(FILES)
+    for each in (engine, again(places, live)):
+        status = each.status()
+        assert status.sync is Sync.DEGRADED
+        assert [problem.message for problem in status.errors] == [
+            "revision 2 was not confirmed in time, and can't be rolled back: eth0 carries somebody else's program"
+        ]
+        told = {condition.type: (condition.status, condition.reason) for condition in status.conditions}
+        assert (told["Degraded"], told["Progressing"]) == (("True", "RollbackFailed"), ("True", "RollingBack"))
+    assert port(live) == 2
+    loop.look(FILES)
+    assert port(live) == 1
+    assert engine.status().errors == ()
+
+
+def raising(error: Exception) -> None:
+    raise error
 
 
 def test_confirmed_it_stays(engine: Engine, places: Places, live: FakeLive, clock: list[float]) -> None:

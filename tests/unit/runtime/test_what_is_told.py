@@ -164,6 +164,21 @@ def test_conditions_follow_the_loop(engine: Engine, places: Places) -> None:
     assert second["Progressing"] == replace(first[2], reason="Stuck", message=second["Progressing"].message)
 
 
+def test_suspended_the_daemon_remembers_what_it_was_asked(
+    engine: Engine, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(range(100))
+    monkeypatch.setattr("reconciler.runtime.conditions.now", lambda: f"t{next(times):02}")
+    write(places, 1)
+    loop = Loop(engine)
+    loop.look(FILES)
+    engine.revisions.suspend()
+    write(places, 2)
+    loop.look(FILES)
+    first = engine.status(keep=True).conditions
+    assert engine.status(keep=True).conditions == engine.status().conditions == first
+
+
 def test_a_look_that_fails_before_it_can_compare_is_told_until_one_does_not(
     engine: Engine, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
