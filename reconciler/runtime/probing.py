@@ -159,6 +159,20 @@ class Prober:
         interface = self.interface(test.interface, test.destination, test.protocol)
         return self.ask(interface, test.source, test.destination, test.protocol)
 
+    def taken_out(self, test: PacketTest, answer: Answer) -> bool:
+        """Whether the target that a test is for, or all of a proxy's, may be out for another reason than what the files
+        say: health and drains have a say in where a packet goes, and none in whether a change is right."""
+        decision, expect = answer.decision, test.expect
+        if expect.target is not None:
+            wanted, port = expect.target, test.destination.port
+            return any(
+                each.ip == wanted.ip and wanted.port in (0, each.port or port)
+                for each, _ in _members(decision.destination)
+                if (decision.proxy, each) in self._state.shares
+            )
+        meant = expect.proxy is not None and expect.proxy == decision.proxy
+        return meant and answer.sent.outcome == "drop_no_target" and self._may_drop(decision, answer.sent.outcome)
+
     # -- a commit's changes --------------------------------------------------------------------------------
 
     def check(self, trial: Trial) -> str | None:
@@ -283,7 +297,7 @@ def _checked(prober: Prober, trial: Trial) -> list[str]:
 
 def run_tests(prober: Prober, view: View, *, then: str = "") -> None:
     """Raise :class:`TestsFailedError` with every test of the files that does not hold; ``then``: what is done about it.
-    One for an interface that is waited for is put off."""
+    One for an interface that is waited for, or for a target that health or a drain has taken out, is put off."""
     waiting = set(view.desired.waiting)
     problems = [
         Problem(test.place.file, test.place.line, test.place.column, test.path, result.sentence + then)
@@ -297,7 +311,7 @@ def run_tests(prober: Prober, view: View, *, then: str = "") -> None:
 @dataclass(frozen=True, slots=True)
 class Result:
     """Of one test. ``answer`` None: it could not be run, for the reason ``why``. ``waits``: its interface is not there
-    yet."""
+    yet, or it is for a target that health or a drain leaves less than its share."""
 
     test: PacketTest
     answer: Answer | None
@@ -336,7 +350,8 @@ def results(
     """Run tests, one after the other."""
     for test in tests:
         try:
-            yield test, Result(test, prober.test(test))
+            answer = prober.test(test)
+            yield test, Result(test, answer, waits=prober.taken_out(test, answer))
         except RevproxyError as error:
             # Without an interface of its own it may be meant for the one that is waited for.
             yield test, Result(test, None, str(error), waits=bool(waiting) and test.interface in (None, *waiting))

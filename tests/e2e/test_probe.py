@@ -119,6 +119,23 @@ def test_a_new_test_that_does_not_hold_is_told_of_without_any_other_change(host:
         commit(engine, BASE + TESTS)
 
 
+def test_what_is_drained_fails_no_test_of_another_change(host: ProxyHost) -> None:
+    with host.engine() as engine:
+        commit(engine, BASE + TESTS)
+        engine.drain("10.9.0.3:8080")  # the only one of its route
+        engine.drain("10.9.0.9:53")
+        commit(engine, BASE.replace("weight: 2", "weight: 3") + TESTS)
+        assert engine.observe().revision.number == 2
+        for right, wrong in (
+            ("proxy: names", "action: deny"),
+            ("action: deny", "proxy: web"),
+            ("10.0.3.1:54", "10.0.3.1:53"),
+        ):
+            with pytest.raises(ConfigError, match="the test fails"):
+                commit(engine, BASE + TESTS.replace(right, wrong))
+        assert engine.observe().revision.number == 2
+
+
 def test_a_first_commit_whose_test_fails_leaves_nothing(host: ProxyHost) -> None:
     with host.engine() as engine:
         with pytest.raises(ConfigError, match=r"all\.yaml:21:5: the test fails"):
