@@ -34,6 +34,8 @@ from reconciler.kernel.snapshot import LISTENERS, ROUTES
 
 LARGE: Final = 4096
 """Of a trie with more entries they are looked up; so many are read in 3 ms."""
+FEW_CHUNKS: Final = 64
+"""Of files that take no more than that (256 KiB packed) the contents are read."""
 _BEYOND: Final = 1024  # so many targets are looked at behind the last one in use
 
 _ARRAYS: Final = ("settings", "revision")
@@ -58,7 +60,7 @@ class Glance:
         """What the last :meth:`take` took of a CPU's time for large tries."""
         self._targets: int | None = None  # so many are in use
         self._empty: dict[str, bytes] = {}  # hash -> what it takes while it has no entry
-        self._blobs = (b"", b"")  # what the map takes, and its keys then
+        self._blobs = (b"", b"", 0)  # what the map takes, and its keys then, and how many
 
     def take(self) -> bytes:
         """A digest of everything; empty where there is nothing to be read, or where it does not stand still, or where a
@@ -98,7 +100,7 @@ class Glance:
         for name in _HASHES:
             yield self._entries(maps[name])
         yield repr(groups.read_recipes(maps)).encode() if self._has_entries(maps["group_member"]) else b""
-        yield self._blob_keys(maps["blob"])
+        yield self._blob_entries(maps["blob"])
         for name in ROUTES.values():
             yield _counted(maps[name])
         yield "\n".join(sorted(_pins(maps.root.parent))).encode()
@@ -126,12 +128,18 @@ class Glance:
         self._empty[table.spec.name] = b"" if len(keys) else taken
         return keys.tobytes() + values.tobytes()
 
-    def _blob_keys(self, table: Map) -> bytes:
-        """The same for files, of which only the keys are read, and only if there are not as many as before."""
+    def _blob_entries(self, table: Map) -> bytes:
+        """The same for files. Where they are many only the keys are read, and only if there are not as many as before:
+        what has become of their contents a whole look finds."""
         taken = _counted(table)
         if not taken or self._blobs[0] != taken:
-            self._blobs = taken, table.keys().tobytes()
-        return self._blobs[1]
+            keys = table.keys()
+            self._blobs = taken, keys.tobytes(), len(keys)
+        _, known, count = self._blobs
+        if count > FEW_CHUNKS:
+            return known
+        keys, values = table.items()
+        return keys.tobytes() + values.tobytes()
 
     def _as_known(self, trie: Map) -> bool:
         """It holds what this process knows of it. (That there are as many entries as before was looked at.)"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reconciler.kernel.store import Seen
 from reconciler.state.objects import (
     Allocation,
     Destination,
@@ -44,8 +45,7 @@ class RouteMemory:
         self.active = 0
         self.present: frozenset[int] = frozenset()  # proxies by number: routes of others don't count
         self.last: InWords | None = None
-        self.blobs: tuple[dict[bytes, int], frozenset[bytes]] | None = None
-        """How many chunks there are of each blob, and which of them are whole."""
+        self.blobs = Seen()
 
     def adopt(self, state: KernelState) -> None:
         """Its routes are equal to those that were observed, and the rest may be: have the next ones be of the same

@@ -74,7 +74,8 @@ def observe(
         shares=words.shares,
         wrong_tables=words.wrong_tables,
     )
-    whole = _whole_digests(maps, taken, memory, routes_as_known)
+    seen = memory.blobs if memory is not None else store.Seen()
+    whole = store.whole_digests(maps, taken.blobs, seen, as_known=routes_as_known)
     revision = store.decode_revision(taken.revision[0]["slot"][taken.active])
     return Observed(
         state=state,
@@ -123,21 +124,6 @@ def _in_words(taken: Snapshot, memory: RouteMemory) -> InWords:
             allocation=resolver.allocation(),
         )
     return memory.last
-
-
-def _whole_digests(maps: Maps, taken: Snapshot, memory: RouteMemory | None, as_known: bool) -> frozenset[bytes]:
-    """``as_known``: as far as there are as many chunks of each as at the last look, that has been seen then."""
-    counts = {digest: len(keys) for digest, keys in taken.blobs.items()}
-    if as_known and memory is not None and memory.blobs is not None:
-        known, whole = memory.blobs
-        fresh = {digest: keys for digest, keys in taken.blobs.items() if known.get(digest) != counts[digest]}
-        found = frozenset(each for each in whole if each in counts and each not in fresh)
-        found |= store.whole_digests(maps, fresh)
-    else:
-        found = store.whole_digests(maps, taken.blobs)
-    if memory is not None:
-        memory.blobs = counts, found
-    return found
 
 
 def _digest(taken: Snapshot) -> bytes:

@@ -95,7 +95,7 @@ def repairs(taken: Snapshot) -> Iterator[Repair]:
     yield from _names(taken)
     yield from _ports(taken)
     orphans = [keys for digest, keys in sorted(taken.blobs.items()) if digest not in taken.manifest]
-    if orphans:
+    if orphans and (taken.manifest or not taken.present_proxies.any()):  # else somebody may know what they are of
         yield Repair("blob", delete=np.concatenate(orphans))
 
 

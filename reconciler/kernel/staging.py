@@ -124,6 +124,12 @@ class Stage:
 
     def _blobs(self, operations: Run) -> None:
         encoded = [store.encode_blob(each.digest, each.content, self.packer) for each in operations]
+        stored = store.stored_digests(self.maps)
+        for keys, _ in encoded:  # of one that was damaged there may be chunks that it does not have
+            there = stored.get(keys[0]["digest"].tobytes(), keys[:0])
+            surplus = there[there["chunk"] >= len(keys)]
+            if len(surplus):
+                self.journal.erase(self.maps["blob"], surplus)
         self._put("blob", np.concatenate([k for k, _ in encoded]), np.concatenate([v for _, v in encoded]))
 
     def _put(self, name: str, keys: Any, values: Array) -> None:

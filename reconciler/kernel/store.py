@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
@@ -171,11 +171,19 @@ def read_blob(maps: Maps, digest: bytes) -> bytes:
     found, values = maps["blob"].get_many(blob_keys(digest, count))
     if not found.all():
         raise StoreError(digest, f"{int((~found).sum())} of {count} chunks are missing")
-    packed = b"".join(bytes(value["data"][: value["length"]]) for value in values)
+    return _content(digest, values)
+
+
+def _content(digest: bytes, chunks: Array) -> bytes:
+    """What a blob's chunks hold. Raises :class:`StoreError`."""
+    packed = b"".join(bytes(value["data"][: value["length"]]) for value in chunks)
+    unpacking = zlib.decompressobj()
     try:
-        content = zlib.decompressobj().decompress(packed, MAX_BLOB_BYTES)
+        content = unpacking.decompress(packed, MAX_BLOB_BYTES)
     except zlib.error as error:
         raise StoreError(digest, str(error)) from error
+    if not unpacking.eof or unpacking.unused_data:
+        raise StoreError(digest, "it does not end where it says")
     if digest_of(content) != digest:
         raise StoreError(digest, f"its content has the digest {digest_of(content).hex()}")
     return content
@@ -216,18 +224,6 @@ def read_sources(maps: Maps, manifest: Manifest) -> Mapping[str, bytes]:
     return {each.path: read_blob(maps, each.digest) for each in manifest.files}
 
 
-def whole_digests(maps: Maps, stored: Mapping[bytes, Array]) -> frozenset[bytes]:
-    """Those of :func:`stored_digests` of which no chunk is missing."""
-    beginning = {digest: keys for digest, keys in stored.items() if not keys[0]["chunk"]}
-    if not beginning:
-        return frozenset()
-    found, first = maps["blob"].get_many(np.concatenate([keys[:1] for keys in beginning.values()]))
-    counts = np.where(found, first["chunks"], 0).tolist()
-    return frozenset(
-        digest for (digest, keys), count in zip(beginning.items(), counts, strict=True) if count == len(keys)
-    )
-
-
 def stored_digests(maps: Maps) -> dict[bytes, Array]:
     """Every digest the map has chunks of, complete or not, with the keys of those chunks, chunk 0 first."""
     keys = maps["blob"].keys()
@@ -236,3 +232,72 @@ def stored_digests(maps: Maps) -> dict[bytes, Array]:
     keys, numbers = keys[order := np.lexsort((keys["chunk"], numbers))], numbers[order]
     starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return {bytes(keys[start]["digest"]): keys[start:stop] for start, stop in pairwise([*starts, len(keys)])}
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was read of blobs: ``counts`` how many chunks there were of each, and ``raw``, of those that held what they
+    are to, a digest of their chunks, which need not be unpacked again as long as they are the same."""
+
+    counts: dict[bytes, int] = field(default_factory=dict)
+    raw: dict[bytes, bytes] = field(default_factory=dict)
+
+
+def whole_digests(maps: Maps, stored: Mapping[bytes, Array], seen: Seen, *, as_known: bool = False) -> frozenset[bytes]:
+    """Those of :func:`stored_digests` that hold what they are to, chunk for chunk. ``seen``: what was found before, and
+    then what is found now. ``as_known``: what has as many chunks as then is taken for what it was then."""
+    counts = {digest: len(keys) for digest, keys in stored.items()}
+    known = {each for each in seen.raw if seen.counts[each] == counts.get(each)} if as_known else set[bytes]()
+    fresh = {digest: keys for digest, keys in stored.items() if digest not in known}
+    raw = {digest: seen.raw[digest] for digest in known}
+    for digest, chunks in _chunks(maps, fresh):
+        now = hashlib.sha256(chunks.tobytes()).digest()
+        if seen.raw.get(digest) == now or _is_whole(digest, chunks):
+            raw[digest] = now
+    seen.counts, seen.raw = counts, raw
+    return frozenset(raw)
+
+
+def _is_whole(digest: bytes, chunks: Array) -> bool:
+    """To the last bit, also of those that no reader looks at."""
+    last = int(chunks[-1]["length"])
+    if (chunks["chunks"] != len(chunks)).any() or (chunks[:-1]["length"] != layout.BLOB_CHUNK).any():
+        return False
+    if last > layout.BLOB_CHUNK or chunks[-1]["data"][last:].any():
+        return False
+    try:
+        _content(digest, chunks)
+    except StoreError:
+        return False
+    return True
+
+
+_AT_ONCE: Final = 256
+"""So many chunks are read with one call: a megabyte."""
+
+
+def _chunks(maps: Maps, stored: Mapping[bytes, Array]) -> Iterator[tuple[bytes, Array]]:
+    """The chunks of each, but of those that lack some."""
+    together: list[tuple[bytes, Array]] = []
+    count = 0
+    for digest, keys in stored.items():
+        if keys[0]["chunk"] or int(keys[-1]["chunk"]) != len(keys) - 1:
+            continue
+        together.append((digest, keys))
+        count += len(keys)
+        if count >= _AT_ONCE:
+            yield from _read(maps, together)
+            together, count = [], 0
+    yield from _read(maps, together)
+
+
+def _read(maps: Maps, blobs: list[tuple[bytes, Array]]) -> Iterator[tuple[bytes, Array]]:
+    if not blobs:
+        return
+    found, values = maps["blob"].get_many(np.concatenate([keys for _, keys in blobs]))
+    at = 0
+    for digest, keys in blobs:
+        part = slice(at, at + len(keys))
+        at += len(keys)
+        if found[part].all():
+            yield digest, values[part]

@@ -189,6 +189,22 @@ def test_a_hash_that_is_empty_is_not_read(maps: Maps, monkeypatch: pytest.Monkey
     assert "listener6" in read
 
 
+def test_contents_of_few_files_are_seen_to_change(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that is left to a whole look: reading megabytes costs more than all the rest."""
+    for few, looked in ((2, True), (1, False)):
+        monkeypatch.setattr(glance, "FEW_CHUNKS", few)
+        for digest in (b"0", b"1"):
+            maps["blob"].put(np.frombuffer(digest * 20, layout.blob_key), np.zeros(1, layout.blob_chunk))
+        seen = remembered(maps)
+        assert same(seen, maps)
+        changed = np.zeros(1, layout.blob_chunk)
+        changed["data"][0, 4000] = 1
+        maps["blob"].put(np.frombuffer(b"1" * 20, layout.blob_key), changed)
+        assert same(seen, maps) is not looked
+        maps["blob"].delete(np.frombuffer(b"1" * 20, layout.blob_key))
+        assert not same(seen, maps), "that one is gone, in any case"
+
+
 def test_a_kernel_that_tells_the_same_however_many_there_are(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Linux 6.4 (bpf_map_memory_footprint): the size of keys and values of as many as fit in."""
     before = {"route4": 32 << 20, "route6": 40 << 20, "proxy_name": 8192, "device": 4096}

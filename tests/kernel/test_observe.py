@@ -77,7 +77,7 @@ def test_observed_is_what_was_applied(instance: Instance) -> None:
 
 def _wipe(name: str) -> Callable[[Maps], None]:
     def wipe(maps: Maps) -> None:
-        if name in ("target", "proxy", "port", "settings"):
+        if name in ("target", "proxy", "port", "settings", "revision"):
             keys, values = maps[name].items()
             maps[name].put_many(keys, np.zeros_like(values))
         else:
@@ -371,13 +371,20 @@ def test_the_number_of_a_proxy_whose_name_is_lost_is_not_given_away(instance: In
     assert ids[0] not in instance.observe().allocation.proxies.values()
 
 
-def test_lost_manifest_frees_the_files(instance: Instance) -> None:
-    manifest = instance.observe().revision.manifest
-    keys = instance.maps["blob"].keys()
-    instance.maps["blob"].delete_many(keys[[bytes(key["digest"]) == manifest for key in keys]])
-    assert instance.observe().unfinished
+@pytest.mark.parametrize("lost", ["blob", "revision"])
+def test_files_that_nothing_names_any_more_stay_while_they_may_be_in_force(instance: Instance, lost: str) -> None:
+    """Somebody else may know what they are of."""
+    before, manifest = instance.observe().blobs, instance.observe().revision.manifest
+    if lost == "blob":
+        keys = instance.maps["blob"].keys()
+        instance.maps["blob"].delete_many(keys[[bytes(key["digest"]) == manifest for key in keys]])
+    else:
+        _wipe("revision")(instance.maps)
+    assert not instance.observe().unfinished
     recover(instance.maps)
-    assert instance.observe().blobs == frozenset()
+    assert instance.observe().blobs == before - ({manifest} if lost == "blob" else set())
+    execute(instance.plan(state([], {}), "other text"), instance.context)
+    assert len(instance.observe().blobs) == 2, "until there is another revision"
 
 
 def test_hundred_thousand_routes_are_read_in_under_a_second(tmp_path: Path) -> None:

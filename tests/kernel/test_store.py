@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reconciler.kernel import layout, store
-from reconciler.kernel.maps import Maps
+from reconciler.kernel.maps import Map, Maps
 from reconciler.kernel.store import Manifest, ManifestFile, StoreError, digest_of
 from reconciler.state.objects import Revision
 from tests.kernel.kernelmaps import private_maps, small_arrays
@@ -135,8 +135,51 @@ def test_pieces_packed_before_make_the_same_blob() -> None:
 def test_a_blob_is_whole_or_not_counted(maps: Maps) -> None:
     first, last, other = (put(maps, os.urandom(20_000)) for _ in range(3))
     stored = store.stored_digests(maps)
-    assert store.whole_digests(maps, stored) == stored.keys() == {first, last, other}
+    assert whole(maps) == stored.keys() == {first, last, other}
     maps["blob"].delete_many(stored[first][:1])
     maps["blob"].delete_many(stored[last][-1:])
-    assert store.whole_digests(maps, store.stored_digests(maps)) == {other}
-    assert store.whole_digests(maps, {}) == frozenset()
+    assert whole(maps) == {other}
+    assert store.whole_digests(maps, {}, store.Seen()) == frozenset()
+
+
+def whole(maps: Maps, seen: store.Seen | None = None, *, as_known: bool = False) -> frozenset[bytes]:
+    return store.whole_digests(maps, store.stored_digests(maps), seen or store.Seen(), as_known=as_known)
+
+
+@pytest.mark.parametrize("field", ["chunks", "length", "data"])
+@pytest.mark.parametrize("chunk", [0, 2, 4])
+def test_a_changed_bit_is_seen(maps: Maps, field: str, chunk: int) -> None:
+    """Also by who has found it whole before."""
+    digest, other = put(maps, os.urandom(20_000)), put(maps, b"other")  # five chunks, the last one not full
+    seen = store.Seen()
+    assert whole(maps, seen) == {digest, other}
+    key = store.blob_keys(digest, 5)[chunk : chunk + 1]
+    value = maps["blob"].get_many(key)[1]
+    number = np.atleast_2d(value[field])
+    number[0, -1] ^= 1
+    value[field] = number.reshape(value[field].shape)
+    maps["blob"].put_many(key, value)
+    assert whole(maps) == {other}
+    assert whole(maps, seen) == {other}
+
+
+def test_what_was_seen_whole_is_not_unpacked_again(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_AT_ONCE", 8)
+    digests, seen = {put(maps, os.urandom(9_000)) for _ in range(20)}, store.Seen()
+    assert whole(maps, seen) == digests
+    monkeypatch.setattr(store, "_is_whole", lambda *_: pytest.fail("unpacked"))
+    assert whole(maps, seen) == digests
+    monkeypatch.setattr(Map, "get_many", lambda *_: pytest.fail("read"))
+    assert whole(maps, seen, as_known=True) == digests
+
+
+def test_what_was_damaged_is_looked_at_again(maps: Maps) -> None:
+    """Its repair need not change the number of its chunks."""
+    content, seen = os.urandom(9_000), store.Seen()
+    digest = put(maps, content)
+    keys, values = store.encode_blob(digest, content)
+    values["data"][1, 0] ^= 1
+    maps["blob"].put_many(keys, values)
+    assert not whole(maps, seen)
+    put(maps, content)
+    assert whole(maps, seen, as_known=True) == {digest}
