@@ -23,6 +23,7 @@ from reconciler.runtime.configdir import ConfigDirectory
 from reconciler.runtime.events import Events
 from reconciler.runtime.history import History
 from reconciler.runtime.housekeeping import Housekeeping
+from reconciler.runtime.knownrevision import KnownRevision
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.standing import Standing
@@ -66,7 +67,8 @@ class Engine:
         self.steering = Steering(places, live, self.events)
         self.archive = History(places)
         self._originals = Originals(places.state_dir / "sysctls.json")
-        self._views = views = Views(self.files, live, self.steering, self._originals)
+        known = KnownRevision(live, self.archive)
+        self._views = views = Views(self.files, live, self.steering, self._originals, known)
         self._commits = commits = Commits(views, places, self.archive, self.events)
         self._attempts = attempts = Attempts(views, commits, places)
         self.revisions = Revisions(views, commits, attempts, places, self.archive)

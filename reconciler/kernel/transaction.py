@@ -152,7 +152,8 @@ def _set_sysctl(operation: SetSysctl, context: Context, journal: Journal) -> Non
     key, value = pack_sysctl_key(name), np.zeros(1, layout.sysctl_value)
     known = table.get(key)
     original = operation.original or (operation.before if live is None else live)
-    value["before"] = known[0]["before"] if known is not None else pack_text(original, layout.sysctl_value["before"])
+    kept = known[0]["before"] if known is not None and not operation.original else b""
+    value["before"] = kept or pack_text(original, layout.sysctl_value["before"])
     value["after"] = pack_text(operation.after, layout.sysctl_value["after"])
     journal.put(table, key, value)
     if live is not None:

@@ -23,6 +23,11 @@ def of_ns(nanoseconds: int) -> str:
     return at.isoformat(timespec="milliseconds")
 
 
+def ns_of(text: str) -> int:
+    """The inverse of :func:`of_ns`, to the millisecond."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000) * 1_000_000
+
+
 def age_sec(text: str) -> float:
     """How long ago a time of :func:`now` was, by the clock on the wall."""
     return (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -27,6 +27,7 @@ from reconciler.state.plan import Plan, giving_back, make_plan
 
 if TYPE_CHECKING:
     from reconciler.config.model import PacketTest
+    from reconciler.kernel.store import Manifest
     from reconciler.kernel.transaction import Result
     from reconciler.places import Places
     from reconciler.runtime.events import Events
@@ -79,11 +80,12 @@ class Commits:
         blobs: Contents[bytes] = Contents({})
         if not view.repairs(applied):
             commit = self._git_commit(view)
-            digest, manifest = _manifest(view, commit)
+            encoded = _encoded(_manifest(view, commit))
+            (digest,) = encoded
             revision = Revision(self.next_number(view.observed), time.time_ns(), digest)
-            blobs = Contents({file.digest: file for file in view.config.files}, {digest: manifest})
+            blobs = Contents({file.digest: file for file in view.config.files}, encoded)
         elif view.observed.files_lost:
-            blobs = Contents({file.digest: file for file in view.config.files})
+            blobs = Contents({file.digest: file for file in view.config.files}, _encoded(applied))
         plan = make_plan(
             view.desired,
             view.observed,
@@ -158,12 +160,18 @@ class Commits:
             for each in plan.stage
             if isinstance(each, SetSysctl) and each.name not in view.observed.remembered
         }
+        self._views.known.made(None)  # until it is sure
+        result = self._remembering(changed, lambda: self._live.execute(plan, Verification(self._live, view, plan)))
+        self._views.known.made(plan.revision or (view.observed.revision if view.observed.exists else None))
+        return result
+
+    def _remembering(self, changed: Mapping[str, tuple[str, str]], execute: Callable[[], Result]) -> Result:
         if not changed:
-            return self._live.execute(plan, Verification(self._live, view, plan))
+            return execute()
         originals = self._views.originals
         originals.keep(changed)
         try:
-            return self._live.execute(plan, Verification(self._live, view, plan))
+            return execute()
         except BaseException:
             originals.keep({}, {name for name, (_, after) in changed.items() if not self._may_be(name, after)})
             raise
@@ -387,14 +395,20 @@ class Commits:
         _log.warning("state_dir_not_written", path=str(self._places.state_dir), error=str(error))
 
 
-def _manifest(view: View, commit: Commit | None) -> tuple[bytes, bytes]:
-    """Digest and content."""
-    from reconciler.kernel.store import Manifest, ManifestFile, digest_of, encode_manifest
+def _manifest(view: View, commit: Commit | None) -> Manifest:
+    from reconciler.kernel.store import Manifest, ManifestFile
 
     files = tuple(ManifestFile(name, digest) for name, digest in view.digests().items())
     told = (commit.id, commit.author, commit.subject) if commit else (None, None, None)
-    content = encode_manifest(Manifest(files, *told))
-    return digest_of(content), content
+    return Manifest(files, *told)
+
+
+def _encoded(manifest: Manifest) -> dict[bytes, bytes]:
+    """Digest -> content."""
+    from reconciler.kernel.store import digest_of, encode_manifest
+
+    content = encode_manifest(manifest)
+    return {digest_of(content): content}
 
 
 def _told(entry: answers.HistoryEntry, commit: Commit | None) -> answers.HistoryEntry:

@@ -83,6 +83,7 @@ class Live(LiveTables):
         self._bpffs_dir, self._gateway = bpffs_dir, gateway or Gateway()
         self._packer = store.Packer()
         self._lock = PinsLock()
+        self._manifest = b"", Manifest()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
         """By an observation, for the facts that go with it."""
         super().__init__(Maps(bpffs.locate(bpffs_dir) or bpffs_dir, self._gateway))
@@ -190,13 +191,24 @@ class Live(LiveTables):
         return [(each, attached[each.ifindex]) for each in facts if each.ifindex in attached]
 
     def manifest(self, revision: Revision) -> Manifest:
-        """What the applied revision was made from; the empty one if the kernel's copy is lost."""
+        """What the applied revision was made from. If the kernel's copy is lost it is that which was read last or which
+        :meth:`remember` was given, and the empty one if that is of another revision."""
         if not revision.manifest or not self._open():
             return Manifest()
         try:
-            return store.read_manifest(self.maps, revision.manifest)
+            found = store.read_manifest(self.maps, revision.manifest)
         except store.StoreError:
-            return Manifest()
+            digest, known = self._manifest
+            return known if digest == revision.manifest else Manifest()
+        if self._manifest[0] != revision.manifest:
+            self.remember(found)
+        return found
+
+    def remember(self, manifest: Manifest) -> bytes:
+        """Have :meth:`manifest` know this one, whatever becomes of the kernel's copy; its digest."""
+        digest = store.digest_of(store.encode_manifest(manifest))
+        self._manifest = digest, manifest
+        return digest
 
     def sources(self, revision: Revision) -> Mapping[str, bytes] | None:
         """Name -> content of the files of the applied revision; None if the kernel's copy is lost."""
@@ -272,10 +284,10 @@ class Live(LiveTables):
     def down(self, originals: Mapping[str, tuple[str, str]] | None = None) -> tuple[str, ...]:
         """Detach, restore sysctls, unpin, whatever version of the programs put it there. Can be repeated; what was
         removed, in words. ``originals``: what stood in sysctls before us and what we set, for where the kernel's own
-        memory of it is lost. Raises :class:`KernelError` at the first thing that can't be removed."""
+        memory of it is lost or says otherwise. Raises :class:`KernelError` at the first thing that can't be removed."""
         removed: list[str] = []
         observed = self.observe()
-        lost = {name: pair for name, pair in (originals or {}).items() if name not in observed.remembered}
+        lost = {name: pair for name, pair in (originals or {}).items() if observed.remembered.get(name) != pair}
         if lost:
             state = replace(observed.state, sysctls=observed.state.sysctls | sysctls.read_all(lost))
             observed = replace(observed, state=state, remembered=observed.remembered | lost)

@@ -51,7 +51,7 @@ class Standing:
             error = found
         if view and error is None:
             error = self._attempts.standing_failure(view) or self._attempts.blind
-        observed = view.observed if view else self._live.observe()
+        observed = view.observed if view else self._views.observe()
         situation = self._situation(view, error, observed)
         error = situation.error
         revision = observed.revision
@@ -85,7 +85,7 @@ class Standing:
         can't be applied, or it could not even be found out what differs."""
         self._attempts.blind = None if view or isinstance(error, ConfigError) else error
         try:
-            observed = view.observed if view else self._live.observe()
+            observed = view.observed if view else self._views.observe()
             self._conditions.of(self._situation(view, error, observed), keep=True)
         except KernelError as unreadable:
             _log.warning("conditions_not_kept", error=str(unreadable))

@@ -14,6 +14,7 @@ from reconciler.state.diff import changes_of, compare
 if TYPE_CHECKING:
     from reconciler.config.model import Config
     from reconciler.runtime.configdir import ConfigDirectory
+    from reconciler.runtime.knownrevision import KnownRevision
     from reconciler.runtime.live import Live
     from reconciler.runtime.originals import Originals
     from reconciler.runtime.steer import Steering
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 class Views:
     """Looks at both sides, from one thread. What it says of live state it has just read from the kernel."""
 
-    def __init__(self, files: ConfigDirectory, live: Live, steering: Steering, originals: Originals) -> None:
+    def __init__(
+        self, files: ConfigDirectory, live: Live, steering: Steering, originals: Originals, known: KnownRevision
+    ) -> None:
         self.files, self.live, self.steering, self.originals = files, live, steering, originals
+        self.known = known
         self._memo = Memo()
         self._orders = InForce(live)
         self.refused_xdp: frozenset[int] = frozenset()  # interfaces that turned out not to take native XDP
@@ -33,7 +37,7 @@ class Views:
     def observe(self, *, routes_as_known: bool = False, connections_anew: bool = False) -> Observed:
         """What the kernel holds."""
         observed = self.live.observe(routes_as_known=routes_as_known, connections_anew=connections_anew)
-        return self.originals.supplement(observed, self.live.read_sysctl)
+        return self.known.supplement(self.originals.supplement(observed, self.live.read_sysctl))
 
     def take(
         self,

@@ -196,12 +196,15 @@ def _sysctl_order(name: str) -> tuple[bool, bool, str]:
 
 
 def _sysctls_to_restore(desired: Desired, observed: Observed) -> dict[str, tuple[str, str]]:
-    """The other way round. What somebody else has changed since stays as it is."""
+    """The other way round. What somebody else has changed since stays as it is, and where nobody knows any more what
+    stood there."""
     found = {}
     for name in sorted(observed.remembered, key=_sysctl_order, reverse=True):
-        if name not in desired.state.sysctls:
-            original, ours = observed.remembered[name]
-            live = observed.state.sysctls.get(name, "")
+        original, ours = observed.remembered[name]
+        live = observed.state.sysctls.get(name, "")
+        if not original:
+            found[name] = (live, live)
+        elif name not in desired.state.sysctls:
             found[name] = (live, original if live == ours else live)
     return found
 
@@ -247,13 +250,22 @@ def _settings(delta: Delta, observed: Observed) -> Iterator[Change]:
     for name, (live, wanted) in sorted(delta.sysctls.items()):
         yield Change("update" if name in observed.remembered else "create", "setting", name, live, wanted)
     for name, (live, original) in sorted(delta.forgotten_sysctls.items()):
-        yield Change("delete", "setting", name, live, original)
+        if observed.remembered[name][0]:
+            yield Change("delete", "setting", name, live, original)
+        else:
+            found = f"{live}; what stood there before us is not known any more"
+            yield Change("update", "setting", name, found, f"{live}, also after `down`")
     for name, original in delta.originals.items():
         found = f"{original}, before us"
-        yield Change("update", "setting", name, f"{found}: lost from the kernel", f"{found}: kept in the kernel")
+        lost = "lost from the kernel, or changed there"
+        yield Change("update", "setting", name, f"{found}: {lost}", f"{found}: kept in the kernel")
     for port, bits in delta.lost_ports.items():
         there = observed.ports.get(port, 0)
         yield Change("update", "setting", f"port/{port}", _port_uses(there), _port_uses(there | bits))
+    if observed.revision_said is not None:
+        was, will = (f"number {each.number}" for each in (observed.revision_said, observed.revision))
+        will = will if observed.revision.number else "a new one, since the last is not known any more"
+        yield Change("update", "setting", "revision in force", f"{was}: not what was committed", will)
     if observed.files_lost:
         yield Change("update", "setting", "files in force", "lost from the kernel", "kept in the kernel")
 

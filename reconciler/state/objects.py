@@ -282,9 +282,10 @@ class Observed:
 
     ``ports`` is the port map's bytes other than 0 by port; ``blobs`` the digests of what is whole in the blob map;
     ``files_lost``: something of what ``revision`` was made from is not;
-    ``remembered`` our sysctl map: name -> (what stood there before us, what we set), and what it has lost of that as
-    far as it is known from elsewhere, ``forgotten``. ``state.sysctls`` holds live values, at least of those
-    remembered. ``hidden``: sentences about programs of others that may keep packets from ours."""
+    ``revision_said``: what stands in the revision map if that is not ``revision``, which is known from elsewhere;
+    ``remembered`` our sysctl map: name -> (what stood there before us, what we set), and what it has lost of that, or
+    says wrongly, as far as it is known from elsewhere, ``forgotten``. ``state.sysctls`` holds live values, at least of
+    those remembered. ``hidden``: sentences about programs of others that may keep packets from ours."""
 
     state: KernelState
     allocation: Allocation
@@ -295,6 +296,7 @@ class Observed:
     ports: dict[int, int] = field(default_factory=dict)
     blobs: frozenset[bytes] = frozenset()
     files_lost: bool = False
+    revision_said: Revision | None = None
     remembered: dict[str, tuple[str, str]] = field(default_factory=dict)
     forgotten: frozenset[str] = frozenset()
     hidden: tuple[str, ...] = ()

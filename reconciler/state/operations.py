@@ -89,7 +89,7 @@ class LoadProgram(Operation):
 @dataclass(frozen=True, slots=True)
 class SetSysctl(Operation):
     """``name`` like net/ipv4/conf/lo/forwarding. ``before`` is remembered in the sysctl map and restored by
-    RestoreSysctl; ``original`` in its place where the map has lost what stood there before us."""
+    RestoreSysctl; ``original`` in its place where the map has lost what stood there before us, or says it wrongly."""
 
     map: ClassVar[str] = "sysctl"
     name: str

@@ -121,13 +121,15 @@ def make_plan(
     _check_capacity(delta, observed.state, limits)
     slots = _slots(delta, desired.state, observed, numbers)
     recorded = revision if slots or (revision and revision.manifest != observed.revision.manifest) else None
+    said = observed.revision if observed.revision_said is None else observed.revision_said
+    written = recorded or (observed.revision if said != observed.revision else None)
     wanted_blobs = blobs or {}
     stage = [*_prepare(delta, desired.state, observed, numbers)]
     if recorded or observed.files_lost:
         stage += [PutBlob(each, wanted_blobs[each]) for each in sorted(wanted_blobs.keys() - observed.blobs)]
     stage += slots
-    if recorded:
-        stage.append(StageRevision(observed.revision, recorded))
+    if written:
+        stage.append(StageRevision(said, written))
     finish = [*steering.operations(desired.state, observed, mend=False)]
     finish += [*_detach_and_restore(delta, observed.state, desired.state), *_free_groups(observed, numbers)]
     finish += (each for each in _sources(desired.state, observed, numbers) if each.after is None)
@@ -138,9 +140,9 @@ def make_plan(
         changes=changes,
         stage=tuple(stage),
         attach=tuple(_attach(delta, desired.state, observed)),
-        switch=Switch(observed.active, 1 - observed.active) if slots or recorded else None,
+        switch=Switch(observed.active, 1 - observed.active) if slots or written else None,
         finish=tuple(finish),
-        base=observed.revision,
+        base=said,
         revision=recorded,
         touched=_touched(delta, runtime),
     )
@@ -186,7 +188,7 @@ def _prepare(delta: Delta, new: KernelState, observed: Observed, numbers: Number
     yield from _refusing_redirects(delta, observed)
     for name, (live, wanted) in delta.sysctls.items():
         if not opens(name):
-            yield SetSysctl(name, live, wanted)
+            yield SetSysctl(name, live, wanted, _original(name, observed))
     for name, original in delta.originals.items():
         yield SetSysctl(name, new.sysctls[name], new.sysctls[name], original)
     for name in numbers.new_proxies:
@@ -334,7 +336,12 @@ def _attach(delta: Delta, new: KernelState, observed: Observed) -> Iterator[Oper
             yield PutDevice(ifindex, before, gained)
     for name, (live, wanted) in delta.sysctls.items():
         if opens(name):
-            yield SetSysctl(name, live, wanted)
+            yield SetSysctl(name, live, wanted, _original(name, observed))
+
+
+def _original(name: str, observed: Observed) -> str:
+    """What stood there before us, if the kernel's own memory of it is wrong."""
+    return observed.remembered[name][0] if name in observed.forgotten else ""
 
 
 def _refusing_redirects(delta: Delta, observed: Observed) -> Iterator[PutDevice]:

@@ -105,6 +105,15 @@ def zero_used_targets(values: Any) -> None:
     values[1:] = np.zeros((), values.dtype)
 
 
+def zero(values: Any) -> None:
+    values[:] = np.zeros((), values.dtype)
+
+
+def forget_before(values: Any) -> None:
+    """What we set is what stood there, so that nothing would be put back."""
+    values["before"] = values["after"]
+
+
 def close_ports(values: Any) -> None:
     values[:] = 0
 
@@ -130,8 +139,32 @@ MAPS: dict[str, tuple[Callable[[Instance], None], set[str]]] = {
     "names deleted": (delete_all("proxy_name"), {"proxy web", "proxy dns"}),
     "ports closed": (edit("port", close_ports), {"setting port/80", "setting port/53"}),
     "files deleted": (delete_all("blob"), {"setting files in force"}),
+    "a bit of the files": (on_maps(lambda maps: change_a_bit(maps)), {"setting files in force"}),
+    "one piece more of a file": (on_maps(lambda maps: add_a_piece(maps)), {"setting files in force"}),
+    "revision zeroed": (edit("revision", zero), {"setting revision in force"}),
+    "revision's number": (edit("revision", set_all("number", 77)), {"setting revision in force"}),
+    "revision's manifest": (edit("revision", set_all("manifest", 7)), {"setting revision in force"}),
+    "revision zeroed and files deleted": (
+        lambda instance: (edit("revision", zero)(instance), delete_all("blob")(instance), None)[-1],
+        {"setting revision in force", "setting files in force"},
+    ),
     "devices deleted": (delete_all("device"), {"interface eth0", "interface eth1"}),
 }
+
+
+def change_a_bit(maps: Maps) -> None:
+    """Of a file, not of the manifest that names it."""
+    keys, values = maps["blob"].items()
+    manifest = maps["revision"].items()[1]["slot"]["manifest"][0, 0]
+    chosen = (keys["digest"] != manifest).any(axis=1)
+    values["data"][chosen, 20] ^= 1
+    maps["blob"].put_many(keys[chosen], values[chosen])
+
+
+def add_a_piece(maps: Maps) -> None:
+    keys, values = maps["blob"].items()
+    keys["chunk"] += 1
+    maps["blob"].put_many(keys, values)
 
 
 @pytest.mark.parametrize("damage", MAPS)
@@ -213,12 +246,13 @@ def test_what_stood_in_sysctls_before_us(running: Instance) -> None:
     remembered = []
     look = on_maps(lambda maps: remembered.append(sorted(value.tobytes() for value in maps["sysctl"].items()[1])))
     look(running)
-    repairs(running, delete_all("sysctl"), names)
-    look(running)
-    assert remembered[0] == remembered[1]
+    for damage in (delete_all("sysctl"), edit("sysctl", forget_before), edit("sysctl", zero)):
+        repairs(running, damage, names)
+        look(running)
+        assert remembered[0] == remembered.pop()
     # One that is not asked for any more goes back, although the map had forgotten what stood there.
     running.ctl("suspend")
-    delete_all("sysctl")(running)
+    edit("sysctl", forget_before)(running)
     running.write(config(running.lab).replace("mode: fullnat", "mode: dnat"))
     running.ctl("resume")
     running.wait_synced(timeout_sec=20)
@@ -289,9 +323,13 @@ def test_what_is_applied_is_kept_in_force_while_the_files_are_broken(running: In
 
 def test_found_at_start_it_is_put_right(running: Instance) -> None:
     running.stop_daemon(signal.SIGTERM)
+    before = running.json("status")
     delete_all("listener4")(running)
+    edit("revision", zero)(running)
     running.start_daemon("--resync", str(RESYNC_SEC))
     assert {"proxy web", "proxy dns"} <= {text for objects in told(running) for text in objects}
+    after = running.json("status", status=0)
+    assert (after["revision"], after["commit"]) == (before["revision"], before["commit"])
     serves(running.lab)
 
 

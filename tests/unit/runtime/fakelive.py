@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 
 from reconciler.answers import TableUse
 from reconciler.config.model import Config
-from reconciler.kernel.store import Manifest, decode_manifest
+from reconciler.kernel.store import Manifest, decode_manifest, digest_of, encode_manifest
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.live import Recovered, map_limits
@@ -17,7 +17,7 @@ from reconciler.state.desired import desired, sysctl_names
 from reconciler.state.diff import wanted_ports
 from reconciler.state.facts import HostFacts, Interface, RuntimeFacts
 from reconciler.state.objects import Allocation, KernelState, Observed, Revision
-from reconciler.state.operations import Operation, PutBlob
+from reconciler.state.operations import Operation, PutBlob, StageRevision
 from reconciler.state.plan import Plan
 
 TARGET = ip_address("10.0.0.1")
@@ -44,6 +44,7 @@ class FakeLive:
         self.native = False
         self.blobs: dict[bytes, bytes] = {}
         self.committed = lambda: None
+        self.known = Manifest()
 
     def close(self) -> None:
         pass
@@ -97,7 +98,7 @@ class FakeLive:
         self.state = Observed(
             state=state,
             allocation=Allocation(numbers.proxies, numbers.targets, numbers.groups),
-            revision=plan.revision or self.state.revision,
+            revision=next((each.after for each in plan.stage if isinstance(each, StageRevision)), self.state.revision),
             exists=True,
             ports=wanted_ports(state),
             blobs=frozenset(self.blobs),
@@ -112,7 +113,14 @@ class FakeLive:
         return [Recovered("map listener4: 1 entries to level, 0 to free")]
 
     def manifest(self, revision: Revision) -> Manifest:
-        return decode_manifest(self.blobs[revision.manifest]) if revision.manifest else Manifest()
+        if revision.manifest not in self.blobs:
+            return self.known if revision.manifest == digest_of(encode_manifest(self.known)) else Manifest()
+        self.known = decode_manifest(self.blobs[revision.manifest])
+        return self.known
+
+    def remember(self, manifest: Manifest) -> bytes:
+        self.known = manifest
+        return digest_of(encode_manifest(manifest))
 
     def sources(self, revision: Revision) -> dict[str, bytes] | None:
         return {file.path: self.blobs[file.digest] for file in self.manifest(revision).files}

@@ -13,9 +13,13 @@ from reconciler.errors import KernelError, TransactionError
 from reconciler.kernel.transaction import Result
 from reconciler.places import Places
 from reconciler.runtime.originals import Originals
+from reconciler.state.allocate import Limits
+from reconciler.state.desired import Desired
+from reconciler.state.diff import changes_of, compare
+from reconciler.state.facts import RuntimeFacts
 from reconciler.state.objects import Allocation, KernelState, Observed
-from reconciler.state.operations import SetSysctl
-from reconciler.state.plan import Plan
+from reconciler.state.operations import RestoreSysctl, SetSysctl
+from reconciler.state.plan import Plan, make_plan
 from tests.unit.runtime.fakelive import FakeLive, write
 
 FILTER = "net/ipv4/conf/lo/rp_filter"
@@ -94,6 +98,43 @@ def test_only_what_is_still_as_we_set_it_since_the_machine_started_is_ours(
     assert copy.supplement(nothing, lambda _: "0") == nothing
     monkeypatch.setattr("reconciler.runtime.originals.boot_id", lambda: "another")
     assert copy.supplement(nothing, lambda _: "2") == nothing
+
+
+def test_what_the_kernels_map_says_otherwise_is_not_believed(places: Places) -> None:
+    copy = Originals(places.state_dir / "sysctls.json")
+    copy.keep({FILTER: ("1", "2")})
+    for said in (("0", "2"), ("1", "0"), ("", "")):
+        observed = Observed(KernelState(sysctls={FILTER: "0"}), Allocation(), remembered={FILTER: said})
+        found = copy.supplement(observed, lambda _: "0")
+        assert (found.remembered, found.forgotten) == ({FILTER: ("1", "2")}, {FILTER})
+        assert found.state.sysctls == {FILTER: "0"}, "what is live stays what it is"
+    right = Observed(KernelState(), Allocation(), remembered={FILTER: ("1", "2")})
+    assert copy.supplement(right, lambda _: "2") == right
+
+
+def test_the_copy_is_known_while_it_can_not_be_written_and_is_written_again(places: Places) -> None:
+    """A full disk, or somebody who removes it."""
+    path = places.state_dir / "sysctls.json"
+    path.mkdir(parents=True)
+    copy = Originals(path)
+    copy.keep({FILTER: ("1", "2")})
+    assert copy.read() == {FILTER: ("1", "2")}
+    path.rmdir()
+    copy.keep({FILTER: ("1", "2")})
+    assert Originals(path).read() == {FILTER: ("1", "2")}
+
+
+def test_what_nobody_knows_any_more_is_not_made_up() -> None:
+    """It is said, and the setting stays as it is."""
+    observed = Observed(KernelState(sysctls={FILTER: "2"}), Allocation(), exists=True, remembered={FILTER: ("", "")})
+    for wanted in ({FILTER: "2"}, {}):
+        delta = compare(Desired(KernelState(sysctls=wanted)), observed)
+        (change,) = changes_of(delta, Desired(KernelState(sysctls=wanted)), observed)
+        assert change.name == FILTER
+        assert "not known any more" in str(change.before)
+        limits = Limits({})
+        plan = make_plan(Desired(KernelState(sysctls=wanted)), observed, limits=limits, runtime=RuntimeFacts())
+        assert plan.finish == (RestoreSysctl(FILTER, "2", "2"),)
 
 
 def test_whoever_is_killed_half_way_has_written_it_down(engine: Engine, live: FakeLive, places: Places) -> None:
