@@ -32,7 +32,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from reconciler.runtime.signed import FilesAndHead
-from reconciler.runtime.snapshot import QUIET_SEC, Fingerprints, settle
+from reconciler.runtime.snapshot import QUIET_SEC, Fingerprints, settle, standing
 
 _CHANGES: Final = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened", not reads
 _EVENTS: Final = (
@@ -192,16 +192,27 @@ class Watcher:
                 self._look()
             except _StopWaiting:
                 return
-            pause_sec = pause_after(time.thread_time() - began, self._poll_sec)
+            waits = self.fingerprints.outlasted is not None  # for somebody to remove a lock, which nothing else tells
+            pause_sec = self._poll_sec if waits else pause_after(time.thread_time() - began, self._poll_sec)
 
     def _look(self) -> None:
         seen = self.fingerprints.take()
+        if self._let_go():
+            self._reported = b""  # what was held because of it is not any more
         if seen == self._reported:
             return
         settled = settle(self.fingerprints, quiet_sec=self._quiet_sec, sleep=self._sleep, seen=seen)
         if settled != self._reported:
             self._reported = settled
             self._changed()
+
+    def _let_go(self) -> bool:
+        """A lock that stood for too long is gone, or is another git's."""
+        outlasted = self.fingerprints.outlasted
+        if outlasted is None or standing(self._directory) == outlasted[0]:
+            return False
+        self.fingerprints.outlasted = None
+        return True
 
     def _debounce(self) -> None:
         """Let a burst of events pass: go on after a quiet moment, or after ``_BURST_SEC`` without one."""

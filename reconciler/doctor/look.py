@@ -16,7 +16,7 @@ from reconciler.errors import ConfigError, HostError, KernelError, RevproxyError
 from reconciler.kernel import compiler, privilege
 from reconciler.places import Places
 from reconciler.runtime.git import commit_time
-from reconciler.runtime.snapshot import index_lock
+from reconciler.runtime.snapshot import standing
 from reconciler.state.desired import desired, sysctl_names, target_addresses
 
 if TYPE_CHECKING:
@@ -114,14 +114,9 @@ def _git(directory: Path) -> GitSight | None:
     committed = commit_time(directory)
     if committed is None:
         return None
-    now, lock = time.time(), index_lock(directory)
-    age = None
-    if lock is not None:
-        try:
-            age = now - lock.stat().st_mtime
-        except OSError:
-            age = None
-    return GitSight(committed - now, str(lock or ""), age)
+    now, locks = time.time(), standing(directory)
+    lock, identity = locks[0] if locks else ("", None)
+    return GitSight(committed - now, str(lock), now - identity[3] / 1e9 if identity else None)
 
 
 # -- the network ---------------------------------------------------------------------------------------------

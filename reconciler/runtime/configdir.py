@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from reconciler.config import files as config_files
+from reconciler.config.model import Config
 from reconciler.errors import ConfigError, Problem
+from reconciler.runtime import clock
+from reconciler.runtime.git import commit_of
 from reconciler.runtime.signed import Signatures
-from reconciler.runtime.snapshot import Fingerprints, settle
+from reconciler.runtime.snapshot import Fingerprints, Standing, index_lock, settle
+from reconciler.runtime.view import HeldError
 
 if TYPE_CHECKING:
-    from reconciler.config.model import Config
     from reconciler.places import Places
 
 _READ_TRIES: Final = 20
+_MIXED: Final = (
+    "git is at work there, or was killed, and the files may be of two commits: held. `git status` shows what they are;"
+    " if no git is at work: `rm {lock}`"
+)
 
 
 class ConfigDirectory:
@@ -46,9 +54,24 @@ class ConfigDirectory:
             found.append(self._read())
 
         self.read_fingerprint = settle(self.fingerprints, sleep=self._sleep, read=read).hex()
+        if self.fingerprints.outlasted:
+            self._hold_mixed(found[-1], self.fingerprints.outlasted[0])
         if isinstance(found[-1], ConfigError):
             raise found[-1]
         return found[-1]
+
+    def _hold_mixed(self, found: Config | ConfigError, locks: Standing) -> None:
+        """Raise :class:`HeldError` for files that a git may have left half way, unless they are those of the commit
+        that is checked out, all of them."""
+        if isinstance(found, Config) and [lock for lock, _ in locks] == [index_lock(self._path)]:
+            commit = commit_of(self._path, {os.path.basename(file.path): file.content for file in found.files})  # noqa: PTH119
+            if commit and not commit.dirty:
+                return
+        problems = [
+            Problem(str(lock), 0, 0, "", f"stands since {clock.of_ns(identity[3])}: {_MIXED.format(lock=lock)}")
+            for lock, identity in locks
+        ]
+        raise HeldError([*problems, *(found.problems if isinstance(found, ConfigError) else ())])
 
     def _read(self) -> Config | ConfigError:
         """The files as they are now."""

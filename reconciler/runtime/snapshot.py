@@ -1,11 +1,12 @@
 """When the files of a directory can be read as one: not while git or anybody else is in the middle of writing.
 
-A fingerprint says what the directory holds now. It counts once no ``index.lock`` of the enclosing git work tree
-stood before or after it and the files have been quiet for a moment.
+A fingerprint says what the directory holds now. It counts once no ``index.lock`` of the enclosing git work tree, or of
+one that a symlinked file leads into, stood before or after it and the files have been quiet for a moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -24,6 +25,8 @@ LOCK_PATIENCE_SEC: Final = 30.0
 _LARGEST_BYTES: Final = 8 << 20  # beyond it the stat alone tells a change; the loader refuses such files anyway
 
 _Identity = tuple[int, int, int, int, int]
+Standing = tuple[tuple[Path, _Identity], ...]
+"""Locks that stand, and which they are."""
 
 
 def is_config_file(name: str) -> bool:
@@ -40,7 +43,9 @@ class Fingerprints:
     _digests: dict[str, tuple[_Identity, bytes]] = field(default_factory=dict)
     newest_ns: int = 0
     beside: Fingerprints | None = None
-    outlasted: tuple[_Identity, bytes] | None = None  # the lock that stood for too long, and the files then
+    outlasted: tuple[Standing, bytes] | None = None
+    """The locks that stood for too long, and the files then."""
+    unlocked: bytes = b""  # the files when no lock stood
     _whole: tuple[bool, bytes] | None = None  # of these digests: whether anybody may write the directory, and all of it
 
     def take(self) -> bytes:
@@ -118,13 +123,26 @@ def index_lock(directory: Path) -> Path | None:
     return None
 
 
-def _standing(lock: Path | None) -> _Identity | None:
-    """Which lock stands there, None if none does."""
+def index_locks(directory: Path) -> tuple[Path, ...]:
+    """:func:`index_lock` of the directory, and of those that its symlinked files are in really."""
+    found = dict.fromkeys([index_lock(directory)])
     try:
-        found = lock.stat() if lock else None
+        names = [entry.path for entry in os.scandir(directory) if entry.is_symlink() and is_config_file(entry.name)]
     except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
+        names = []
+    for there in {os.path.dirname(os.path.realpath(name)) for name in names}:  # noqa: PTH120
+        found[index_lock(Path(there))] = None
+    return tuple(lock for lock in found if lock is not None)
+
+
+def standing(directory: Path) -> Standing:
+    """Which locks stand there, empty if none does."""
+    found = []
+    for lock in index_locks(directory):
+        with contextlib.suppress(OSError):
+            seen = lock.stat()
+            found.append((lock, (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)))
+    return tuple(found)
 
 
 def settle(
@@ -139,29 +157,34 @@ def settle(
     """Wait until the files can be read as one, and give their fingerprint.
 
     That is when no index lock stands and two fingerprints at least ``quiet_sec`` apart agree; files whose last
-    change is that old already need no waiting. A lock that stands for ``lock_patience_sec`` while the files do
-    not change was left by a crash, or is held by a git that waits for a person: it is then disregarded, from then on
-    at once as long as it is the same and they are. ``sleep`` may raise to end the waiting. ``read`` is called before
-    the second of the two: what it finds then is that of the fingerprint, once this returns. ``seen``: the first one,
-    taken just now.
+    change is that old already need no waiting. Nor do files that are what they were when no lock stood.
+
+    A lock that stands for ``lock_patience_sec`` while the files do not change was left by a crash, or is held by a git
+    that waits for a person. They may then be of two commits: ``outlasted`` of ``fingerprints`` says so, until there is
+    another answer, and as long as lock and files are the same it is not waited for again.
+
+    ``sleep`` may raise to end the waiting. ``read`` is called before the second of the two: what it finds then is that
+    of the fingerprint, once this returns. ``seen``: the first one, taken just now.
     """
-    lock = index_lock(fingerprints.directory)
+    directory, beside = fingerprints.directory, fingerprints.beside
     seen, since = seen or fingerprints.take(), time.monotonic()
     while True:
-        locked = _standing(lock)
+        locks = standing(directory)
         unchanged_sec = time.monotonic() - since
-        if not locked:
+        if not locks:
             unchanged_sec = max(unchanged_sec, (time.time_ns() - fingerprints.newest_ns) / 1e9)
-        waits = locked and fingerprints.outlasted != (locked, seen)
-        if unchanged_sec >= (lock_patience_sec if waits else 0.0 if locked else quiet_sec):
+        untouched = seen == fingerprints.unlocked
+        known = untouched or (locks, seen) in (fingerprints.outlasted, beside.outlasted if beside else None)
+        if unchanged_sec >= (quiet_sec if not locks else 0.0 if known else lock_patience_sec):
             if read:
                 read()
             again = fingerprints.take()
-            if again == seen and (locked or not _standing(lock)):
-                fingerprints.outlasted = (locked, seen) if locked else None
+            if again == seen and (locks or not standing(directory)):
+                fingerprints.outlasted = (locks, seen) if locks and not untouched else None
+                fingerprints.unlocked = fingerprints.unlocked if locks else seen
                 return seen
         else:
-            sleep(min(quiet_sec, 0.05) if locked else quiet_sec)
+            sleep(min(quiet_sec, 0.05) if locks else quiet_sec)
             again = fingerprints.take()
         if again != seen:
             seen, since = again, time.monotonic()

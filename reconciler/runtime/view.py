@@ -86,4 +86,5 @@ class View:
 
 
 class HeldError(ConfigError):
-    """The files could be applied, and are not without being told to: they would take everything away."""
+    """The files could be applied, and are not without being told to: they would take everything away, or may be half of
+    a checkout."""

@@ -13,6 +13,7 @@ import pytest
 from netlab import wait_for
 from reconciler.daemon import watcher as watcher_module
 from reconciler.daemon.watcher import Watcher, pause_after, watch_points
+from reconciler.runtime.snapshot import settle
 
 QUIET_SEC = 0.03
 
@@ -248,6 +249,23 @@ def test_a_standing_index_lock_is_waited_for(start: Start, tmp_path: Path) -> No
     lock.unlink()
     changes.wait(1)
     changes.stay(1)
+
+
+def test_a_lock_that_outlasted_the_patience_is_told_when_it_goes(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files have not changed since, and may be applied now."""
+    patience = {**settle.__kwdefaults__, "lock_patience_sec": 0.2}
+    monkeypatch.setattr(settle, "__kwdefaults__", patience)
+    directory, lock = work_tree(tmp_path)
+    changes = start(directory, poll_sec=0.05)
+    lock.write_text("")
+    (directory / "a.yaml").write_text("half of it")
+    changes.wait(1)
+    changes.stay(1)
+    lock.unlink()
+    changes.wait(2)
+    changes.stay(2)
 
 
 def test_what_git_puts_back_before_it_lets_go_is_no_change(start: Start, tmp_path: Path) -> None:

@@ -203,12 +203,16 @@ def test_a_lock_that_stood_for_too_long_is_not_waited_for_again(tmp_path: Path) 
         slept[0] += seconds
         time.sleep(seconds)
 
+    beside = Fingerprints(config, beside=fingerprints)
+
     def waits() -> bool:
         slept[0] = 0.0
         settle(fingerprints, quiet_sec=0.01, lock_patience_sec=0.2, sleep=sleep)
         return slept[0] > 0.1
 
     assert [waits() for _ in range(3)] == [True, False, False]
+    settle(beside, quiet_sec=0.01, lock_patience_sec=1e9, sleep=lambda _: pytest.fail("waited again"))
+    assert beside.outlasted == fingerprints.outlasted
     (config / "a.yaml").write_text("other")
     assert [waits(), waits()] == [True, False], "whoever has it may be at work again"
     lock.unlink()
@@ -217,4 +221,6 @@ def test_a_lock_that_stood_for_too_long_is_not_waited_for_again(tmp_path: Path) 
     lock.unlink()
     assert not waits()
     lock.write_text("of another git")
+    assert not waits(), "the files are as they were without it"
+    (config / "a.yaml").write_text("yet another")
     assert waits()
