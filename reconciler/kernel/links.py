@@ -178,14 +178,16 @@ def stale(seen: ObservedAttachments, own: OwnPrograms) -> dict[int, str]:
 
 def unpinned(own: OwnPrograms, links: Mapping[int, Link] | None = None) -> frozenset[int]:
     """Ids of XDP programs that are ours although no pin says so any more: they work with the maps of a filter that
-    bears the instance's name, on the same interface. ``links``: as just listed."""
+    bears the instance's name, on the same interface, or with those of the program that is pinned. (An interface was in
+    another namespace when it was exchanged.) ``links``: as just listed."""
     found: set[int] = set()
     for ifindex, link in (list_links() if links is None else links).items():
         strange = set(link.xdp.values()) - own.ids
         if strange:
             filters = tc.query(ifindex, link.name)
-            ours = [each for each in (filters.own(way, own) for way in Direction) if each and each.program]
-            maps = {number for each in ours if each.program for number in maps_of(each.program.id)}
+            ours = [each.program.id for each in (filters.own(way, own) for way in Direction) if each and each.program]
+            ours += [own.xdp.info.id] if own.xdp else []
+            maps = {number for each in ours for number in maps_of(each)}
             found.update(number for number in strange if not maps.isdisjoint(maps_of(number)))
     return frozenset(found)
 

@@ -56,6 +56,29 @@ def test_renamed_it_is_waited_for_and_taken_up_under_its_name(lab: Lab, instance
     assert not found["other0"], found
 
 
+def test_back_from_another_namespace_with_a_program_that_was_exchanged_meanwhile(lab: Lab, instance: Instance) -> None:
+    """XDP programs go along, and nobody can exchange them there."""
+
+    def ours() -> int | None:
+        found = attached(lab)["other0"][0]
+        return found["prog"]["id"] if found else None
+
+    lab.proxy.ip("link add other0 type veth peer name far0", "link set other0 up", "link set far0 up")
+    text = config(lab).replace("proxies:", "settings: {xdp_mode: generic}\nproxies:")
+    instance.write(text)
+    instance.start_daemon()
+    before = ours()
+    there = lab.backends[0].namespace
+    lab.proxy.ip(f"link set other0 netns {there.name}")
+    instance.write(text.replace("generic", "generic, max_connections: 5000"))
+    instance.wait_synced()
+    there.ip(f"link set other0 netns {lab.proxy.name}")
+    lab.proxy.ip("link set other0 up")
+    wait_for(lambda: ours() not in (None, before), "exchanged", timeout_sec=10)
+    instance.wait_synced()
+    lab.proxy.ip("link delete other0")
+
+
 @pytest.mark.parametrize("interface", ["eth0", "eth1"])
 def test_down_and_up_again_connections_go_on(lab: Lab, instance: Instance, interface: str) -> None:
     instance.write(config(lab))
