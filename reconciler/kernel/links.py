@@ -117,6 +117,13 @@ class ObservedAttachments:
         """Other people's XDP programs by interface number."""
         return {index: each.foreign_xdp for index, each in self.interfaces.items() if each.foreign_xdp}
 
+    def others(self) -> Iterator[object]:
+        """Of each interface what others have in TC that can be in the way of ours."""
+        for ifindex, each in self.interfaces.items():
+            ahead = (*each.ahead_ingress, *each.ahead_egress)
+            if ahead or each.tc.qdisc == "ingress" or each.tc.shared:
+                yield ifindex, each.tc.qdisc, each.tc.shared, ahead
+
     def hidden(self) -> Iterator[str]:
         """Sentences about programs of others that may keep packets from ours, where ours are."""
         for ifindex in self.attachments:

@@ -162,7 +162,9 @@ class Live(LiveTables):
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
         )
         left = left or self.takeover.pending or (not found.exists and bool(attached))
-        return replace(found, unfinished=found.unfinished or left, hidden=tuple(seen.hidden()))
+        return replace(
+            found, unfinished=found.unfinished or left, hidden=tuple(seen.hidden()), others=tuple(seen.others())
+        )
 
     def adopt(self, state: KernelState) -> None:
         """What was observed last is equal to this: see :class:`~reconciler.kernel.lastlook.RouteMemory`."""

@@ -72,7 +72,8 @@ class View:
         return other is not None and self._situation() == other._situation()
 
     def _situation(self) -> tuple[object, ...]:
-        return self.config.files, self.facts, self.observed.state, self.desired.state.program
+        observed = self.observed
+        return self.config.files, self.facts, observed.state, observed.others, self.desired.state.program
 
     def digests(self) -> dict[str, bytes]:
         """Digest of each file's content, by name."""

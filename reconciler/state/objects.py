@@ -285,7 +285,8 @@ class Observed:
     ``revision_said``: what stands in the revision map if that is not ``revision``, which is known from elsewhere;
     ``remembered`` our sysctl map: name -> (what stood there before us, what we set), and what it has lost of that, or
     says wrongly, as far as it is known from elsewhere, ``forgotten``. ``state.sysctls`` holds live values, at least of
-    those remembered. ``hidden``: sentences about programs of others that may keep packets from ours."""
+    those remembered. ``hidden``: sentences about programs of others that may keep packets from ours. ``others``: what
+    there is of others' in TC, to be compared with what there was."""
 
     state: KernelState
     allocation: Allocation
@@ -300,3 +301,4 @@ class Observed:
     remembered: dict[str, tuple[str, str]] = field(default_factory=dict)
     forgotten: frozenset[str] = frozenset()
     hidden: tuple[str, ...] = ()
+    others: tuple[object, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from netlab import HTTP_PORT, Lab, wait_for
-from reconciler.kernel import bpf
+from reconciler.kernel import bpf, tc
 from tests.e2e.instance import Instance, web
 from tests.e2e.watching import Requests, attached, held
 
@@ -151,3 +151,33 @@ def test_foreign_filters_and_their_qdisc_stay(lab: Lab) -> None:
         for interface in ("eth0", "eth1"):
             assert "clsact" in lab.proxy.run("tc", "qdisc", "show", "dev", interface).stdout
             lab.proxy.run("tc", "qdisc", "del", "dev", interface, "clsact")
+
+
+@pytest.mark.parametrize(
+    ("there", "gone"),
+    [
+        (
+            "tc filter replace dev eth0 ingress protocol all pref {preference} handle {handle} bpf da pinned {path}",
+            "tc filter del dev eth0 ingress pref {preference}",
+        ),
+        ("tc qdisc del dev eth0 clsact && tc qdisc add dev eth0 ingress", "tc qdisc del dev eth0 ingress"),
+    ],
+    ids=["filter", "qdisc"],
+)
+def test_what_has_the_place_of_our_filters_is_told_and_its_going_noticed(
+    lab: Lab, instance: Instance, there: str, gone: str
+) -> None:
+    instance.write(web(f"{lab.backends[0].ip4}:{HTTP_PORT}"))
+    instance.start_daemon()
+    with pinned(bpf.PROG_TYPE_SCHED_CLS, TC_UNSPEC, "watcher") as (path, _):
+        places = {"preference": tc.PRIORITY, "handle": tc.HANDLE, "path": path}
+        lab.proxy.run("sh", "-c", there.format(**places))
+        wait_for(lambda: instance.json("status")["sync"] == "Degraded", "noticed")
+        assert "attach tc eth0: " in instance.json("status", status=1)["errors"][0]["message"]
+        lab.proxy.run("sh", "-c", gone.format(**places))
+        wait_for(lambda: instance.json("status")["sync"] == "Synced", "noticed that it is gone", timeout_sec=10)
+    assert Requests(lab).ask() == "backend1"
+    # By then the qdisc is nobody's: that of the filter was there when ours came back.
+    instance.stop_daemon()
+    instance.ctl("down")
+    lab.proxy.run("tc", "qdisc", "del", "dev", "eth0", "clsact", check=False)
