@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from reconciler.daemon.hold import Hold
 from reconciler.daemon.resync import Resync
-from reconciler.errors import ConfigError, RevproxyError
+from reconciler.errors import ConfigError, KernelError, RevproxyError, TransactionError
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.view import Origin
 from reconciler.trouble import EXPLAINED, explained
@@ -28,6 +28,9 @@ _OF_FILES: Final = frozenset({"files", "edit"})
 _THOROUGH: Final = frozenset({"resync", "reload"})
 """Reasons for which a million connections are read, but not while there is an edit."""
 
+_ASKED: Final = frozenset({"reload"})
+_ASKED_OR_LATER: Final = frozenset({"reload", "resync"})
+
 _log = Logger("reconciler")
 
 
@@ -35,8 +38,9 @@ class Loop:
     """:meth:`look` is called on the worker, whatever the reason, and does the same every time.
 
     A transient failure is tried again after a growing while; a permanent one only when the files, the host or the
-    kernel's state are different from what failed, or when somebody asks for it (SIGHUP). Files that are broken, or that
-    are not to be applied by themselves, don't keep it from holding what is applied in force.
+    kernel's state are different from what failed, or when somebody asks for it (SIGHUP). What an interface refused is
+    tried at each resync: its driver's reasons (the peer's MTU, offloads, queues) are not all to be seen. Files that are
+    broken, or that are not to be applied by themselves, don't keep it from holding what is applied in force.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Loop:
         self._engine, self._told, self._resync = engine, told, resync or Resync()
         self._delay_sec = _FIRST_RETRY_SEC
         self._failed: View | None = None
+        self._again = _ASKED  # reasons to try once more what failed
         self._said = ""
         self._first = True
         self.suspended = False
@@ -119,7 +124,7 @@ class Loop:
             waiting = self._engine.revisions.waiting(view)
             if waiting:
                 return self._wait(view, waiting, first)
-            if view.same_situation(self._failed) and "reload" not in reasons:
+            if view.same_situation(self._failed) and not reasons & self._again:
                 return None
             view = replace(view, origin=Origin("files"))
             applied = self._engine.commit(view)
@@ -202,6 +207,7 @@ class Loop:
             again_sec, self._delay_sec = self._delay_sec, min(self._delay_sec * 2, _LAST_RETRY_SEC)
         else:
             self._failed = view
+            self._again = _ASKED_OR_LATER if _refused_by_interface(error) else _ASKED
         self._engine.track(view, error)
         text = str(error)
         if text != self._said:
@@ -213,6 +219,11 @@ class Loop:
                 _log.error("commit_failed", error=text, retry_sec=again_sec)
         self._told("Degraded: " + text.splitlines()[0])
         return again_sec
+
+
+def _refused_by_interface(error: RevproxyError) -> bool:
+    cause = error.cause if isinstance(error, TransactionError) else None
+    return isinstance(cause, KernelError) and cause.operation.startswith("attach ")
 
 
 def _sooner(one: float | None, other: float | None) -> float | None:

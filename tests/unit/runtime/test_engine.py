@@ -228,6 +228,22 @@ def test_a_permanent_failure_is_tried_again_only_after_a_change(engine: Engine, 
     assert "web" in live.state.state.proxies
 
 
+def test_what_an_interface_refused_is_tried_again_at_resync(engine: Engine, places: Places, live: FakeLive) -> None:
+    write(places)
+    refused = TransactionError(KernelError("attach tc ingress", "eth0", errno.EINVAL), rolled_back=True)
+    live.errors = [refused, refused, TransactionError(KernelError("load", "x", errno.EINVAL), rolled_back=True)]
+    loop = Loop(engine)
+    for reason in ("start", "network", "command", "files"):
+        loop.look(frozenset({reason}))
+    assert live.executed == 1
+    loop.look(frozenset({"resync"}))
+    assert live.executed == 2
+    assert len(engine.revisions.history()) == 1, "the same is no news"
+    for _ in range(2):
+        loop.look(frozenset({"resync"}))
+    assert live.executed == 3, "it fails for another reason now"
+
+
 def test_a_transient_failure_is_tried_again_ever_more_slowly(engine: Engine, places: Places, live: FakeLive) -> None:
     write(places)
     live.errors = [TransactionError(KernelError("attach", "eth0", errno.EBUSY), rolled_back=True) for _ in range(10)]
