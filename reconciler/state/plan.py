@@ -144,7 +144,7 @@ def make_plan(
         finish=tuple(finish),
         base=said,
         revision=recorded,
-        touched=_touched(delta, runtime),
+        touched=_touched(delta, desired.state, observed.state, runtime),
     )
 
 
@@ -419,9 +419,15 @@ def _free_idle(state: KernelState, observed: Observed, runtime: RuntimeFacts, nu
 # -- connections ---------------------------------------------------------------------------------------------------
 
 
-def _touched(delta: Delta, runtime: RuntimeFacts) -> tuple[Touched, ...]:
-    """Live connections whose target would not be chosen again by what chose it, or whose proxy goes."""
+def _touched(delta: Delta, new: KernelState, old: KernelState, runtime: RuntimeFacts) -> tuple[Touched, ...]:
+    """Live connections whose target would not be chosen again by what chose it, or whose proxy goes, or listens on
+    nothing any more that it has listened on. (Of one of several listeners nobody has counted them.)"""
     gone = {name for name, (_, after) in delta.proxies.items() if after is None}
+    leaves = {before for before, after in delta.listeners.values() if before is not None and before != after}
+    if leaves:
+        gone |= leaves - {
+            name for key, name in old.listeners.items() if name in leaves and new.listeners.get(key) == name
+        }
     leaving: set[tuple[str, str]] = set()
     for name, pair in delta.proxies.items():
         for before, after in zip(*((p.default4, p.default6) if p else (None, None) for p in pair), strict=True):

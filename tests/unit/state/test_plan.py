@@ -246,15 +246,19 @@ def test_a_port_opened_and_partly_closed_in_one_plan() -> None:
     ]
 
 
-def test_touched_connections_are_those_whose_target_goes() -> None:
+def test_touched_connections_are_those_whose_target_or_listeners_go() -> None:
     facts = RuntimeFacts(
         connections={("web", "10.0.0.1:8080"): 3, ("web", "10.0.0.2:8080"): 1, ("other", "10.0.0.1:8080"): 9}
     )
+    both = (Touched("web", "10.0.0.1:8080", 3), Touched("web", "10.0.0.2:8080", 1))
     live = applied(want(WEB))
     for edit, expected in (
         (want(proxy(to=targets("10.0.0.1:8080", "10.0.0.3:1"))), (Touched("web", "10.0.0.2:8080", 1),)),
         (want(proxy(to=targets("10.0.0.1:8080", ("10.0.0.2:8080", 0)))), (Touched("web", "10.0.0.2:8080", 1),)),
-        (want(), (Touched("web", "10.0.0.1:8080", 3), Touched("web", "10.0.0.2:8080", 1))),
+        (want(), both),
         (want(proxy(to=WEB.default_target, timeout_sec=9)), ()),
+        (want(proxy(to=WEB.default_target, ports=(81,))), both),
+        (want(proxy(to=WEB.default_target, ports=(80, 81))), ()),
+        (want(proxy("new", to=WEB.default_target)), both),
     ):
         assert plan(edit, live, runtime=facts).touched == expected
