@@ -62,6 +62,7 @@ class Commits:
         self._archive, self._events = archive, events
         self._in_force: Desired | None = None  # what the kernel was brought to
         self._made: tuple[int, float] = (0, 0.0)  # the latest revision, and when by a clock that nobody can set
+        self._settled = False  # this process has left nothing half done: what is, is somebody else's doing
         self.drift_repaired = 0
         self._held_tests: tuple[PacketTest, ...] = ()
 
@@ -114,6 +115,7 @@ class Commits:
         clearing up does not come to an end.
         """
         if not view.changes:
+            self._settled = not view.observed.unfinished
             self._hold_tests(view)
             self.give_back(view)
             self._in_force = view.desired if view.observed.exists else None  # without a proxy nothing was made
@@ -121,6 +123,7 @@ class Commits:
             revision, commit = view.observed.revision.number, self.commit_in_force(view.observed)
             return answers.Applied(revision, commit=commit, warnings=view.warnings)
         planned, started = self.plan(view), time.monotonic()
+        self._settled = False
         try:
             result = self._execute(planned.plan, view)
         except TransactionError as error:
@@ -147,6 +150,7 @@ class Commits:
             raise UnfinishedError(revision, result.pending, left)
         self.give_back(after)
         self._in_force = in_force
+        self._settled = result.pending is None and not after.observed.unfinished
         self._views.steering.follow(view.config, after.observed)
         operations = len(planned.plan.operations)
         return answers.Applied(revision, report.changes(view.changes), operations, commit, after.warnings)
@@ -279,6 +283,8 @@ class Commits:
             log("idle_freed" if repair.routine else "commit_recovered", repair=str(repair))
             if repair.drift:
                 self.tell_drift([("update", "program", "revproxy")], observed.revision.number)
+            elif repair.map and not repair.routine and self._settled:
+                self.tell_drift([("update", "setting", f"map/{repair.map}")], observed.revision.number)
         return True
 
     # -- telling -------------------------------------------------------------------------------------------

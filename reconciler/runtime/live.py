@@ -64,11 +64,12 @@ def check_privileges() -> None:
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """One thing that was put right, in words. ``routine``: nothing need have been interrupted for it; ``drift``: it was
-    somebody else's doing."""
+    somebody else's doing; ``map``: it was in this one."""
 
     text: str
     routine: bool = False
     drift: bool = False
+    map: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -262,7 +263,7 @@ class Live(LiveTables):
         programs += [Recovered(text) for text in self.programs.recover(frozenset(attached))]
         programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]
         programs += [Recovered(text) for text in self._let_go(own, seen)]
-        return programs + [Recovered(str(repair), repair.routine) for repair in recover_all(self.maps)]
+        return programs + [Recovered(str(each), each.routine, map=each.map) for each in recover_all(self.maps)]
 
     def _rescue(self, seen: links.ObservedAttachments, own: OwnPrograms) -> Iterator[str]:
         """Pin maps again whose pins somebody has removed; which, in words."""

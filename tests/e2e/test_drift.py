@@ -167,6 +167,30 @@ def add_a_piece(maps: Maps) -> None:
     maps["blob"].put_many(keys, values)
 
 
+def listen_for_nobody(maps: Maps) -> None:
+    """An entry that belongs to no object: its proxy does not exist."""
+    keys, values = maps["listener4"].items()
+    keys["port_be"], values["proxy"] = 8888, 999
+    maps["listener4"].put_many(keys[:1], values[:1])
+
+
+def other_standby_slot(maps: Maps) -> None:
+    """What no packet reads, and the next commit would put in force."""
+    active = int(maps["control"].items()[1]["active"][0]) & 1
+    keys, values = maps["settings"].items()
+    values["slot"]["unanswered_sec"][0, 1 - active] += 5
+    maps["settings"].put_many(keys, values)
+
+
+@pytest.mark.parametrize(("name", "change"), [("listener4", listen_for_nobody), ("settings", other_standby_slot)])
+def test_what_belongs_to_no_object_is_told_by_its_map(running: Instance, name: str, change: Any) -> None:
+    before, repaired = held(running), len(told(running))
+    on_maps(change)(running)
+    wait_for(lambda: told(running)[repaired:] == [[f"setting map/{name}"]], "told", timeout_sec=RESYNC_SEC + 8)
+    wait_for(lambda: held(running) == before, "put right")
+    running.wait_synced()
+
+
 @pytest.mark.parametrize("damage", MAPS)
 def test_map_entries(running: Instance, damage: str) -> None:
     lab, (change, objects) = running.lab, MAPS[damage]
