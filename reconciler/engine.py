@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from reconciler import answers, report, selection
-from reconciler.config import files as config_files
 from reconciler.errors import ConfigError, RevproxyError
 from reconciler.runtime import savedplan
 from reconciler.runtime.attempts import Attempts
@@ -24,11 +23,11 @@ from reconciler.runtime.events import Events
 from reconciler.runtime.history import History
 from reconciler.runtime.housekeeping import Housekeeping
 from reconciler.runtime.knownrevision import KnownRevision
+from reconciler.runtime.lastgood import LastGood
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.standing import Standing
 from reconciler.runtime.steer import Steering
-from reconciler.runtime.view import Origin
 from reconciler.runtime.views import Views
 from reconciler.state.desired import Causes
 
@@ -73,7 +72,8 @@ class Engine:
         self._attempts = attempts = Attempts(views, commits, places)
         self.revisions = Revisions(views, commits, attempts, places, self.archive)
         self._housekeeping = Housekeeping(views, commits, self.revisions)
-        self.standing = Standing(views, commits, attempts, self.revisions, places)
+        self._last_good = LastGood(views, commits, self.archive, places)
+        self.standing = Standing(views, commits, attempts, self.revisions, self._last_good, places)
         # What the daemon's loop takes step by step.
         self.observe, self.view = views.observe, views.take
         self.take_up, self.recover = commits.take_up, commits.recover
@@ -189,13 +189,9 @@ class Engine:
             self.steering.follow(view.config, view.observed)
 
     def apply_last_good(self) -> answers.Applied | None:
-        """After a boot with broken files: apply the copy of the last configuration that worked. None without one."""
-        if not self.places.last_good.is_dir():
-            return None
-        number = self.archive.last_number
-        return self._commits.run(
-            self.view(config_files.load(self.places.last_good), Origin("last-good", number or None))
-        )
+        """After a boot with broken files: apply the copy of the last configuration that worked. None without one.
+        Raises :class:`RevproxyError`."""
+        return self._last_good.apply()
 
     def down(self) -> answers.TakenDown:
         """Take everything of this instance out of the kernel."""

@@ -18,6 +18,7 @@ from reconciler.runtime import clock, control, unrecorded
 from reconciler.runtime.clock import now
 from reconciler.runtime.git import Commit, commit_of
 from reconciler.runtime.history import APPLIED
+from reconciler.runtime.ledger import Ledger
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.snapshot import is_config_file
 from reconciler.state.diff import changes_of, diff
@@ -63,6 +64,7 @@ class Commits:
         self._in_force: Desired | None = None  # what the kernel was brought to
         self._made: tuple[int, float] = (0, 0.0)  # the latest revision, and when by a clock that nobody can set
         self._settled = False  # this process has left nothing half done: what is, is somebody else's doing
+        self.ledger = Ledger(archive, places)
         self.drift_repaired = 0
         self._held_tests: tuple[PacketTest, ...] = ()
 
@@ -116,6 +118,7 @@ class Commits:
         """
         if not view.changes:
             self._settled = not view.observed.unfinished
+            self.ledger.try_again()
             self._hold_tests(view)
             self.give_back(view)
             self._in_force = view.desired if view.observed.exists else None  # without a proxy nothing was made
@@ -308,14 +311,10 @@ class Commits:
         if not new:
             return
         self._made = revision, control.boot_clock()
-        try:
-            self._archive.keep(revision, view.config.files)
-        except OSError as error:
-            self._not_written(error)
         entry = self._entry(view, planned.commit, planned.former)
         operations = len(planned.plan.operations)
         entry = replace(entry, number=revision, operations=operations, duration_sec=round(duration_sec, 3))
-        self._record(entry)
+        self.ledger.write(entry, view.config.files)
         events.publish("config_applied", revision=revision, commit=entry.commit, changes=len(view.changes))
 
     def tell_drift(self, objects: Sequence[tuple[str, str, str]], revision: int) -> None:

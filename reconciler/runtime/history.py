@@ -87,6 +87,14 @@ class History:
         except OSError as error:
             raise RevproxyError(f"the files of revision {number}: {error.filename}: {error.strerror}") from error
 
+    def last_good(self) -> Path | None:
+        """Where the files are that were applied last; None if they are not kept. Without the link, the history says
+        which they were."""
+        if self._places.last_good.is_dir():
+            return self._places.last_good
+        number = self.last_number
+        return self._directory(number) if number and self._kept(number) else None
+
     def _directory(self, number: int) -> Path:
         return self._places.revisions / str(number)
 

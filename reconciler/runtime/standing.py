@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reconciler.places import Places
     from reconciler.runtime.attempts import Attempts
     from reconciler.runtime.commits import Commits
+    from reconciler.runtime.lastgood import LastGood
     from reconciler.runtime.revisions import Revisions
     from reconciler.runtime.view import View
     from reconciler.runtime.views import Views
@@ -29,8 +30,15 @@ class Standing:
     """Puts together what the parts of one engine know."""
 
     def __init__(
-        self, views: Views, commits: Commits, attempts: Attempts, revisions: Revisions, places: Places
+        self,
+        views: Views,
+        commits: Commits,
+        attempts: Attempts,
+        revisions: Revisions,
+        last_good: LastGood,
+        places: Places,
     ) -> None:
+        self._last_good = last_good
         self._views, self._live = views, views.live
         self._commits, self._attempts, self._revisions = commits, attempts, revisions
         self._conditions = Conditions(places.state_dir / "conditions.json")
@@ -68,6 +76,8 @@ class Standing:
             errors=_problems(error),
             warnings=(
                 *(view.warnings if view else report.hidden_warnings(observed)),
+                *(self._last_good.warnings(observed) if error else ()),
+                *self._commits.ledger.warnings(),
                 *report.share_warnings(observed),
                 *report.table_warnings(use),
             ),

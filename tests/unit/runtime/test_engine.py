@@ -279,7 +279,58 @@ def test_broken_files_at_boot_bring_the_last_good_ones(places: Places, live: Fak
     loop = Loop(engine)
     loop.look(frozenset({"start"}))
     assert "web" in booted.state.state.proxies
-    assert engine.status().sync is Sync.DEGRADED
+    status = engine.status()
+    assert status.sync is Sync.DEGRADED
+    assert "in force is revision 1, the last good one" in status.warnings[0].message
+    mend(places)
+    loop.look(frozenset({"files"}))
+    assert (engine.status().sync, engine.status().warnings) == (Sync.SYNCED, ())
+
+
+@pytest.mark.parametrize("files", ["kept", "gone", "broken"])
+def test_a_last_good_link_that_is_lost_at_boot(places: Places, live: FakeLive, files: str) -> None:
+    """The history says which files those were; where they are lost as well, so is said."""
+    write(places)
+    Engine(places, live=live).apply()  # type: ignore[arg-type]
+    break_(places)
+    if files == "broken":
+        (places.last_good / "a.yaml").write_text("nonsense: [")
+    else:
+        places.last_good.unlink()
+    if files == "gone":
+        shutil.rmtree(places.revisions)
+    booted = FakeLive()
+    engine = Engine(places, live=booted)  # type: ignore[arg-type]
+    Loop(engine).look(frozenset({"start"}))
+    assert ("web" in booted.state.state.proxies) == (files == "kept")
+    (warning,) = engine.status().warnings
+    said = {"kept": "in force is revision 1", "gone": "revision 1 are not in", "broken": "not YAML"}
+    assert said[files] in warning.message
+
+
+def test_nothing_was_ever_applied_at_boot(places: Places, engine: Engine) -> None:
+    break_(places)
+    Loop(engine).look(frozenset({"start"}))
+    assert engine.status().warnings == ()
+
+
+def test_a_commit_that_could_not_be_written_down_is_told_and_written_later(
+    places: Places, engine: Engine, live: FakeLive
+) -> None:
+    """The disk is full; the commit holds all the same."""
+    write(places)
+    places.state_dir.write_text("no directory")
+    loop = Loop(engine)
+    loop.look(frozenset({"start"}))
+    assert live.state.revision.number == 1
+    status = engine.status()
+    assert status.sync is Sync.SYNCED
+    assert "not in the history" in status.warnings[0].message
+    places.state_dir.unlink()
+    loop.look(frozenset({"resync"}))
+    assert engine.status().warnings == ()
+    assert (places.last_good / "a.yaml").read_text() == TEXT.format(port=8080)
+    assert [each.number for each in engine.archive.entries()] == [1]
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["empty", "gone"])
