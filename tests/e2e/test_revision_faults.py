@@ -8,7 +8,7 @@ Which operations have their turn is chosen as in ``attempts.py``, but fewer unle
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -147,6 +147,10 @@ def test_an_operation_that_fails_leaves_before_or_after(said: Said, what: str) -
         if isinstance(error, TransactionError):
             assert error.rolled_back, where
             assert difference(said.host.snapshot(), snapshot) == [], where
+            # But why an automatic rollback did not work: that is for every process to tell.
+            told = now.unconfirmed.trouble if now.unconfirmed else ""
+            assert told == (str(error) if what == "expire" else ""), where
+            now = replace(now, unconfirmed=now.unconfirmed and replace(now.unconfirmed, trouble=""))
             assert now == before, f"{where}: nothing was done, so nothing is said"
         else:
             assert error is None or isinstance(error, UnfinishedError), where
