@@ -20,10 +20,15 @@ NAME: Final = "layout"
 _LENGTH_BYTES: Final = 4  # little-endian, before the compressed text
 
 
+def is_pinned(root: Path) -> bool:
+    """Something is, at ``root``."""
+    return (root / NAME).exists()
+
+
 def pin(root: Path, gateway: Gateway) -> None:
     """Describe our layout at ``root``, unless something is pinned there already."""
     path = root / NAME
-    if path.exists():
+    if is_pinned(root):
         return
     packed = zlib.compress(layout.description().encode(), 9)
     key = np.zeros(1, layout.u32)

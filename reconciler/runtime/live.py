@@ -19,6 +19,7 @@ from reconciler.kernel import (
     bpffs,
     host,
     layout,
+    layoutpin,
     links,
     neighbours,
     privilege,
@@ -162,6 +163,7 @@ class Live(LiveTables):
         left = found.exists and (
             self.programs.unfinished or self.probe.unfinished(self.tag_in_force) or self._left_over(own, seen)
         )
+        left = left or (found.exists and not layoutpin.is_pinned(self.maps.root))
         left = left or self.takeover.pending or (not found.exists and bool(attached))
         return replace(
             found, unfinished=found.unfinished or left, hidden=tuple(seen.hidden()), others=tuple(seen.others())
@@ -259,6 +261,9 @@ class Live(LiveTables):
         programs += [Recovered(text) for text in self.takeover.begin(attached)]
         if not self._open():
             return programs
+        if not layoutpin.is_pinned(self.maps.root):
+            layoutpin.pin(self.maps.root, self._gateway)
+            programs.append(Recovered("what the maps' layout is, pinned again for other versions", drift=True))
         programs += [Recovered(text) for text in self.takeover.end(attached)]
         programs += [Recovered(text) for text in self.programs.recover(frozenset(attached))]
         programs += [Recovered(text) for text in self.probe.recover(self.tag_in_force)]

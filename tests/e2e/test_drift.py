@@ -325,6 +325,16 @@ def test_pins(running: Instance) -> None:
     # That `down` puts sysctls back all the same is looked at when the instance goes.
 
 
+def test_the_pin_that_tells_other_versions_of_the_layout(running: Instance) -> None:
+    """Without it the next version could not read the maps: it would refuse them, or lose connections."""
+    (path,) = running.bpffs_dir.glob("*/layout")
+    repaired = len(told(running))
+    path.unlink()
+    wait_for(lambda: told(running)[repaired:] == [["program revproxy"]], "told", timeout_sec=RESYNC_SEC + 8)
+    assert path.exists()
+    running.wait_synced()
+
+
 def test_what_is_applied_is_kept_in_force_while_the_files_are_broken(running: Instance) -> None:
     lab, before = running.lab, attached(running.lab)
     broken = running.write("nonsense: [", "broken.yaml")
