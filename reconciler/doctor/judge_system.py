@@ -9,6 +9,7 @@ from typing import Final
 
 from reconciler.answers import Finding, Level
 from reconciler.doctor.sight import Sight, SystemSight
+from reconciler.runtime.snapshot import LOCK_PATIENCE_SEC
 from reconciler.state.facts import JUST_IN_TIME
 
 WRITTEN_FOR: Final = (5, 15)
@@ -17,7 +18,6 @@ LEAST: Final = (5, 11)
 TESTED: Final = "6.18"
 _ROOM_BYTES: Final = 512 << 20
 _CLOCK_SEC: Final = 60.0
-_LOCK_SEC: Final = 600.0
 _MOST_PROBLEMS: Final = 20
 _OPTIONAL: Final = "netlink family netdev"
 _AS_ROOT: Final = "sudo revproxyctl doctor"
@@ -182,6 +182,7 @@ def _git(sight: Sight) -> Iterator[Finding]:
         yield warning("git.clock", text, "timedatectl set-ntp true")
     else:
         yield ok("git.clock", "the last commit is not later than this host's clock")
-    if git.lock_age_sec is not None and git.lock_age_sec > _LOCK_SEC:
-        text = f"{git.lock} stands for {git.lock_age_sec:.0f} s: left by a git that was killed?"
+    if git.lock_age_sec is not None and git.lock_age_sec > LOCK_PATIENCE_SEC:
+        held = "files that are not those of the commit are held because of it"
+        text = f"{git.lock} stands for {git.lock_age_sec:.0f} s, left by a git that was killed? {held}"
         yield warning("git.lock", text, f"rm {git.lock}")

@@ -111,7 +111,7 @@ CASES: list[tuple[str, Sight, str, Level, str, str]] = [
     ("somebody else's pins", system(bpffs_trouble="use /x: EACCES"), "bpffs", Level.ERROR, "EACCES", "sudo"),
     ("no headers", system(headers=False), "headers", Level.ERROR, "compiles", "apt install linux-libc-dev"),
     ("future commit", sight(git=GitSight(3600)), "git.clock", Level.WARNING, "3600 s in the future", "timedatectl"),
-    ("dead git", sight(git=GitSight(-9, "/x/index.lock", 999)), "git.lock", Level.WARNING, "999 s", "rm /x/index.lock"),
+    ("dead git", sight(git=GitSight(-9, "/x/index.lock", 31)), "git.lock", Level.WARNING, "31 s", "rm /x/index.lock"),
     ("link down", sight(eth0=replace(ETH0, up=False)), "interface.up", Level.ERROR, "down", "ip link set dev eth0 up"),
     ("no carrier", sight(eth1=replace(ETH1, carrier=False)), "interface.up", Level.WARNING, "carrier", "ethtool eth1"),
     ("no native", sight(mode="native", eth0=replace(ETH0, driver="e1000", xdp_native=False)), "interface.driver",
