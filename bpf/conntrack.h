@@ -3,12 +3,9 @@
  * No include guard: see family.h. */
 
 #define NSEC_PER_SEC 1000000000ULL
-#define EEXIST 17
-#define E2BIG 7
 
-/* Room in a full table is looked for at so many places, at each among so many hints. */
-#define SAMPLES 8
-#define SAMPLE_PLACES 16
+/* Room in a full table is looked for at so many places. */
+#define SAMPLES 16
 #define FULL_ROUNDS 256 /* so many looks in vain until it no more counts as full */
 
 static __always_inline void F(reverse_key)(const struct F(connection) *e, u8 protocol, struct F(connection_key) *key)
@@ -80,7 +77,7 @@ static __always_inline bool F(is_alive)(struct F(connection) *e, u8 protocol, u6
 	if (idle < limit)
 		return true;
 	F(reverse_key)(e, protocol, &key);
-	other = lookup(MAPF(CONNECTION), &key);
+	other = F(find)(&key);
 	return other && (s64)(now - other->c.last_ns) < limit;
 }
 
@@ -100,7 +97,7 @@ static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 hea
 	e->c.own = (e->c.own & ~gone) | heard;
 	e->c.peer &= ~gone;
 	F(reverse_key)(e, protocol, &key);
-	other = lookup(MAPF(CONNECTION), &key);
+	other = F(find)(&key);
 	if (!other)
 		return;
 	other->c.peer = (other->c.peer & ~gone) | heard;
@@ -115,77 +112,26 @@ static __always_inline void F(hear)(struct F(connection) *e, u8 protocol, u8 hea
 	}
 }
 
-/* Where the key of a new connection is noted: an empty place after the last one that this CPU took, which costs no cache
- * miss; where those are taken, an empty one near its hash, else the first of these. 0: nowhere. */
-static __always_inline u32 F(note_hint)(const struct F(connection_key) *key, struct scratch *scratch)
+/* An entry of a connection that can make room: of a few at random one that is over, else the one of two that are
+ * not established which was silent for longer. 0: those few are all established. */
+static __always_inline struct F(entry) *F(sample)(const struct table *head, u64 now, u32 active)
 {
-	struct hint_head *head = lookup_index(MAPF(HINT), 0);
-	struct F(connection_key) *place;
-	u32 index, first;
-
-	if (!head || !head->slots)
-		return 0;
-	/* CPUs begin far apart. */
-	first = (scratch->F(hand) + bpf_get_smp_processor_id() * 0x9e3779b9) % head->slots;
-	for (u32 i = 0; i < 2 * HINT_PLACES; i++) {
-		if (i == HINT_PLACES)
-			first = scratch->hash % head->slots - HINT_PLACES;
-		scratch->F(hand)++;
-		index = 1 + first + i;
-		place = lookup_index(MAPF(HINT), index);
-		if (place && !place->protocol) {
-			*place = *key;
-			return index;
-		}
-	}
-	index = 1 + first + HINT_PLACES;
-	place = lookup_index(MAPF(HINT), index);
-	if (!place)
-		return 0;
-	*place = *key;
-	return index;
-}
-
-/* The first hint from that place on, 0 if the next few places are empty. */
-static __always_inline u32 F(next_hint)(u32 start, u32 slots)
-{
-	for (u32 i = 0; i < SAMPLE_PLACES; i++) {
-		u32 index = 1 + (start + i) % slots;
-		struct F(connection_key) *place = lookup_index(MAPF(HINT), index);
-
-		if (place && place->protocol)
-			return index;
-	}
-	return 0;
-}
-
-/* The hint of a connection that can make room: of a few at random one that is over, else the one of two that are not
- * established which was silent for longer. 0: those few are all established. */
-static __always_inline u32 F(sample)(u32 slots, u64 now, u32 active)
-{
-	u32 random = bpf_get_prandom_u32(), found = 0;
-	u64 found_ns = 0;
+	struct F(entry) *found = 0;
 
 	for (u32 i = 0; i < SAMPLES; i++) {
-		u32 index = F(next_hint)((random + i * 0x9e3779b9) % slots, slots);
-		struct F(connection_key) *place = lookup_index(MAPF(HINT), index);
+		struct F(entry) *entry = F(any)(head);
 		struct F(connection) *e;
 
-		if (!index || !place)
+		if (!entry || !entry->key.protocol)
 			continue;
-		e = lookup(MAPF(CONNECTION), place);
-		if (!e) {
-			place->protocol = 0;
-			continue;
-		}
-		if (F(is_closing)(&e->c) || !F(is_alive)(e, place->protocol, now, active))
-			return index;
+		e = &entry->value;
+		if (F(is_closing)(&e->c) || !F(is_alive)(e, entry->key.protocol, now, active))
+			return entry;
 		if (F(is_established)(&e->c))
 			continue;
 		if (found)
-			return e->c.last_ns < found_ns ? index : found;
-		found = index;
-		found_ns = e->c.last_ns;
+			return e->c.last_ns < found->value.c.last_ns ? entry : found;
+		found = entry;
 	}
 	return found;
 }
@@ -195,43 +141,45 @@ static __always_inline u32 F(sample)(u32 slots, u64 now, u32 active)
  * again, by the same choice.) Established ones always stay. */
 static __always_inline void F(reclaim)(struct scratch *scratch)
 {
-	struct F(connection_key) *place, *other = (void *)&scratch->key;
-	struct hint_head *head = lookup_index(MAPF(HINT), 0);
-	struct F(connection) *e;
+	struct F(connection_key) key, *other = (void *)&scratch->key;
+	struct table *head = lookup_index(MAPF(CONNECTION), 0);
 	u64 now = scratch->now;
-	u32 window = now >> FLOOD_WINDOW_SHIFT, index;
-	u8 why;
+	u32 window = now >> FLOOD_WINDOW_SHIFT;
+	struct F(entry) *entry;
+	u8 why, told;
 
-	if (!head || !head->full || !head->slots)
+	if (!head || !head->full)
 		return;
-	index = F(sample)(head->slots, now, scratch->active & 1);
-	place = lookup_index(MAPF(HINT), index);
-	if (!index || !place) {
+	entry = F(sample)(head, now, scratch->active & 1);
+	if (!entry) {
 		head->full--;
 		return;
 	}
-	e = lookup(MAPF(CONNECTION), place);
-	if (e) {
-		F(reverse_key)(e, place->protocol, other);
-		why = F(ending)(&e->c);
-		F(tell_last)(e, other, place->protocol, why == EVENT_UNANSWERED ? EVENT_EVICTED : why, now);
-		bpf_map_delete_elem(MAPF(CONNECTION), other);
-		bpf_map_delete_elem(MAPF(CONNECTION), place);
-		count_outcome(OUTCOME_RECLAIMED);
-		if (why == EVENT_UNANSWERED && count_in_window(&scratch->evicted_lately, window) == FLOOD_EVICTS)
-			head->flooded = window;
-	}
-	place->protocol = 0;
+	key = entry->key;
+	F(reverse_key)(&entry->value, key.protocol, other);
+	why = F(ending)(&entry->value.c);
+	told = why == EVENT_UNANSWERED ? EVENT_EVICTED : why;
+	if (entry->value.c.flags & CONNECTION_REPLY)
+		F(tell_other)(&entry->value, other, key.protocol, told, now);
+	else
+		F(tell_last)(&entry->value, other, key.protocol, told, now);
+	F(remove)(other, true);
+	if (!F(remove)(&key, true))
+		return; /* another CPU was faster */
+	count_outcome(OUTCOME_RECLAIMED);
+	if (why == EVENT_UNANSWERED && count_in_window(&scratch->evicted_lately, window) == FLOOD_EVICTS)
+		head->flooded = window;
 }
 
-/* 0 or the helper's error. */
-static __always_inline long F(insert)(const struct F(connection_key) *key, const struct F(connection) *e, u64 flags)
+/* Both directions, of which none is there. As enter_both(). */
+static __always_inline long F(insert)(const struct F(connection_key) *key, const struct F(connection) *e,
+				      const struct F(connection_key) *reply_key, const struct F(connection) *reply)
 {
-	struct hint_head *head;
-	long error = bpf_map_update_elem(MAPF(CONNECTION), (void *)key, (void *)e, flags);
+	long error = F(enter_both)(key, e, reply_key, reply);
+	struct table *head;
 
 	if (error == -E2BIG) {
-		head = lookup_index(MAPF(HINT), 0);
+		head = lookup_index(MAPF(CONNECTION), 0);
 		if (head)
 			head->full = FULL_ROUNDS;
 	}

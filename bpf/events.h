@@ -46,7 +46,7 @@ static __always_inline void F(tell_last)(const struct F(connection) *client, con
 
 	if (!(client->c.flags & CONNECTION_TOLD))
 		return;
-	reply = lookup(MAPF(CONNECTION), reply_key);
+	reply = F(find)(reply_key);
 	if (!reply || !F(tell)(client, reply, protocol, kind, now))
 		count_outcome(OUTCOME_EVENT_LOST);
 }
@@ -59,7 +59,7 @@ static __always_inline void F(tell_other)(const struct F(connection) *reply, con
 
 	if (!(reply->c.flags & CONNECTION_TOLD))
 		return;
-	client = lookup(MAPF(CONNECTION), client_key);
+	client = F(find)(client_key);
 	if (!client || !F(tell)(client, reply, protocol, kind, now))
 		count_outcome(OUTCOME_EVENT_LOST);
 }

@@ -12,6 +12,7 @@
 #endif
 
 #include "parse.h"
+#include "table.h"
 #include "events.h"
 #include "balance.h"
 #include "flood.h"

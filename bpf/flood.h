@@ -57,7 +57,7 @@ static __always_inline u32 count_in_window(struct flood_count *count, u32 window
 /* Whether this packet, which opens a connection, is to be dropped as one of a flood. */
 static __always_inline bool F(is_flood)(const struct F(packet) *p, u64 now)
 {
-	struct hint_head *head = lookup_index(MAPF(HINT), 0);
+	struct table *head = lookup_index(MAPF(CONNECTION), 0);
 	u32 window = now >> FLOOD_WINDOW_SHIFT, hash, found, number;
 	struct scratch *scratch;
 	struct syn_line *line;

@@ -165,7 +165,7 @@ static __always_inline int F(translate_icmp)(struct __sk_buff *ctx, int hook)
 		return TC_ACT_UNSPEC;
 	active = ctl->active & 1;
 	now = clock_ns();
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
 		return TC_ACT_UNSPEC;
 	/* As with packets: those to an address of this host are taken when they come in. */

@@ -25,8 +25,6 @@
 #define MAP_REVISION 19
 #define MAP_SYSCTL 20
 #define MAP_SCRATCH 21
-#define MAP_HINT4 22
-#define MAP_HINT6 23
 #define MAP_FRAGMENT4 24
 #define MAP_FRAGMENT6 25
 #define MAP_EVENT_RING 26
@@ -37,6 +35,8 @@
 #define MAP_SYN_LINE 33
 #define MAP_XDP_CALLS 100
 #define MAP_TC_CALLS 101
+#define MAP_EDIT4 102
+#define MAP_EDIT6 103
 
 /* Places in MAP_XDP_CALLS and MAP_TC_CALLS. */
 #define CALL_OPEN4 0
@@ -45,6 +45,8 @@
 #define CALL_XDP_RECLAIM6 3
 #define CALL_XDP_STAMP4 4
 #define CALL_XDP_STAMP6 5
+#define CALL_XDP_ENTER4 6
+#define CALL_XDP_ENTER6 7
 #define CALL_FRAGMENT4 2
 #define CALL_FRAGMENT6 3
 #define CALL_ICMP4 4
@@ -56,6 +58,8 @@
 #define CALL_RESET6 13
 #define CALL_RECLAIM4 14
 #define CALL_RECLAIM6 15
+#define CALL_ENTER4 16
+#define CALL_ENTER6 17
 
 /* A number that no file descriptor reaches marks the instruction as one of ours to relocate. */
 #define MAP_BASE 0x52500000

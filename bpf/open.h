@@ -88,7 +88,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 	u64 over;
 
 	F(reverse_key)(fresh, p->key.protocol, key);
-	other = lookup(MAPF(CONNECTION), key);
+	other = F(find)(key);
 	scratch->answered = ANSWERED_NOT;
 	if (!other)
 		return true;
@@ -103,7 +103,7 @@ static __always_inline bool F(is_free)(const struct F(packet) *p, const struct F
 	limit += (other->c.idle_sec - limit) * (s64)(both & (either / HEARD_PLAIN) & HEARD_ANY);
 	idle = scratch->now - other->c.last_ns;
 	F(reverse_key)(other, p->key.protocol, key);
-	mate = lookup(MAPF(CONNECTION), key);
+	mate = F(find)(key);
 	if (mate)
 		idle = lesser(idle, scratch->now - mate->c.last_ns);
 	return (over | is_negative(limit * (s64)NSEC_PER_SEC - idle - 1)) != 0;
@@ -174,7 +174,7 @@ static __always_inline int F(choose)(int hook, const struct F(packet) *p, const 
 
 /* Remembers the connection in both directions, in place of before if that is given. GO_ON, ONCE_MORE if its answers have
  * an entry already, or a verdict. */
-static __always_inline int F(remember)(int hook, const struct F(packet) *p, struct F(connection) *fresh,
+static __always_inline int F(remember)(int hook, const struct F(connection_key) *key, struct F(connection) *fresh,
 				       struct F(connection) *reply, struct F(connection) *before, struct scratch *scratch)
 {
 	struct F(connection_key) *reply_key = (void *)&scratch->key;
@@ -182,28 +182,28 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	long error;
 
 	if (before) {
-		F(reverse_key)(before, p->key.protocol, reply_key);
-		F(tell_last)(before, reply_key, p->key.protocol, F(ending)(&before->c), scratch->now);
-		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
-		fresh->hint = before->c.flags & CONNECTION_REPLY ? 0 : before->hint;
+		F(reverse_key)(before, key->protocol, reply_key);
+		F(tell_last)(before, reply_key, key->protocol, F(ending)(&before->c), scratch->now);
+		F(remove)(reply_key, true);
+		F(remove)(key, true);
 	}
 	/* A connection that is over and whose answers would look the same goes as a whole: a client's entry left of it
 	 * would be paired with our reply's. */
-	F(reverse_key)(fresh, p->key.protocol, reply_key);
-	old = scratch->answered == ANSWERED_OTHER ? lookup(MAPF(CONNECTION), reply_key) : 0;
+	F(reverse_key)(fresh, key->protocol, reply_key);
+	old = scratch->answered == ANSWERED_OTHER ? F(find)(reply_key) : 0;
 	if (old) {
-		F(reverse_key)(old, p->key.protocol, reply_key);
-		F(tell_other)(old, reply_key, p->key.protocol, F(ending)(&old->c), scratch->now);
-		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
-		F(reverse_key)(fresh, p->key.protocol, reply_key);
+		F(reverse_key)(old, key->protocol, reply_key);
+		F(tell_other)(old, reply_key, key->protocol, F(ending)(&old->c), scratch->now);
+		F(remove)(reply_key, true);
+		F(reverse_key)(fresh, key->protocol, reply_key);
 	}
 	__builtin_memset(reply, 0, sizeof(*reply));
 	for (int i = 0; i < ADDRESS_WORDS; i++) {
-		reply->saddr_be[i] = p->key.daddr_be[i];
-		reply->daddr_be[i] = p->key.saddr_be[i];
+		reply->saddr_be[i] = key->daddr_be[i];
+		reply->daddr_be[i] = key->saddr_be[i];
 	}
-	reply->sport_be = p->key.dport_be;
-	reply->dport_be = p->key.sport_be;
+	reply->sport_be = key->dport_be;
+	reply->dport_be = key->sport_be;
 	reply->c.created = fresh->c.created;
 	reply->c.last_ns = fresh->c.last_ns;
 	reply->c.proxy = fresh->c.proxy;
@@ -211,35 +211,24 @@ static __always_inline int F(remember)(int hook, const struct F(packet) *p, stru
 	reply->c.idle_sec = fresh->c.idle_sec;
 	reply->c.flags = CONNECTION_REPLY | fresh->c.flags;
 	reply->c.peer = fresh->c.own;
-	/* The reply's entry first: who finds the client's finds both. */
-	error = F(insert)(reply_key, reply, scratch->answered == ANSWERED_NOT ? BPF_NOEXIST : BPF_ANY);
-	if (error == -EEXIST && !before) {
+	if (scratch->answered != ANSWERED_NOT)
+		F(remove)(reply_key, true);
+	error = F(insert)(key, fresh, reply_key, reply);
+	if (error == -EADDRINUSE) {
 		/* Not looked at, or another CPU was faster. */
 		scratch->round += scratch->look;
 		scratch->look = 1;
-		if (scratch->round < MEMBER_ROUNDS)
-			return ONCE_MORE;
+		return scratch->round < MEMBER_ROUNDS ? ONCE_MORE : verdict_drop(hook, scratch->refused);
 	}
-	if (error)
-		return verdict_drop(hook, error == -EEXIST ? scratch->refused : OUTCOME_DROP_TABLE_FULL);
-	if (!before)
-		fresh->hint = F(note_hint)(&p->key, scratch);
 	/* Another CPU may just have done the same: its choice then holds for both. */
-	error = F(insert)(&p->key, fresh, before ? BPF_ANY : BPF_NOEXIST);
-	if (error && error != -EEXIST) {
-		bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
-		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
-	}
 	scratch->begun = !error;
-	if (error) {
-		old = lookup(MAPF(CONNECTION), &p->key);
-		if (old && F(answers_differ)(old, reply_key))
-			bpf_map_delete_elem(MAPF(CONNECTION), reply_key);
+	if (error == -EEXIST)
 		return GO_ON;
-	}
+	if (error)
+		return verdict_drop(hook, OUTCOME_DROP_TABLE_FULL);
 	count_opened(fresh->c.target);
 	fresh->c.packets = fresh->c.bytes = 0; /* as it is told; the entry has them */
-	if ((fresh->c.flags & CONNECTION_TOLD) && !F(tell)(fresh, reply, p->key.protocol, EVENT_OPENED, scratch->now))
+	if ((fresh->c.flags & CONNECTION_TOLD) && !F(tell)(fresh, reply, key->protocol, EVENT_OPENED, scratch->now))
 		count_outcome(OUTCOME_EVENT_LOST);
 	return GO_ON;
 }
@@ -257,12 +246,11 @@ static __always_inline bool F(is_martian)(const __be32 *addr_be)
 #endif
 }
 
-/* Makes the entries for a packet that no live one knows, before being one that is over. GO_ON, or a verdict. */
+/* Chooses what becomes of a packet that no live entry knows. GO_ON, ONCE_MORE, or a verdict. */
 static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) *p, struct scratch *scratch,
-				    struct F(connection) *before, const struct settings *settings,
-				    struct control *control)
+				    const struct settings *settings, struct control *control)
 {
-	struct F(connection) *fresh = (void *)&scratch->fresh, *reply = (void *)&scratch->reply;
+	struct F(connection) *fresh = (void *)&scratch->fresh;
 	u32 active = scratch->active & 1, proxy_id = scratch->proxy;
 	u64 now = scratch->now;
 	struct proxy_slots *slots = lookup_index(MAP(PROXY), proxy_id);
@@ -301,7 +289,7 @@ static __always_inline int F(begin)(void *ctx, int hook, const struct F(packet) 
 		fresh->c.packets = p->segments;
 		fresh->c.bytes = p->bytes;
 	}
-	return F(remember)(hook, p, fresh, reply, before, scratch);
+	return GO_ON;
 }
 
 /* XDP: the first packet of a connection, which its entry, made from fresh, counts already. */
@@ -334,15 +322,39 @@ static __always_inline int F(open)(void *ctx, int hook)
 	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
 	struct settings_slots *settings = lookup_index(MAP(SETTINGS), 0);
 	struct control *ctl = control();
-	struct F(connection) *e = 0;
 	struct F(packet) p = {};
 	int verdict;
 
 	if (!scratch || !settings || !ctl || !F(parse)(ctx, hook, &p))
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	verdict = F(begin)(ctx, hook, &p, scratch, &settings->slot[scratch->active & 1], ctl);
+	if (verdict == ONCE_MORE) {
+		call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	}
+	if (verdict != GO_ON)
+		return verdict;
+	*(struct F(connection_key) *)&scratch->client = p.key;
+	call(ctx, hook, hook == HOOK_XDP ? (FAMILY == 4 ? CALL_XDP_ENTER4 : CALL_XDP_ENTER6) :
+					   (FAMILY == 4 ? CALL_ENTER4 : CALL_ENTER6));
+	return verdict_drop(hook, OUTCOME_DROP_ERROR);
+}
+
+/* Called by open, so that the verifier follows this once and not for each way of parsing and each choice. */
+static __always_inline int F(enter_called)(void *ctx, int hook)
+{
+	struct scratch *scratch = lookup_index(MAP(SCRATCH), 0);
+	struct F(connection_key) *key;
+	struct F(connection) *before = 0;
+	struct F(packet) p = {};
+	int verdict;
+
+	if (!scratch)
+		return verdict_drop(hook, OUTCOME_DROP_ERROR);
+	key = (void *)&scratch->client;
 	if (scratch->replace)
-		e = lookup(MAPF(CONNECTION), &p.key);
-	verdict = F(begin)(ctx, hook, &p, scratch, e, &settings->slot[scratch->active & 1], ctl);
+		before = F(find)(key);
+	verdict = F(remember)(hook, key, (void *)&scratch->fresh, (void *)&scratch->reply, before, scratch);
 	if (verdict == ONCE_MORE) {
 		call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
@@ -350,12 +362,14 @@ static __always_inline int F(open)(void *ctx, int hook)
 	if (verdict != GO_ON)
 		return verdict;
 	if (hook != HOOK_XDP) {
-		/* The verifier would follow all of forwarding once for each choice. */
 		call(ctx, hook, FAMILY == 4 ? CALL_FORWARD4 : CALL_FORWARD6);
 		return verdict_drop(hook, OUTCOME_DROP_ERROR);
 	}
-	if (scratch->begun && !(scratch->fresh.c.flags & CONNECTION_FULLNAT))
+	if (scratch->begun && !(scratch->fresh.c.flags & CONNECTION_FULLNAT)) {
+		if (!F(parse)(ctx, hook, &p))
+			return verdict_drop(hook, OUTCOME_DROP_ERROR);
 		return F(forward_begun)(ctx, &p, (void *)&scratch->fresh, 0);
+	}
 	call(ctx, hook, FAMILY == 4 ? CALL_XDP_STAMP4 : CALL_XDP_STAMP6);
 	return verdict_drop(hook, OUTCOME_DROP_ERROR);
 }
@@ -372,7 +386,7 @@ static __always_inline int F(stamp_called)(struct xdp_md *ctx)
 
 	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_XDP, &p))
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_ERROR);
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (!e)
 		return verdict_drop(HOOK_XDP, OUTCOME_DROP_TABLE_FULL);
 	if (scratch->begun) {

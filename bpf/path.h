@@ -30,8 +30,8 @@ static __always_inline void F(account)(struct F(connection) *e, const struct F(p
 {
 	if (e->c.last_ns != now)
 		e->c.last_ns = now;
-	if (outcome != OUTCOME_EGRESS && (e->c.flags & CONNECTION_REPLY) && e->hint != p->ifindex)
-		e->hint = p->ifindex;
+	if (outcome != OUTCOME_EGRESS && (e->c.flags & CONNECTION_REPLY) && e->in_ifindex != p->ifindex)
+		e->in_ifindex = p->ifindex;
 	count_packet(&e->c, p->segments, p->bytes);
 	count_outcome(outcome);
 	if (p->heard & ~e->c.own)
@@ -74,9 +74,10 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 					 struct settings *settings, struct control *control, u64 now)
 {
 	struct scratch *scratch = 0;
+	u32 number, outcome = OUTCOME_REDIRECT_TC, what = REWRITE_HOP;
 	const struct way *out = 0;
+	bool loopback = false;
 	int way = WAY_STACK;
-	u32 number;
 
 	if (settings->flags & SETTING_FAST_PATH) {
 		number = fresh_way(&e->c, control->generation, now);
@@ -94,9 +95,10 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 		way = WAY_ROUTER;
 
 	if (way >= WAY_STACK) {
-		bool loopback = F(goes_through_loopback)(e);
-		u32 what = 0;
-
+		loopback = F(goes_through_loopback)(e);
+		outcome = OUTCOME_STACK;
+		what = 0;
+		out = 0;
 		if ((e->c.flags & CONNECTION_REPLY) && !loopback) {
 			if (way == WAY_STACK || p->ifindex == LOOPBACK_IFINDEX)
 				return TC_ACT_UNSPEC;
@@ -112,14 +114,12 @@ static __always_inline int F(forward_tc)(struct __sk_buff *ctx, const struct F(p
 				return TC_ACT_UNSPEC;
 			what |= REWRITE_HOP;
 		}
-		if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, 0, what))
-			return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-		F(account)(e, p, now, OUTCOME_STACK);
-		return loopback ? to_stack_by_loopback() : TC_ACT_UNSPEC;
 	}
-	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, REWRITE_HOP))
+	if (F(rewrite)(ctx, HOOK_TC_INGRESS, p, e, out, what))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-	F(account)(e, p, now, OUTCOME_REDIRECT_TC);
+	F(account)(e, p, now, outcome);
+	if (outcome == OUTCOME_STACK)
+		return loopback ? to_stack_by_loopback() : TC_ACT_UNSPEC;
 	if (out)
 		return bpf_redirect(out->ifindex, 0);
 	return scratch ? F(redirect_neighbour)(scratch, p->ifindex) : verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
@@ -174,7 +174,7 @@ static __always_inline int F(forward_known)(struct __sk_buff *ctx, const struct 
 static __always_inline int F(ingress)(void *ctx, int hook)
 {
 	struct settings_slots *settings;
-	struct hint_head *hints;
+	struct table *head;
 	struct F(packet) p = {};
 	struct scratch *scratch;
 	struct F(connection) *e;
@@ -200,7 +200,7 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	if (p.opens && F(listening)(&p, active) && F(is_flood)(&p, now))
 		return verdict_drop(hook, OUTCOME_DROP_FLOOD);
 
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (e) {
 		/* A SYN on a closing connection is a new one that uses the port again. */
 		replace = p.opens && !(e->c.flags & CONNECTION_REPLY) && F(gives_way)(&e->c);
@@ -230,8 +230,8 @@ static __always_inline int F(ingress)(void *ctx, int hook)
 	scratch->look = replace;
 	scratch->round = 0;
 	scratch->refused = OUTCOME_DROP_NO_TARGET;
-	hints = lookup_index(MAPF(HINT), 0);
-	if (hints && hints->full)
+	head = lookup_index(MAPF(CONNECTION), 0);
+	if (head && head->full)
 		call(ctx, hook, hook == HOOK_XDP ? (FAMILY == 4 ? CALL_XDP_RECLAIM4 : CALL_XDP_RECLAIM6) :
 						(FAMILY == 4 ? CALL_RECLAIM4 : CALL_RECLAIM6));
 	call(ctx, hook, FAMILY == 4 ? CALL_OPEN4 : CALL_OPEN6);
@@ -249,11 +249,15 @@ static __always_inline int F(forward_called)(struct __sk_buff *ctx)
 
 	if (!scratch || !settings || !ctl || !F(parse)(ctx, HOOK_TC_INGRESS, &p))
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	/* It was there a moment ago, and has made room for another since. */
 	if (!e)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_TABLE_FULL);
-	p.heard &= scratch->begun - 1; /* nothing, if the entries say so already */
+	/* Read back from a map, they are anything to the verifier, which else would follow all below for each way of parsing. */
+	p.l4_offset = forgotten(&scratch->hash, p.l4_offset);
+	p.heard = forgotten(&scratch->hash, p.heard) & (scratch->begun - 1); /* nothing, if the entries say so already */
+	p.key.protocol = forgotten(&scratch->hash, p.key.protocol);
+	p.opens = forgotten(&scratch->hash, p.opens);
 	if (scratch->begun && p.opens && (e->c.flags & CONNECTION_FULLNAT))
 		F(begin_stamp)(ctx, HOOK_TC_INGRESS, &p, e, (void *)&scratch->key);
 	if (e->c.stamp && F(restamp_skb)(ctx, &p, &e->c))
@@ -279,7 +283,7 @@ static __always_inline int F(egress)(struct __sk_buff *ctx)
 		return F(unusual)(ctx, HOOK_TC_EGRESS);
 	if (p.fragment)
 		F(remember_fragment)(&p);
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (!e || !F(is_for_egress)(e))
 		return TC_ACT_UNSPEC;
 	ctl = control();
@@ -318,7 +322,7 @@ static __always_inline int F(follow_fragment)(struct __sk_buff *ctx, int hook)
 	p.l4_offset = 0;
 	active = ctl->active & 1;
 	now = clock_ns();
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (!e || !F(is_alive)(e, p.key.protocol, now, active))
 		return TC_ACT_UNSPEC;
 	if (hook == HOOK_TC_INGRESS)

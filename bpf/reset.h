@@ -62,7 +62,7 @@ static __always_inline int F(reset)(struct __sk_buff *ctx)
 
 	if (!F(parse)(ctx, HOOK_TC_INGRESS, &p) || p.fragment || p.key.protocol != IPPROTO_TCP)
 		return verdict_drop(HOOK_TC_INGRESS, OUTCOME_DROP_ERROR);
-	e = lookup(MAPF(CONNECTION), &p.key);
+	e = F(find)(&p.key);
 	if (!e)
 		return TC_ACT_UNSPEC;
 	/* From now on it counts as closing: a SYN begins anew. */

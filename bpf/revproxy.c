@@ -131,9 +131,19 @@ int xdp_open4(struct xdp_md *ctx)
 	return open4(ctx, HOOK_XDP);
 }
 
+int xdp_enter4(struct xdp_md *ctx)
+{
+	return enter_called4(ctx, HOOK_XDP);
+}
+
 int xdp_open6(struct xdp_md *ctx)
 {
 	return open6(ctx, HOOK_XDP);
+}
+
+int xdp_enter6(struct xdp_md *ctx)
+{
+	return enter_called6(ctx, HOOK_XDP);
 }
 
 int xdp_reclaim4(struct xdp_md *ctx)
@@ -171,9 +181,19 @@ int tc_open4(struct __sk_buff *ctx)
 	return open4(ctx, HOOK_TC_INGRESS);
 }
 
+int tc_enter4(struct __sk_buff *ctx)
+{
+	return enter_called4(ctx, HOOK_TC_INGRESS);
+}
+
 int tc_open6(struct __sk_buff *ctx)
 {
 	return open6(ctx, HOOK_TC_INGRESS);
+}
+
+int tc_enter6(struct __sk_buff *ctx)
+{
+	return enter_called6(ctx, HOOK_TC_INGRESS);
 }
 
 int tc_forward4(struct __sk_buff *ctx)
@@ -235,6 +255,34 @@ int tc_reset6(struct __sk_buff *ctx)
 {
 	return reset6(ctx);
 }
+
+/* Run by user space, again and again: each time the next of its requests, up to one that can't be done. What is to be
+ * removed and is not there counts as done. */
+#define EDIT(version) \
+	{ \
+		struct edit_frame *frame = packet_start(ctx, HOOK_TC_INGRESS); \
+		struct entry##version *wanted; \
+		long error = 0; \
+\
+		if ((void *)(frame + 1) > packet_end(ctx, HOOK_TC_INGRESS)) \
+			return TC_ACT_SHOT; \
+		wanted = lookup_index(MAP(EDIT##version), frame->done); \
+		if (!wanted || frame->error) \
+			return TC_ACT_OK; \
+		if (frame->operation == EDIT_REMOVE) \
+			remove##version(&wanted->key, false); \
+		else \
+			error = enter##version(&wanted->key, &wanted->value); \
+		frame = packet_start(ctx, HOOK_TC_INGRESS); \
+		if ((void *)(frame + 1) > packet_end(ctx, HOOK_TC_INGRESS)) \
+			return TC_ACT_SHOT; \
+		frame->done += !error; \
+		frame->error = -error; \
+		return TC_ACT_OK; \
+	}
+
+int edit4(struct __sk_buff *ctx) EDIT(4)
+int edit6(struct __sk_buff *ctx) EDIT(6)
 
 int tc_egress(struct __sk_buff *ctx)
 {

@@ -68,7 +68,7 @@ static __always_inline u32 F(begin_stamp)(void *ctx, int hook, const struct F(pa
 		return 0;
 	e->c.stamp = (u32)(bpf_ktime_get_ns() >> STAMP_SHIFT) - bpf_ntohl(*(__be32 *)(option + STAMP_SAID)) ?: 1;
 	F(reverse_key)(e, IPPROTO_TCP, reply_key);
-	reply = lookup(MAPF(CONNECTION), reply_key);
+	reply = F(find)(reply_key);
 	if (reply)
 		reply->c.stamp = e->c.stamp;
 	return e->c.stamp;

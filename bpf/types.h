@@ -235,7 +235,7 @@ struct connection4 {
 	__be32 daddr_be[1];
 	__be16 sport_be;
 	__be16 dport_be;
-	u32 hint; /* of the client's direction: its place in hint4; of the answers': the interface they last came in by */
+	u32 in_ifindex; /* of the answers' direction: the interface they last came in by */
 };
 
 struct connection6 {
@@ -244,7 +244,7 @@ struct connection6 {
 	__be32 daddr_be[4];
 	__be16 sport_be;
 	__be16 dport_be;
-	u32 hint;
+	u32 in_ifindex;
 };
 
 /* What event_ring takes: one connection opened or closed. Addresses and ports as the client's packets have them, and
@@ -281,13 +281,56 @@ struct connection_event {
 /* port_turn[n]: how many TCP connections full NAT has begun from an address of ours to a target; n is a hash of the two. */
 #define PORT_TURNS 65536
 
-/* hint[1..n]: keys of clients' entries, by which a program finds entries that are over when the table is full and
- * nobody sweeps it. hint[0] is struct hint_head instead. A key may be overwritten by another: it is a hint. */
-#define HINT_PLACES 4
-struct hint_head {
-	u32 slots; /* n */
-	u32 full;  /* above 0: the table took no entry lately, and each new connection looks for room first */
+/* The connection table, see table.h. Elements of connection[]: first its head; then each CPU's share, struct table as well;
+ * from the head's lines on the blocks' lines, LINES in each; from its first on the blocks. */
+#define BLOCK_PLACES 28
+#define LINES 32
+
+struct line {
+	u64 lock; /* and how many of its entries are in the neighbour */
+	u64 tags[BLOCK_PLACES / 4];
+};
+
+struct entry4 {
+	struct connection_key4 key; /* its last 8 bytes zero: not in use */
+	struct connection4 value;
+};
+
+struct entry6 {
+	struct connection_key6 key;
+	struct connection6 value;
+};
+
+struct block4 {
+	struct entry4 entry[BLOCK_PLACES];
+};
+
+struct block6 {
+	struct entry6 entry[BLOCK_PLACES];
+};
+
+struct table {
+	u32 lines;
+	u32 first;
+	u32 blocks;  /* an even number */
+	u32 entries; /* so many it takes */
+	u32 batch;   /* so many a CPU takes from the room for its share */
+	u32 full;    /* above 0: the table took no entry lately, and each new connection looks for room first */
 	u32 flooded; /* the last window in which many that nobody answered made room, see flood.h */
+	u32 secret[11];
+	u32 zero[14];
+	u64 room; /* for so many more, those in the shares not among them; of a share all that counts */
+};
+
+/* How far user space's requests are done, see edit4 in revproxy.c. */
+#define EDIT_ENTER 0
+#define EDIT_REMOVE 1
+
+struct edit_frame {
+	u32 done;
+	u32 operation;
+	u32 error; /* why the next one was not */
+	u32 unused;
 };
 
 /* syn_line[n], see flood.h: notes of SYNs, 16 bits each; n is a half of a hash. */
@@ -318,9 +361,8 @@ struct scratch {
 	struct connection6 fresh;
 	struct connection6 reply;
 	struct connection_key6 key; /* of whatever is looked up */
+	struct connection_key6 client; /* of the packet */
 	u64 fib[8]; /* struct bpf_fib_lookup */
-	u32 hand4; /* this CPU's: which hint to take next */
-	u32 hand6;
 	u32 answered; /* ANSWERED_*: of the choice just looked at */
 	u32 begun; /* the entries were made for this packet */
 	u32 look; /* whether a choice's answers have an entry is looked at before it is taken */

@@ -49,7 +49,7 @@ def busy(maps: Maps) -> Busy:
     """What the entries name, expired ones included until they are swept."""
     found = Gathering()
     for version in VERSIONS:
-        for keys, values in pieces(maps[f"connection{version}"]):
+        for keys, values in pieces(maps.connections(version)):
             maps.let_others()
             found.add(version, keys, values)
     return found.busy()
@@ -90,7 +90,7 @@ class Gathering:
         ):
             self._seen[name][ours[forward]] = True
             self._seen[name][theirs[back]] = True
-        self._interfaces.update(np.unique(values["hint"][back]).tolist())
+        self._interfaces.update(np.unique(values["in_ifindex"][back]).tolist())
         self._listens.update(_distinct(keys["daddr_be"][forward]))
         self._served.update(_distinct(values["daddr_be"][forward]))
 

@@ -50,6 +50,8 @@ def compile_source(request: dict[str, object], tree: Path) -> dict[str, str]:
     flags = [f"-I{source}", f"-I{tree}", f"-I{UAPI}", f"-I{UAPI}/{os.uname().machine}-linux-gnu"]
     flags += ["-DCONFIG_BPF_SYSCALL", "-Wno-unused-function", "-Werror", "-Wno-macro-redefined"]
     flags += [f"-D{name}={value}" for name, value in defines.items()]
+    if os.uname().machine != "x86_64":
+        flags.append("-DWEAK_ORDER")
     module = BPF(src_file=str(source / "revproxy.c"), cflags=flags)
     functions: list[str] = request["functions"]  # type: ignore[assignment]  # JSON
     return {name: base64.b64encode(module.dump_func(name)).decode() for name in functions}

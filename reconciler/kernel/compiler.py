@@ -23,7 +23,7 @@ from reconciler.errors import CompileError
 from reconciler.kernel import codecache, layout
 
 ENTRY_POINTS: Final = ("xdp_ingress", "tc_ingress", "tc_egress")
-FUNCTIONS: Final = (*ENTRY_POINTS, *(name for names in layout.CALLS.values() for name in names))
+FUNCTIONS: Final = (*ENTRY_POINTS, *(name for names in layout.CALLS.values() for name in names), *layout.EDITORS)
 TIMEOUT_SEC: Final = 600  # 1 s as a rule, minutes on a machine that is emulated or starved
 MAP_BASE: Final = 0x52500000  # MAP_BASE of bpf/maps.h
 
@@ -45,7 +45,7 @@ class ObjectCode:
         """
         code = np.frombuffer(self.functions[function], dtype=_INSTRUCTION).copy()
         names = {spec.number: name for name, spec in layout.MAPS.items()}
-        names |= {number: name for name, number in layout.CALLS_NUMBER.items()}
+        names |= {number: name for name, number in (*layout.CALLS_NUMBER.items(), *layout.EDITORS.items())}
         marked = (code["code"] == _LD_IMM64) & (code["registers"] >> 4 == _PSEUDO_MAP_FD)
         for index in np.flatnonzero(marked):
             code["immediate"][index] = map_fds[names[int(code["immediate"][index]) - MAP_BASE]]

@@ -6,7 +6,6 @@ to a tick behind). A connection that is over by FIN or RST lingers in the tables
 
 from __future__ import annotations
 
-import ctypes as ct
 import errno
 import os
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.arrays import Array
+from reconciler.kernel.blocks import Blocks
 from reconciler.kernel.codec import PROTOCOLS, C
 from reconciler.kernel.connorder import first_of
 from reconciler.kernel.connscan import Chosen, Wanted, gather
@@ -40,7 +40,6 @@ from reconciler.state.objects import Endpoint, Protocol
 from reconciler.state.selection import STATES, Query
 
 _NS: Final = 1_000_000_000
-_LONGEST_KEY_BYTES: Final = 512  # of a hash (MAX_BPF_STACK in include/linux/filter.h), whoever's it is
 _EVERY: Final = frozenset(STATES)
 _PLAIN: Final = Query()
 
@@ -247,16 +246,15 @@ def _add(counter: Counter[int], numbers: Array) -> None:
 def none_at_all(maps: Maps) -> bool:
     """Whether the tables that are pinned, if any are, have no entry. Opens those alone, as they are, which takes a
     thirtieth of what all maps do. Raises :class:`KernelError`."""
-    first = ct.create_string_buffer(_LONGEST_KEY_BYTES)
-    for version in VERSIONS:
+    for name in layout.CONNECTIONS:
         try:
-            fd = bpf.obj_get(str(maps.directory / f"connection{version}"))
+            fd = bpf.obj_get(str(maps.directory / name))
         except KernelError as error:
             if error.errno != errno.ENOENT:
                 raise
             continue
         try:
-            if bpf.map_next_key(fd, None, ct.addressof(first)):
+            if Blocks.of(fd, layout.MAPS[name].value).used:
                 return False
         finally:
             os.close(fd)
@@ -293,10 +291,4 @@ def told(table: Table, indexes: Indexes, rows: Array, kinds: Array, now_ns: int)
 
 def delete(maps: Maps, table: Table, places: Indexes) -> None:
     """Delete these entries."""
-    if len(places):
-        name = f"connection{table.version}"
-        maps[name].delete_many(table.keys[places])
-        noted = np.unique(table.values["hint"][places[~table.is_reply[places]]])
-        hints = maps[layout.HINTS[name]]
-        noted = noted[(noted > 0) & (noted < hints.max_entries)]
-        hints.put_many(noted, hints.values_array(len(noted)))
+    maps.connections(table.version).delete_many(table.keys[places])

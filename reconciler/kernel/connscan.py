@@ -79,7 +79,7 @@ def gather(
 ) -> Gathered:
     """The connections of one family that are meant and not past their limits, both directions together. Records are as
     :func:`~reconciler.kernel.conntable.records` makes them. ``see`` is shown all entries on the way, some at a time."""
-    table = maps[f"connection{version}"]
+    table = maps.connections(version)
     room = table.max_entries // 2 + 1
     clients, targets = _Entries(room), _Entries(room)
     rows, places, limits = (
@@ -87,7 +87,7 @@ def gather(
         Column(np.int64, room),
         Column(np.int64, room),
     )
-    keys_of_targets = Column(table.spec.key, room)
+    keys_of_targets = Column(table.key_dtype, room)
     used = ("last_ns",) if wanted.brief else ("last_ns", "packets", "bytes")
     reverse = {name: Column(np.uint64, room) for name in used}
     entries = 0
@@ -203,7 +203,7 @@ def _brought_together(rows: Array, limits: Array, peers: Indexes, reverse: dict[
 
 def _orphans(maps: Maps, version: int, keys: Array, wanted: Wanted, settings: Any, now_ns: int) -> Array:
     """Records of connections of which only the targets' entries are left."""
-    found, values = maps[f"connection{version}"].get_many(keys)
+    found, values = maps.connections(version).get_many(keys)
     table = Table.alone(version, keys[found], values[found])
     limits = limits_sec(table.values["c"], settings)
     last_ns = table.values["c"]["last_ns"].astype(np.int64)

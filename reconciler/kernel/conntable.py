@@ -56,7 +56,7 @@ class Table:
 
 def read_table(maps: Maps, version: int) -> Table:
     """All entries of one family."""
-    keys, values = maps[f"connection{version}"].items()
+    keys, values = maps.connections(version).items()
     reply = values["c"]["flags"] & C["CONNECTION_REPLY"] != 0
     own, other = _words(keys), _words(reverse_keys(keys, values))
     words = np.hstack((np.where(reply[:, None], other, own), np.where(reply[:, None], own, other)))
@@ -89,7 +89,7 @@ def reverse_keys(keys: Array, values: Array) -> Array:
 def with_partners(maps: Maps, version: int, keys: Array, values: Array) -> tuple[Table, int]:
     """These entries, and behind them the other directions' as they are now; how many the former are."""
     reverse = reverse_keys(keys, values)
-    found, others = maps[f"connection{version}"].get_many(reverse)
+    found, others = maps.connections(version).get_many(reverse)
     there, count = np.flatnonzero(found), len(keys)
     peer = np.full(count + len(there), -1, np.int64)
     peer[there] = np.arange(count, len(peer))

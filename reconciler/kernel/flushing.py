@@ -56,7 +56,7 @@ class Flusher:
         turn, names = self._left[0], proxy_names(maps)
         ended = together(
             _end(maps, *self._meant(maps, turn, keys, values, names), now_ns)
-            for keys, values in step(maps[f"connection{turn.version}"], turn.position, at_once)
+            for keys, values in step(maps.connections(turn.version), turn.position, at_once)
         )
         if turn.position.at is None:
             self._left.popleft()
@@ -77,7 +77,7 @@ class Flusher:
         indexes = indexes[matching(records(table, indexes), self._query, names)]
         if turn.orphans and len(indexes):
             partners = reverse_keys(table.keys[indexes], table.values[indexes])
-            there, _ = maps[f"connection{turn.version}"].get_many(partners)
+            there, _ = maps.connections(turn.version).get_many(partners)
             indexes = indexes[~there]
         return table, indexes
 
@@ -97,7 +97,7 @@ def _end(maps: Maps, table: Table, indexes: Indexes, now_ns: int) -> Ended:
     keys, values = table.keys[indexes], table.values[indexes]
     if not (values["c"]["flags"] & C["CONNECTION_TOLD"]).any():
         delete(maps, Table.alone(table.version, keys, values), np.arange(len(keys)))
-        maps[f"connection{table.version}"].delete_many(reverse_keys(keys, values))
+        maps.connections(table.version).delete_many(reverse_keys(keys, values))
         return Ended(len(indexes))
     both, count = with_partners(maps, table.version, keys, values)
     delete(maps, both, np.arange(len(both.keys)))

@@ -97,8 +97,30 @@ way = np.dtype(
     ]
 )
 way_head = np.dtype([("places", u32), ("show_after", u32)])
-connection4 = np.dtype([("c", connection), *_tuple4, ("hint", u32)])
-connection6 = np.dtype([("c", connection), *_tuple6, ("hint", u32)])
+connection4 = np.dtype([("c", connection), *_tuple4, ("in_ifindex", u32)])
+connection6 = np.dtype([("c", connection), *_tuple6, ("in_ifindex", u32)])
+BLOCK_PLACES: Final = 28
+LINES: Final = 32
+entry4 = np.dtype([("key", connection_key4), ("value", connection4)])
+entry6 = np.dtype([("key", connection_key6), ("value", connection6)])
+line = np.dtype([("lock", u64), ("tags", u64, (BLOCK_PLACES // 4,))])
+block4 = np.dtype([("entry", entry4, (BLOCK_PLACES,))])
+block6 = np.dtype([("entry", entry6, (BLOCK_PLACES,))])
+table = np.dtype(
+    [
+        ("lines", u32),
+        ("first", u32),
+        ("blocks", u32),
+        ("entries", u32),
+        ("batch", u32),
+        ("full", u32),
+        ("flooded", u32),
+        ("secret", u32, (11,)),
+        ("zero", u32, (14,)),
+        ("room", u64),
+    ]
+)
+edit_frame = np.dtype([("done", u32), ("operation", u32), ("error", u32), ("unused", u32)])
 fragment_key4 = np.dtype(
     [("saddr_be", u8, (4,)), ("daddr_be", u8, (4,)), ("id", u32), ("protocol", u8), ("zero", u8, (3,))]
 )
@@ -132,7 +154,6 @@ CREATED_SHIFT: Final = 22
 CREATED_AHEAD: Final = 256
 """Of a connection's ``created``: its unit is 2**22 ns, and another CPU's clock may be ahead by so many."""
 
-hint_head = np.dtype([("slots", u32), ("full", u32), ("flooded", u32)])
 flood_count = np.dtype([("window", u32), ("number", u32)])
 syn_line = np.dtype([("word", u64, (8,))])
 scratch = np.dtype(
@@ -151,9 +172,8 @@ scratch = np.dtype(
         ("fresh", connection6),
         ("reply", connection6),
         ("key", connection_key6),
+        ("client", connection_key6),
         ("fib", u64, (8,)),
-        ("hand4", u32),
-        ("hand6", u32),
         ("answered", u32),
         ("begun", u32),
         ("look", u32),
@@ -201,6 +221,10 @@ CONSTANTS: Final[dict[str, int]] = {
     "CONNECTION_FULLNAT": 2,
     "CONNECTION_RESET": 4,
     "CONNECTION_TOLD": 8,
+    "BLOCK_PLACES": BLOCK_PLACES,
+    "LINES": LINES,
+    "EDIT_ENTER": 0,
+    "EDIT_REMOVE": 1,
     "EVENT_OPENED": 0,
     "EVENT_FIN": 1,
     "EVENT_RST": 2,
@@ -305,8 +329,8 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("target_stats", 10, MapType.PERCPU_ARRAY, u32, target_stats, MAX_TARGETS),
         MapSpec("group", 11, MapType.ARRAY_OF_MAPS, u32, u32, MAX_GROUPS),
         MapSpec("group_member", 12, MapType.HASH, group_member_key, u32, 1 << 20, F_NO_PREALLOC),
-        MapSpec("connection4", 13, MapType.HASH, connection_key4, connection4, 2, per_connection=True),
-        MapSpec("connection6", 14, MapType.HASH, connection_key6, connection6, 2, per_connection=True),
+        MapSpec("connection4", 13, MapType.ARRAY, u32, block4, 2, F_MMAPABLE, per_connection=True),
+        MapSpec("connection6", 14, MapType.ARRAY, u32, block6, 2, F_MMAPABLE, per_connection=True),
         MapSpec("device", 15, MapType.HASH, u32, u32, MAX_DEVICES, F_NO_PREALLOC),
         MapSpec("outcome", 16, MapType.PERCPU_ARRAY, u32, u64, OUTCOME_COUNT),
         MapSpec("proxy_name", 17, MapType.HASH, u32, proxy_name, MAX_PROXIES, F_NO_PREALLOC),
@@ -314,8 +338,6 @@ MAPS: Final[dict[str, MapSpec]] = {
         MapSpec("revision", 19, MapType.ARRAY, u32, revision_slots, 1, configuration=True),
         MapSpec("sysctl", 20, MapType.HASH, sysctl_key, sysctl_value, 4096, F_NO_PREALLOC),
         MapSpec("scratch", 21, MapType.PERCPU_ARRAY, u32, scratch, 1),
-        MapSpec("hint4", 22, MapType.ARRAY, u32, connection_key4, 2, per_connection=True),
-        MapSpec("hint6", 23, MapType.ARRAY, u32, connection_key6, 2, per_connection=True),
         MapSpec("fragment4", 24, MapType.LRU_HASH, fragment_key4, fragment, 16384),
         MapSpec("fragment6", 25, MapType.LRU_HASH, fragment_key6, fragment, 16384),
         MapSpec("event_ring", 26, MapType.ARRAY_OF_MAPS, u32, u32, 1),
@@ -328,14 +350,23 @@ MAPS: Final[dict[str, MapSpec]] = {
 }
 
 
-# The hints of a connection table.
-HINTS: Final = {"connection4": "hint4", "connection6": "hint6"}
-HINT_PLACES: Final = 4  # looked at for an empty one
+CONNECTIONS: Final = ("connection4", "connection6")
+# What programs that edit a table read: what of it lies in a map of the one's who runs them.
+EDITORS: Final = {"edit4": 102, "edit6": 103}
 
 # Programs that others of the same set call, by the map that holds them and the place in it. These maps belong to one
 # set of programs, not to the instance.
 CALLS: Final[dict[str, tuple[str, ...]]] = {
-    "xdp_calls": ("xdp_open4", "xdp_open6", "xdp_reclaim4", "xdp_reclaim6", "xdp_stamp4", "xdp_stamp6"),
+    "xdp_calls": (
+        "xdp_open4",
+        "xdp_open6",
+        "xdp_reclaim4",
+        "xdp_reclaim6",
+        "xdp_stamp4",
+        "xdp_stamp6",
+        "xdp_enter4",
+        "xdp_enter6",
+    ),
     "tc_calls": (
         "tc_open4",
         "tc_open6",
@@ -353,6 +384,8 @@ CALLS: Final[dict[str, tuple[str, ...]]] = {
         "tc_reset6",
         "tc_reclaim4",
         "tc_reclaim6",
+        "tc_enter4",
+        "tc_enter6",
     ),
 }
 CALLS_NUMBER: Final = {"xdp_calls": 100, "tc_calls": 101}
@@ -370,9 +403,8 @@ def assertions() -> Iterator[str]:
         yield f'_Static_assert(OUTCOME_{name.upper()} == {index}, "outcome {name}");'
     for spec in MAPS.values():
         yield f'_Static_assert(MAP_{spec.name.upper()} == {spec.number}, "map {spec.name}");'
-    yield f'_Static_assert(HINT_PLACES == {HINT_PLACES}, "hint places");'
     yield f'_Static_assert(HARDWARE_PLACES == {HARDWARE_PLACES}, "hardware places");'
-    for name, number in CALLS_NUMBER.items():
+    for name, number in (*CALLS_NUMBER.items(), *EDITORS.items()):
         yield f'_Static_assert(MAP_{name.upper()} == {number}, "map {name}");'
 
 

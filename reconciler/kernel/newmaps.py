@@ -10,23 +10,20 @@ from typing import Final
 import numpy as np
 
 from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout
+from reconciler.kernel import blocks, bpf, layout
 from reconciler.kernel.arrays import address
+from reconciler.kernel.blocks import Blocks
 from reconciler.kernel.layout import MapSpec, MapType
 
 
 def capacity(spec: MapSpec, max_connections: int) -> int:
-    """``max_entries`` for a map: of connections, one for each direction; of hints, as many, and a head before and some
-    room behind them, since the programs look at a few places in a row."""
-    if not spec.per_connection:
-        return spec.max_entries
-    entries = spec.max_entries * max_connections
-    return entries if spec.type is MapType.HASH else 1 + entries + layout.HINT_PLACES
+    """``max_entries`` for a map: of a connection table, what holds an entry for each direction."""
+    return blocks.elements(2 * max_connections) if spec.per_connection else spec.max_entries
 
 
-def connections_for(spec: MapSpec, entries: int) -> int:
-    """The ``max_connections`` that :func:`capacity` made a connection table of ``entries`` from."""
-    return entries // spec.max_entries
+def connections_for(fd: int, spec: MapSpec) -> int:
+    """The ``max_connections`` that the connection table with this descriptor was made for."""
+    return Blocks.of(fd, spec.value).entries // 2
 
 
 def kernel_name(name: str) -> str:
@@ -68,9 +65,8 @@ def create_map(spec: MapSpec, max_connections: int, *, show_ways: bool = True) -
 
 def _put_head(fd: int, spec: MapSpec, max_connections: int, *, show_ways: bool) -> None:
     """The first entry, of the maps that tell the programs there how to use the rest."""
-    if spec.name in layout.HINTS.values():
-        head = np.zeros(1, layout.hint_head)
-        head["slots"] = spec.max_entries * max_connections
+    if spec.per_connection:
+        head = blocks.new_head(2 * max_connections, spec.value)
     elif spec.name == "way":
         head = np.zeros(1, layout.way_head)
         head["places"] = (spec.max_entries - 1) // bpf.possible_cpus()

@@ -22,13 +22,13 @@ import numpy as np
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, groupscan, groupwrite, layout, layoutpin
 from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.contable import ConnectionTable
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
 from reconciler.kernel.maps import Map, Maps
-from reconciler.kernel.newmaps import connections_for
 
-_OWN_ALONE: Final = frozenset(("scratch", "event_ring", "way", "fragment4", "fragment6", *layout.HINTS.values()))
-"""Not copied: what lasts for a packet, what is made anew, and what follows from the connections."""
+_OWN_ALONE: Final = frozenset(("scratch", "event_ring", "way", "fragment4", "fragment6"))
+"""Not copied: what lasts for a packet, and what is made anew."""
 _GROUPS_AT_ONCE: Final = 256
 
 
@@ -81,7 +81,7 @@ class OtherLayout:
             for name, spec in self.specs().items():
                 if name in layout.MAPS:
                     fd = bpf.obj_get(str(self.root / "maps" / name))
-                    opened[name] = Map(spec, fd, Gateway())
+                    opened[name] = _map(spec, fd)
         except BaseException:
             _close(opened)
             raise
@@ -100,6 +100,13 @@ def _nested(kind: Any) -> Any:
     return kind if isinstance(kind, str) else _dtype(kind)
 
 
+def _map(spec: MapSpec, fd: int) -> Map:
+    """Connections lay in a hash at first."""
+    if spec.name in layout.CONNECTIONS and spec.type == MapType.ARRAY:
+        return ConnectionTable(spec, fd, Gateway())
+    return Map(spec, fd, Gateway())
+
+
 def _close(maps: Mapping[str, Map]) -> None:
     for each in maps.values():
         each.close()
@@ -113,12 +120,11 @@ def take_over(other: OtherLayout, maps: Maps) -> None:
     not there."""
     sources = other.open()
     try:
-        table = sources["connection4"]
-        maps.create(connections_for(table.spec, table.max_entries))
+        maps.create(sources["connection4"].max_entries // 2)
         try:
             for name, source in sources.items():
                 if name not in _OWN_ALONE:
-                    _copy(source, maps[name], maps)
+                    _copy(source, maps[name])
         except BaseException:
             maps.remove()
             raise
@@ -131,7 +137,7 @@ def carry_over(other: OtherLayout, maps: Maps) -> int:
     ours; how many."""
     sources, number = other.open(), 0
     try:
-        for name in layout.HINTS:
+        for name in layout.CONNECTIONS:
             if name in sources:
                 number += _merge(sources[name], maps[name])
     finally:
@@ -147,13 +153,14 @@ def _merge(source: Map, destination: Map) -> int:
     newer = found < 0
     there = ~newer
     newer[there] = values["c"]["last_ns"][there] > known["c"]["last_ns"][found[there]]
-    values["hint"][found >= 0] = known["hint"][found[found >= 0]]
-    values["hint"][found < 0] = 0  # the other table's
     destination.put_many(keys[newer], values[newer])
     return int(newer.sum())
 
 
-def _copy(source: Map, destination: Map, maps: Maps) -> None:
+def _copy(source: Map, destination: Map) -> None:
+    if isinstance(destination, ConnectionTable):
+        destination.put_many(*_converted(source, destination))
+        return
     if int(source.spec.type) != int(destination.spec.type):
         raise _misfit(destination, "it is of another type")
     if destination.spec.type == MapType.ARRAY_OF_MAPS:
@@ -168,8 +175,6 @@ def _copy(source: Map, destination: Map, maps: Maps) -> None:
         if destination.spec.type == MapType.PERCPU_ARRAY:
             _put_per_cpu(destination, keys, values)
             return
-    if destination.spec.name in layout.HINTS:
-        _number(destination, keys, values, maps)
     destination.put_many(keys, values)
 
 
@@ -183,16 +188,6 @@ def _put_per_cpu(destination: Map, keys: Array, values: Array) -> None:
             destination.subject,
             lambda at=where, to=what: bpf.map_update(destination.fd, address(at), address(to)),  # type: ignore[misc]
         )
-
-
-def _number(destination: Map, keys: Array, values: Array, maps: Maps) -> None:
-    """Give the clients' entries hints, as the programs do."""
-    hints = maps[layout.HINTS[destination.spec.name]]
-    values["hint"] = 0
-    replies = values["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] != 0
-    clients = np.flatnonzero(~replies)[: hints.max_entries - layout.HINT_PLACES - 1]
-    values["hint"][clients] = np.arange(1, len(clients) + 1)
-    hints.put_many(values["hint"][clients], keys[clients])
 
 
 def _copy_groups(source: Map, destination: Map) -> None:
@@ -216,8 +211,9 @@ def _copy_groups(source: Map, destination: Map) -> None:
 def _converted(source: Map, destination: Map) -> tuple[Array, Array]:
     """Everything in ``source``, laid out as in ``destination``."""
     found_keys, found = source.items()
-    keys = np.zeros(len(found_keys), destination.spec.key)
-    values = np.zeros(found.shape, destination.spec.value)  # per CPU: a row of values for each key
+    keys = np.zeros(len(found_keys), destination.key_dtype)
+    one = destination.value_dtype if found.ndim == 1 else destination.spec.value  # per CPU: a row for each key
+    values = np.zeros(found.shape, one)
     try:
         convert(found_keys, keys)
         convert(found, values)
@@ -233,6 +229,9 @@ def convert(source: Array, destination: Array) -> None:
         for name in wanted:
             if name in names:
                 convert(source[name], destination[name])
+        if "in_ifindex" in wanted and "hint" in names:
+            replies = source["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] != 0
+            destination["in_ifindex"] = np.where(replies, source["hint"], 0)
         if "created" in wanted and "created_ns" in names:
             destination["created"] = source["created_ns"] >> np.uint64(layout.CREATED_SHIFT)
     elif names is None and wanted is None and source.ndim == destination.ndim:

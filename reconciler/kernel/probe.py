@@ -2,7 +2,7 @@
 
 Their instructions are those of the programs that are attached, byte for byte; only descriptors of maps differ. They
 read the instance's own configuration, and all they write goes into small tables of their own, so that a probed packet
-leaves no trace in connections, counters or hints. The one word that says which slot to read is among those tables:
+leaves no trace in connections and counters. The one word that says which slot to read is among those tables:
 the standby slot before a switch, the active one after it.
 
 A set for each hook and address family is loaded when first needed (the verifier takes up to half a second for one).
@@ -28,6 +28,7 @@ from reconciler.kernel import bpf, layout, maps
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.codec import unpack_address
 from reconciler.kernel.compiler import compile_programs, source_tag
+from reconciler.kernel.contable import ConnectionTable
 from reconciler.kernel.frames import Packet
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.newmaps import create_map
@@ -42,8 +43,6 @@ OWN: Final = frozenset(
         "connection6",
         "outcome",
         "scratch",
-        "hint4",
-        "hint6",
         "fragment4",
         "fragment6",
         "event_ring",
@@ -60,7 +59,7 @@ SHARED: Final = frozenset(
 )
 """Maps that programs only read."""
 
-CALLED: Final = ("open", "forward", "stamp", "reset")
+CALLED: Final = ("open", "enter", "forward", "stamp", "reset")
 """What a TCP or UDP packet is passed on to by tail calls."""
 
 _CONNECTIONS: Final = 16
@@ -110,6 +109,13 @@ class _Set:
     def name(self) -> str:
         return f"{self.hook}{self.version}"
 
+    @property
+    def connections(self) -> ConnectionTable:
+        """The table of its family."""
+        table = self.tables[f"connection{self.version}"]
+        assert isinstance(table, ConnectionTable)
+        return table
+
     def descriptors(self) -> dict[str, int]:
         """By the name of the pin."""
         own = {name: table.fd for name, table in self.tables.items()}
@@ -150,18 +156,18 @@ class Probe:
         return self._run(self._set("tc", packet.version), packet, slot, entries)
 
     def _run(self, programs: _Set, packet: Packet, slot: int, entries: tuple[Entry, ...]) -> Sent:
-        table = programs.tables[f"connection{packet.version}"]
+        table = programs.connections
         control = np.zeros(1, layout.control)
         control["active"] = slot
         programs.tables["control"].put(0, control)
         for key, value in entries:
-            table.put(key, value)
+            table.blocks.put_alone(key, value)
         frame = packet.frame()
         try:
             run = bpf.prog_test_run(programs.entry, frame, _context(programs.hook, packet, len(frame)))
             found = table.get(connection_key(packet))
         finally:
-            _empty(table)
+            table.blocks.clear_alone()
         counts = _counts(programs)
         moved = np.flatnonzero(counts != programs.counts)
         programs.counts = counts
@@ -209,7 +215,7 @@ class Probe:
             if not known.issuperset(bpf.prog_info(found.entry).map_ids):
                 found.close()
                 return None
-            _empty(found.tables[f"connection{version}"])  # somebody who was killed may have left something
+            found.connections.blocks.clear_alone()  # somebody who was killed may have left something
             found.counts = _counts(found)
         except BaseException:
             for descriptor in descriptors.values():
@@ -299,19 +305,13 @@ class Probe:
 
 
 def _of(hook: str, version: int, descriptors: Mapping[str, int], *, pinned: bool) -> _Set:
-    tables = {name: maps.Map(layout.MAPS[name], descriptors[name], _SCRATCH) for name in OWN}
+    tables = {name: maps.map_of(layout.MAPS[name], descriptors[name], _SCRATCH) for name in OWN}
     return _Set(hook, version, descriptors[f"{hook}_ingress"], descriptors[f"{hook}_calls"], tables, pinned)
 
 
 def _counts(programs: _Set) -> Array:
     """Every outcome so far, over all CPUs."""
     return np.asarray(programs.tables["outcome"].items()[1].sum(axis=1))
-
-
-def _empty(table: maps.Map) -> None:
-    keys = table.keys()
-    if len(keys):
-        table.delete_many(keys)
 
 
 def connection_key(packet: Packet) -> Array:

@@ -21,8 +21,9 @@ import numpy as np
 
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, bpffs, layout, maps
-from reconciler.kernel.arrays import Array, address
+from reconciler.kernel.arrays import address
 from reconciler.kernel.compiler import ENTRY_POINTS, ObjectCode, compile_programs, source_tag
+from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.foreign import Kept
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.helpers import explained
@@ -33,7 +34,7 @@ from reconciler.state.objects import ProgramState
 from reconciler.state.operations import LoadProgram
 
 LICENSE: Final = "Dual BSD/GPL"
-MAX_CALLS: Final = 16
+MAX_CALLS: Final = 32
 TABLES: Final = tuple(spec.name for spec in layout.MAPS.values() if spec.per_connection)
 NEXT: Final = "_next"
 
@@ -319,16 +320,12 @@ class Programs:
         """Into ``tables``: also those that are there when another can't be made."""
         for name in TABLES:
             spec = layout.MAPS[name]
-            table = maps.Map(spec, create_map(spec, max_connections), self.gateway)
+            table = maps.map_of(spec, create_map(spec, max_connections), self.gateway)
             tables[name] = table
             path = str(self._next_path(name))
             self.gateway.call("pin", f"map {name}{NEXT}", lambda t=table, p=path: bpf.obj_pin(t.fd, p))  # type: ignore[misc]
-        for name, hints in layout.HINTS.items():
-            version = int(name.removeprefix("connection"))
-            keys, values = entries_for(self.maps, version, tables[name].max_entries)
-            noted = _number(values, tables[hints].max_entries - layout.HINT_PLACES - 1)
-            tables[hints].put_many(values["hint"][noted], keys[noted])
-            tables[name].put_many(keys, values)
+        for version in VERSIONS:
+            tables[f"connection{version}"].put_many(*entries_for(self.maps, version, 2 * max_connections))
 
     def _discard_next(self) -> None:
         if not self.maps.directory.is_dir():
@@ -341,8 +338,7 @@ class Programs:
     def _adopt_next(self) -> None:
         """Carry over what the old programs added meanwhile, then put the new tables in the old ones' place."""
         for name, table in self._next_tables():
-            if name in layout.HINTS:
-                carry_over(self.maps[name], table)
+            carry_over(self.maps[name], table)
             path = self._next_path(name)
             self.gateway.call("rename", f"map {name}", lambda p=path, n=name: p.rename(self.maps.directory / n))  # type: ignore[misc]
         self.maps.open()
@@ -350,8 +346,7 @@ class Programs:
     def _merge_next(self) -> None:
         """Carry over what the new programs have added to tables that are not in force yet."""
         for name, table in self._next_tables():
-            if name in layout.HINTS:
-                carry_over(table, self.maps[name])
+            carry_over(table, self.maps[name])
 
     def _next_tables(self) -> Iterator[tuple[str, maps.Map]]:
         """Those that exist, open as long as the loop is at them."""
@@ -359,19 +354,11 @@ class Programs:
             path = self._next_path(name)
             if not path.exists():
                 continue
-            table = maps.Map(layout.MAPS[name], bpf.obj_get(str(path)), self.gateway)
+            table = maps.map_of(layout.MAPS[name], bpf.obj_get(str(path)), self.gateway)
             try:
                 yield name, table
             finally:
                 table.close()
-
-
-def _number(values: Array, places: int) -> Array:
-    """Give the clients' entries hints from 1 on as far as there are places, the others none; which have one."""
-    values["hint"] = 0
-    clients = np.flatnonzero(values["c"]["flags"] & layout.CONSTANTS["CONNECTION_REPLY"] == 0)[:places]
-    values["hint"][clients] = np.arange(1, len(clients) + 1)
-    return clients
 
 
 def _map_id(pin: Path) -> int:

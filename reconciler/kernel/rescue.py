@@ -36,8 +36,7 @@ def rescue(maps: Maps, programs: Iterable[int]) -> list[str]:
             "make directory", str(maps.directory), lambda: maps.directory.mkdir(parents=True, exist_ok=True)
         )
         layoutpin.pin(maps.root, maps.gateway)
-        table = layout.MAPS["connection4"]
-        max_connections = connections_for(table, _entries(maps, found))
+        max_connections = _max_connections(maps, found)
         again = []
         for spec in layout.MAPS.values():
             if spec.name in pinned:
@@ -114,11 +113,12 @@ def _same_set(maps: Maps, found: dict[str, int], pinned: set[str]) -> bool:
     return True
 
 
-def _entries(maps: Maps, found: dict[str, int]) -> int:
-    if "connection4" in found:
-        return bpf.map_info(found["connection4"]).max_entries
-    descriptor = bpf.obj_get(str(maps.directory / "connection4"))
+def _max_connections(maps: Maps, found: dict[str, int]) -> int:
+    spec = layout.MAPS["connection4"]
+    if spec.name in found:
+        return connections_for(found[spec.name], spec)
+    descriptor = bpf.obj_get(str(maps.directory / spec.name))
     try:
-        return bpf.map_info(descriptor).max_entries
+        return connections_for(descriptor, spec)
     finally:
         os.close(descriptor)

@@ -42,7 +42,7 @@ class Resetter:
             self._left.clear()
             return False
         version, position = self._left[0]
-        table = maps[f"connection{version}"]
+        table = maps.connections(version)
         for keys, values in step(table, position, at_once):
             self._mark(table, ids, keys, values)
         if position.at is not None:

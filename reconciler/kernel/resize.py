@@ -26,7 +26,7 @@ def entries_for(maps: Maps, version: int, room: int) -> tuple[Array, Array]:
 
     Raises :class:`CrowdedError` if there is not room for those of connections that are established: they stay.
     """
-    keys, values = maps[f"connection{version}"].items()
+    keys, values = maps.connections(version).items()
     if len(keys) <= room:
         return keys, values
     table = read_table(maps, version)
@@ -61,13 +61,12 @@ def carry_over(source: Map, destination: Map) -> None:
     """Put entries that only ``source`` has into ``destination`` too. Where there is not room for all, none that is
     over, and those of established connections first. The next packet of one that is left out makes its entries anew."""
     keys, values = source.items()
-    known, _ = destination.items()
+    known = destination.keys()
     late = np.flatnonzero(~np.isin(_as_bytes(keys), _as_bytes(known)))
     room = max(0, destination.max_entries - len(known))
     if len(late) > room:
         late = late[~over(values["c"][late])]
         late = late[np.argsort(~established(values["c"][late]), kind="stable")][:room]
-    values["hint"] = 0  # of the other table
     destination.put_many(keys[late], values[late])
 
 

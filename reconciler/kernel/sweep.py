@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
-from reconciler.errors import KernelError
-from reconciler.kernel import bpf, layout
 from reconciler.kernel.codec import C
-from reconciler.kernel.connections import Ended, delete, none_at_all, together, told
+from reconciler.kernel.connections import Ended, delete, together, told
 from reconciler.kernel.conntable import (
     VERSIONS,
     Indexes,
@@ -25,13 +22,12 @@ from reconciler.kernel.conntable import (
     reverse_keys,
     with_partners,
 )
-from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.maps import Maps
 from reconciler.kernel.scan import Position, step
 from reconciler.kernelclock import monotonic_ns
 
 AT_ONCE: Final = 1 << 18
 """So many entries of each family are looked at in one go: a fifth of a second."""
-_TAKEN_ON_TRUST: Final = 5  # so many times tables are taken to be empty still, before they are looked at again
 
 
 @dataclass(slots=True)
@@ -39,21 +35,6 @@ class Sweeper:
     """Goes through the tables again and again, some entries further with each :meth:`sweep`."""
 
     positions: dict[int, Position] = field(default_factory=lambda: {version: Position() for version in VERSIONS})
-    _handled: bytes = b""  # what the programs had counted when there was no entry
-    _trusted: int = 0
-
-    def needless(self, maps: Maps) -> bool:
-        """There is no entry. To look for one takes all buckets; so tables that were empty are taken to be so while the
-        programs have handled no packet since (every one is counted). The maps need not be open. Raises
-        :class:`KernelError`."""
-        handled = _handled(maps)
-        if handled and handled == self._handled and self._trusted < _TAKEN_ON_TRUST:
-            self._trusted += 1
-            return True
-        self._trusted = 0
-        empty = none_at_all(maps)
-        self._handled = handled if empty else b""
-        return empty
 
     def sweep(self, maps: Maps, *, at_once: int = AT_ONCE, now_ns: int | None = None) -> Ended:
         """Look at the next ``at_once`` entries of each family, or those up to the table's end, and delete what has
@@ -67,22 +48,8 @@ class Sweeper:
         return together(
             _sweep(maps, Table.alone(version, keys, values), settings, now_ns)
             for version in VERSIONS
-            for keys, values in step(maps[f"connection{version}"], self.positions[version], at_once)
+            for keys, values in step(maps.connections(version), self.positions[version], at_once)
         )
-
-
-def _handled(maps: Maps) -> bytes:
-    """What the programs have counted, on each CPU, and in which map; empty where there is none."""
-    try:
-        counts = Map(layout.MAPS["outcome"], bpf.obj_get(str(maps.directory / "outcome")), maps.gateway)
-    except KernelError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return b""
-    try:
-        return bpf.map_info(counts.fd).id.to_bytes(4, "little") + counts.items()[1].tobytes()
-    finally:
-        counts.close()
 
 
 def _sweep(maps: Maps, table: Table, settings: Any, now_ns: int) -> Ended:

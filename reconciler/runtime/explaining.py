@@ -195,7 +195,7 @@ def _live_connection(maps: Maps, asked: Question) -> tuple[tuple[Entry, ...], An
     if not asked.source.port:
         return (), None
     version = asked.source.ip.version
-    table = maps[f"connection{version}"]
+    table = maps.connections(version)
     key = connection_key(Packet(0, b"", asked.source, asked.destination, asked.protocol))
     value = table.get(key)
     if value is None:

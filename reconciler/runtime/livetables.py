@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from reconciler import answers
-from reconciler.kernel import connections, connlines, counters, layout
+from reconciler.kernel import connections, connlines, counters
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import busy
 from reconciler.kernel.connections import Ended
+from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.flushing import Flusher
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.resets import Resetter
@@ -108,11 +107,7 @@ class LiveTables:
         if not self._open():
             return {}, answers.TableUse()
         totals = self._totals()
-        heads = (self.maps[name].get(0) for name in layout.HINTS.values())
-        size = layout.hint_head.itemsize
-        full = any(
-            head is not None and np.frombuffer(head.tobytes()[:size], layout.hint_head)[0]["full"] > 0 for head in heads
-        )
+        full = any(self.maps.connections(version).blocks.is_full for version in VERSIONS)
         return totals.targets, answers.TableUse(totals.entries, self.maps.max_connections, full)
 
     @contextmanager
@@ -155,7 +150,7 @@ class LiveTables:
 
     def sweep(self) -> int:
         """Delete expired connections, of large tables those in one part; how many."""
-        if self._sweeper.needless(self.maps) or not self._reopened():
+        if connections.none_at_all(self.maps) or not self._reopened():
             return 0
         return self._ended(self._sweeper.sweep(self.maps))
 

@@ -17,7 +17,7 @@ import numpy as np
 from reconciler.config import schema
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
+from reconciler.kernel.maps import map_of
 from tests.bench.lab_traffic import ahead
 from tests.bench.wrapper import Wrapper, empty_program
 from tests.kernel.dataplane import DataPlane, dest
@@ -113,7 +113,7 @@ def _family(
 
 def _age(plane: DataPlane, wrapper: Wrapper, version: int) -> None:
     """Fill the connection table and forget everything in random order: what comes next lies all over the memory."""
-    table = Map(layout.MAPS[f"connection{version}"], os.dup(plane.fds[f"connection{version}"]), Gateway())
+    table = map_of(layout.MAPS[f"connection{version}"], os.dup(plane.fds[f"connection{version}"]), Gateway())
     try:
         wrapper.prepare(_packet(version, 80), plane.programs["xdp_ingress"], ALL)
         _run(plane, wrapper.fd, _packet(version, 80), table.max_entries // 2 * 9 // 10)

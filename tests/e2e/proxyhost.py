@@ -27,7 +27,7 @@ from reconciler.engine import Engine
 from reconciler.kernel import bpf, layout, links, tc
 from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.identity import OwnPrograms
-from reconciler.kernel.maps import Map, Maps
+from reconciler.kernel.maps import Maps, map_of
 from reconciler.places import Places
 from reconciler.state.objects import Endpoint, IPAddress, Protocol
 from tests.kernel.kernelmaps import connection_entry, dump
@@ -281,7 +281,7 @@ class ProxyHost:
             used = bpf.prog_info(programs.attached[packet.interface]["tc"]).map_ids
         for descriptor in map(bpf.map_by_id, used):
             if bpf.map_info(descriptor).name == name:
-                table = Map(layout.MAPS[name], descriptor, Gateway())
+                table = map_of(layout.MAPS[name], descriptor, Gateway())
                 table.put_many(keys, values)
             os.close(descriptor)
 

@@ -21,8 +21,6 @@ MOVING = (
     "fragment4",
     "fragment6",
     "hardware",
-    "hint4",
-    "hint6",
     "outcome",
     "retired_stats",
     "scratch",

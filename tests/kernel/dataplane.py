@@ -22,7 +22,9 @@ import numpy as np
 
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.compiler import ObjectCode, compile_programs
+from reconciler.kernel.contable import ConnectionTable
 from reconciler.kernel.gateway import Gateway
+from reconciler.kernel.maps import map_of
 from reconciler.kernel.newmaps import create_map
 from reconciler.kernel.program import load_set
 
@@ -93,6 +95,7 @@ class DataPlane:
         self.fds: dict[str, int] = {}
         self.programs: dict[str, int] = {}
         self._inner: list[int] = []
+        self._tables: dict[int, ConnectionTable] = {}
         try:
             self._make_links()
             self._make_maps(connections)
@@ -149,7 +152,20 @@ class DataPlane:
 
     # -- maps ------------------------------------------------------------------------------------------------
 
+    def connections(self, version: int) -> ConnectionTable:
+        """The connection table; not to be closed."""
+        if version not in self._tables:
+            table = map_of(layout.MAPS[f"connection{version}"], self.fds[f"connection{version}"], Gateway())
+            assert isinstance(table, ConnectionTable)
+            self._tables[version] = table
+        return self._tables[version]
+
     def put(self, name: str, key: bytes | int, value: bytes) -> None:
+        if name in layout.CONNECTIONS:
+            assert isinstance(key, bytes)
+            table = self.connections(int(name[-1]))
+            table.put_many(np.frombuffer(key, table.key_dtype), np.frombuffer(value, table.value_dtype))
+            return
         key = key if isinstance(key, bytes) else key.to_bytes(4, "little")
         k, v = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
         bpf.map_update(self.fds[name], ctypes.addressof(k), ctypes.addressof(v))
@@ -157,6 +173,10 @@ class DataPlane:
     def get(self, name: str, key: bytes | int) -> np.ndarray | None:
         """The value as a structured array of one, or of one for each CPU."""
         spec = layout.MAPS[name]
+        if name in layout.CONNECTIONS:
+            assert isinstance(key, bytes)
+            table = self.connections(int(name[-1]))
+            return table.get(np.frombuffer(key, table.key_dtype))
         key = key if isinstance(key, bytes) else key.to_bytes(4, "little")
         count = (os.cpu_count() or 1) if spec.type is layout.MapType.PERCPU_ARRAY else 1
         size = (spec.value.itemsize + 7) // 8 * 8 if count > 1 else spec.value.itemsize

@@ -18,7 +18,7 @@ import numpy as np
 from reconciler.errors import KernelError
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
+from reconciler.kernel.maps import map_of
 from tests.kernel.dataplane import (
     CLIENT_MAC,
     PROXY_CLI_MAC,
@@ -124,7 +124,7 @@ class Runner:
         try:
             for line in COMMANDS.strip().splitlines():
                 self.plane.namespace.command(line)
-            self.maps = {name: Map(spec, self.plane.fds[name], Gateway()) for name, spec in layout.MAPS.items()}
+            self.maps = {name: map_of(spec, self.plane.fds[name], Gateway()) for name, spec in layout.MAPS.items()}
             self.indexes = {name: self.plane.ifindex(name) for name in MACS}
         except BaseException:
             self.plane.close()
@@ -158,7 +158,9 @@ class Runner:
 
     def install(self, setting: Setting) -> Model:
         """Put it into emptied maps. A model of the same."""
-        for name in ("connection4", "connection6", "fragment4", "fragment6", "listener4", "listener6", "device"):
+        for version in (4, 6):
+            self.maps[f"connection{version}"].delete_many(self.maps[f"connection{version}"].keys())
+        for name in ("fragment4", "fragment6", "listener4", "listener6", "device"):
             self._empty(name)
         for name in ("route4", "route6"):
             self._empty(name)

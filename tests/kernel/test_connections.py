@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reconciler.answers import to_json
-from reconciler.kernel import connections, connlines, layout, otherlayout, sweep
+from reconciler.kernel import connections, connlines, layout, otherlayout
 from reconciler.kernel.busy import busy
 from reconciler.kernel.codec import pack_target
 from reconciler.kernel.conntable import created_ns, states
@@ -73,49 +73,6 @@ def test_none_at_all(maps: Maps, version: int) -> None:
     assert connections.none_at_all(maps)
     maps.create(10)
     assert connections.none_at_all(maps)
-
-
-def test_empty_tables_are_not_swept_before_a_packet_was_handled(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where somebody else wrote an entry, that is found a few times later."""
-    looked: list[Maps] = []
-
-    def noted(asked: Maps) -> bool:
-        looked.append(asked)
-        return connections.none_at_all(asked)
-
-    monkeypatch.setattr(sweep, "none_at_all", noted)
-    sweeper = Sweeper()
-    assert sweeper.needless(maps)
-    assert sweeper.needless(maps)
-    assert len(looked) == 1
-    put(maps)
-    handle_packet(maps)
-    assert not sweeper.needless(maps)
-    assert not sweeper.needless(maps), "a table with an entry is looked at each time"
-    maps["connection4"].delete_many(maps["connection4"].keys())
-    assert sweeper.needless(maps)
-    put(maps)
-    needless = [sweeper.needless(maps) for _ in range(sweep._TAKEN_ON_TRUST + 1)]
-    assert needless == [True] * sweep._TAKEN_ON_TRUST + [False]
-
-
-def test_other_tables_are_looked_at(maps: Maps) -> None:
-    """That are as new as those were."""
-    sweeper = Sweeper()
-    assert sweeper.needless(maps)
-    maps.remove()
-    maps.create(10)
-    put(maps)
-    assert not sweeper.needless(maps)
-    maps.remove()
-    assert sweeper.needless(maps)
-
-
-def handle_packet(maps: Maps) -> None:
-    """As the programs count it, on one CPU."""
-    counts = maps["outcome"].values_array(1)
-    counts[0, 0] += 1
-    maps["outcome"].put(0, counts)
 
 
 def test_ipv6_and_udp(maps: Maps) -> None:

@@ -24,10 +24,10 @@ ANY, FIN, RST, PLAIN, SYN = (layout.CONSTANTS[f"HEARD_{name}"] for name in ("ANY
 EVERY = Query(states=frozenset(STATES))
 
 
-@pytest.fixture(params=[1, 7, 4096])
+@pytest.fixture(params=[1, 7, 1024])
 def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maps]:
-    """Read in pieces of so many entries."""
-    monkeypatch.setattr(scan, "CHUNK", request.param)
+    """Read in pieces of so many blocks."""
+    monkeypatch.setattr(scan, "AT_ONCE", request.param)
     with connection_tables() as found:
         for number, name in ((1, b"web"), (2, b"dns"), (3, b"api")):
             found["proxy_name"].put(number, np.array([(name,)], layout.proxy_name))

@@ -57,7 +57,7 @@ def test_connection_tables_of_another_size(monkeypatch: pytest.MonkeyPatch, fail
 
 
 @pytest.mark.usefixtures("refusing")
-@pytest.mark.parametrize("name", ["hint4", "way"])
+@pytest.mark.parametrize("name", ["connection4", "way"])
 def test_map_with_a_head(name: str) -> None:
     with pytest.raises(KernelError):
         create_map(layout.MAPS[name], MAX_CONNECTIONS)

@@ -22,7 +22,7 @@ from reconciler.kernel import bpf, eventring, layout
 from reconciler.kernel.conntable import endpoint
 from reconciler.kernel.eventring import EventRing
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
+from reconciler.kernel.maps import Map, map_of
 from reconciler.runtime.events import Events
 from tests.bench.wrapper import _VALUE, Wrapper
 from tests.kernel.dataplane import DataPlane, dest
@@ -65,7 +65,7 @@ def plane(_plane: DataPlane) -> DataPlane:
 
 
 def holder(plane: DataPlane) -> Map:
-    return Map(layout.MAPS["event_ring"], plane.fds["event_ring"], Gateway())
+    return map_of(layout.MAPS["event_ring"], plane.fds["event_ring"], Gateway())
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_connection_is_told_when_it_opens_and_when_it_ends(
 def test_one_that_began_by_the_clock_of_a_cpu_that_is_ahead(plane: DataPlane, ring: EventRing, version: int) -> None:
     asked, name, ahead = flow(version), f"connection{version}", 8
     send(plane, "xdp", asked, "S", "<SA", "A")
-    table = Map(layout.MAPS[name], plane.fds[name], Gateway())
+    table = map_of(layout.MAPS[name], plane.fds[name], Gateway())
     keys, values = table.items()
     values["c"]["created"] += np.uint32(ahead)
     table.put_many(keys, values)
@@ -164,7 +164,7 @@ def test_one_that_is_idle_ends_when_its_place_is_taken(plane: DataPlane, ring: E
 
 
 def _keys(plane: DataPlane, version: int) -> list[bytes]:
-    table = Map(layout.MAPS[f"connection{version}"], plane.fds[f"connection{version}"], Gateway())
+    table = map_of(layout.MAPS[f"connection{version}"], plane.fds[f"connection{version}"], Gateway())
     return [key.tobytes() for key in table.items()[0]]
 
 
@@ -241,7 +241,7 @@ def test_fifty_thousand_connections_a_second_are_told_without_loss(tmp_path: Any
     with closing(DataPlane(f"rpev-fast-{os.getpid()}", connections=total + 50_000)) as plane:
         configure(plane)
         plane.settings(stats=True)
-        maps = {name: Map(layout.MAPS[name], os.dup(plane.fds[name]), Gateway()) for name in layout.MAPS}
+        maps = {name: map_of(layout.MAPS[name], os.dup(plane.fds[name]), Gateway()) for name in layout.MAPS}
         events = Events(batched_memory=10 * total)
         recorder = Recorder(lambda: tmp_path, events)
         recorder._open = lambda: recorder._maps.update(maps)  # type: ignore[method-assign]  # these are not pinned

@@ -14,7 +14,7 @@ import pytest
 
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
+from reconciler.kernel.maps import map_of
 from tests.bench.wrapper import Wrapper
 from tests.kernel.dataplane import (
     XDP_DROP,
@@ -92,9 +92,8 @@ def test_who_finds_room_for_half_a_connection_leaves_nothing(small: DataPlane, v
     for flow in flows:
         establish(small, hook, flow)
     name = f"connection{version}"
-    table = Map(layout.MAPS[name], small.fds[name], Gateway())
-    half = np.ascontiguousarray(table.items()[0][0])
-    bpf.map_delete(small.fds[name], half.ctypes.data)
+    table = map_of(layout.MAPS[name], small.fds[name], Gateway())
+    table.delete_many(table.keys()[:1])
     before = sorted(map(bytes, table.items()[0]))
     assert len(before) == 127
     assert send(small, hook, frame(new_flow(version, 6)))[0] == DROP[hook]
@@ -239,7 +238,7 @@ def test_of_those_that_nobody_answers_rather_the_older_one_makes_room(version: i
         for some, count in zip(clients, (1000, 1000, 500), strict=True):
             flood(plane, version, count, some)
             time.sleep(0.03)  # a few ticks
-        table = Map(layout.MAPS[f"connection{version}"], os.dup(plane.fds[f"connection{version}"]), Gateway())
+        table = map_of(layout.MAPS[f"connection{version}"], os.dup(plane.fds[f"connection{version}"]), Gateway())
         with closing(table):
             sources = table.items()[0]["saddr_be"]
         for some in clients:

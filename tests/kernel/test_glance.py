@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[Maps], object]] = {
     "table": lambda maps: groups.put_groups(maps, [1], [np.asarray([2, 1], np.uint32)], [8]),
     "slot": lambda maps: maps["control"].put(0, np.ones(1, layout.control)),
     "pin": lambda maps: (maps.root / "more").mkdir(),
-    "map": lambda maps: (maps.directory / "hint4").unlink(),
+    "map": lambda maps: (maps.directory / "fragment4").unlink(),
     "interface": lambda _: add_veth(),
     "sysctl's value": lambda _: sysctls.write(FORWARDING, "1", GATEWAY),
 }
@@ -227,7 +227,7 @@ def test_own_writes_are_known(maps: Maps) -> None:
 
 def test_nothing_is_the_same_as_nothing(maps: Maps) -> None:
     seen = remembered(maps)
-    (maps.directory / "hint4").unlink()
+    (maps.directory / "fragment4").unlink()
     assert seen.take() == b""
     seen.remember(b"", [FORWARDING])
     assert not seen.same(seen.take())

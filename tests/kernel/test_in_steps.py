@@ -25,8 +25,8 @@ BOTH, CLIENTS, TARGETS = slice(None), slice(0, 1), slice(1, 2)
 
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Maps]:
-    """Read a few entries at a time."""
-    monkeypatch.setattr(scan, "CHUNK", 8)
+    """Read a few blocks at a time."""
+    monkeypatch.setattr(scan, "AT_ONCE", 2)
     with small_arrays(), private_maps() as found:
         for number, name in ((WEB, b"web"), (DNS, b"dns")):
             found["proxy_name"].put(number, np.array([(name,)], layout.proxy_name))

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from itertools import count, pairwise
 
-import numpy as np
 import pytest
 
-from reconciler.kernel import bpf, layout
+from reconciler.kernel import layout
 from reconciler.kernel.codec import change_sources, unpack_source
-from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
 from tests.kernel.dataplane import TC_SHOT, XDP_DROP, DataPlane, dest
 from tests.kernel.flowing import sent
 from tests.kernel.packets import Flow, frame
@@ -129,11 +126,8 @@ def test_a_client_that_tries_again_gets_other_ports(plane: DataPlane, first: int
 
 def _empty(plane: DataPlane) -> None:
     for version in (4, 6):
-        name = f"connection{version}"
-        table = Map(layout.MAPS[name], plane.fds[name], Gateway())
-        for key in table.items()[0]:
-            raw = np.ascontiguousarray(key)
-            bpf.map_delete(plane.fds[name], raw.ctypes.data)
+        table = plane.connections(version)
+        table.delete_many(table.keys())
 
 
 @pytest.mark.parametrize("version", [4, 6])

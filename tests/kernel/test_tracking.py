@@ -84,7 +84,7 @@ def test_answers_note_by_which_interface_they_come(plane: DataPlane, version: in
     send(plane, hook, frame(flow))
     reply = translated(flow).reply()
     send(plane, hook, frame(reply, "SA", towards="srv"), "srv")
-    assert int(connection(plane, reply)[1]["hint"][0]) == plane.ifindex("srv")
+    assert int(connection(plane, reply)[1]["in_ifindex"][0]) == plane.ifindex("srv")
 
 
 @families

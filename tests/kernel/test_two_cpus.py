@@ -11,7 +11,7 @@ import pytest
 
 from reconciler.kernel import bpf, layout
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.maps import Map
+from reconciler.kernel.maps import map_of
 from tests.bench.wrapper import Wrapper
 from tests.kernel.dataplane import DataPlane, dest
 from tests.kernel.packets import Flow, frame
@@ -64,7 +64,7 @@ def begin(plane: DataPlane) -> None:
 def assert_whole(plane: DataPlane) -> None:
     """Each connection has an entry for both directions that name each other, there is nothing besides, and each is
     counted once."""
-    table = Map(layout.MAPS["connection4"], os.dup(plane.fds["connection4"]), Gateway())
+    table = map_of(layout.MAPS["connection4"], os.dup(plane.fds["connection4"]), Gateway())
     try:
         keys, values = table.items()
     finally:
