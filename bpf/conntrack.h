@@ -164,7 +164,7 @@ static __always_inline void F(reclaim)(struct scratch *scratch)
 	else
 		F(tell_last)(&entry->value, other, key.protocol, told, now);
 	F(remove)(other, true);
-	if (!F(remove)(&key, true))
+	if (F(remove)(&key, true))
 		return; /* another CPU was faster */
 	count_outcome(OUTCOME_RECLAIMED);
 	if (why == EVENT_UNANSWERED && count_in_window(&scratch->evicted_lately, window) == FLOOD_EVICTS)

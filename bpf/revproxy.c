@@ -270,12 +270,14 @@ int tc_reset6(struct __sk_buff *ctx)
 		if (!wanted || frame->error) \
 			return TC_ACT_OK; \
 		if (frame->operation == EDIT_REMOVE) \
-			remove##version(&wanted->key, false); \
+			error = remove##version(&wanted->key, false); \
 		else \
 			error = enter##version(&wanted->key, &wanted->value); \
 		frame = packet_start(ctx, HOOK_TC_INGRESS); \
 		if ((void *)(frame + 1) > packet_end(ctx, HOOK_TC_INGRESS)) \
 			return TC_ACT_SHOT; \
+		if (error == -ENOENT) \
+			error = 0; \
 		frame->done += !error; \
 		frame->error = -error; \
 		return TC_ACT_OK; \

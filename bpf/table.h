@@ -24,6 +24,7 @@
 #define LOCK_TRIES 16
 #define CLAIM_TRIES 4
 
+#define ENOENT 2
 #define EEXIST 17
 #define EBUSY 16
 #define E2BIG 7
@@ -460,16 +461,18 @@ static __always_inline long F(enter)(const struct F(connection_key) *key, const 
 	return error;
 }
 
-/* Whether there was such an entry. */
-static __always_inline bool F(remove)(const struct F(connection_key) *key, bool own)
+/* 0, -ENOENT or -EBUSY. */
+static __always_inline long F(remove)(const struct F(connection_key) *key, bool own)
 {
 	struct table *head = lookup_index(MAPF(CONNECTION), 0);
 	struct F(entry) *entry;
 	struct F(spot) spot;
 	bool there;
 
-	if (!head || !F(go_to)(&spot, head, key) || !lock(&spot.home->lock))
-		return false;
+	if (!head || !F(go_to)(&spot, head, key))
+		return -ENOENT;
+	if (!lock(&spot.home->lock))
+		return -EBUSY;
 	there = F(is_there)(&spot, head, key);
 	if (there) {
 		entry = F(entry_at)(&spot, head);
@@ -479,7 +482,7 @@ static __always_inline bool F(remove)(const struct F(connection_key) *key, bool 
 		F(give_room)(head, own);
 	}
 	unlock(&spot.home->lock, there ? -spot.abroad : 0);
-	return there;
+	return there ? 0 : -ENOENT;
 }
 
 /* An entry of a block that chance has chosen, 0 if nobody is there. */

@@ -26,7 +26,6 @@ _BATCHES: Final = 256
 """So many batches of a full table's room there are for each CPU, so that what they keep is hardly missed."""
 _LARGEST_BATCH: Final = 64
 _MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
-_LANES: Final = np.uint64(0x0001000100010001)
 _32, _8 = np.uint64(32), np.uint64(8)
 
 

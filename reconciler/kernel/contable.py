@@ -6,8 +6,10 @@ that packets go through: many entries in a run.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -26,6 +28,8 @@ from reconciler.kernel.gateway import Gateway
 from reconciler.kernel.layout import MapSpec, MapType
 
 _LICENSE: Final = "Dual BSD/GPL"
+_MOST_WAITS, _WAIT_SEC = 100, 0.001
+"""For locks that somebody holds: programs do so for some hundred nanoseconds, unless their CPU is taken away."""
 
 
 class ConnectionTable(Map):
@@ -149,12 +153,28 @@ class _Editor:
         self.requests["key"][: len(keys)] = keys
         if values is not None:
             self.requests["value"][: len(values)] = values
+        done, at_once, waits = 0, len(keys), 0
+        while done < len(keys):
+            try:
+                done, error = self._run(operation, done, min(at_once, len(keys) - done))
+            except KernelError as interrupted:
+                if interrupted.errno != errno.EINTR:  # a signal ends a run: what it has done is done once more
+                    raise
+                at_once = max(1, at_once // 2)
+                continue
+            if error == errno.EBUSY and waits < _MOST_WAITS:
+                waits += 1
+                time.sleep(_WAIT_SEC)
+            elif error:
+                raise KernelError("update", self.subject, error, f"after {done} of {len(keys)}")
+
+    def _run(self, operation: int, done: int, count: int) -> tuple[int, int]:
+        """So many times, if there is no error: how many requests are done then, and the error that the next one had."""
         frame = np.zeros(1, layout.edit_frame)
-        frame["operation"] = operation
-        run = bpf.prog_test_run(self.program, frame.tobytes(), repeat=len(keys))
+        frame["done"], frame["operation"] = done, operation
+        run = bpf.prog_test_run(self.program, frame.tobytes(), repeat=count)
         after = np.frombuffer(run.data_out[: frame.nbytes], layout.edit_frame)[0]
-        if after["done"] < len(keys):
-            raise KernelError("update", self.subject, int(after["error"]), f"after {after['done']} of {len(keys)}")
+        return int(after["done"]), int(after["error"])
 
     def close(self) -> None:
         """Give the descriptors back."""

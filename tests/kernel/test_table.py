@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -277,7 +281,7 @@ def test_a_lock_that_is_never_given_back_refuses_and_changes_nothing(plane: Data
     at = table.blocks
     homes = {int(home) for home in at.homes(keys)[0]}
     for home in homes:
-        memory, start = at._memory(at.lines + home // layout.LINES, 1, 2)  # PROT_WRITE
+        memory, start = at._memory(at.lines + home // layout.LINES, 1, mmap.PROT_WRITE)
         lock = np.ndarray((1,), np.uint64, memory, start + home % layout.LINES * layout.line.itemsize)
         lock[0] |= 1
         assert plane.xdp(frame(flow, "S"))[0] == XDP_DROP
@@ -290,3 +294,56 @@ def test_a_lock_that_is_never_given_back_refuses_and_changes_nothing(plane: Data
         assert plane.xdp(frame(flow, "S"))[0] == XDP_REDIRECT
         table.delete_many(keys)
     assert plane.outcomes()["drop_table_full"] == len(homes)
+
+
+# -- edits that are disturbed --------------------------------------------------------------------------------------
+
+
+def test_signals_do_not_end_an_edit(table: ConnectionTable) -> None:
+    """The kernel ends a run when the process gets one."""
+    keys, values = keys_of(table, 1000), values_of(table, 1000)
+    table.put_many(keys[:1], values[:1])  # loads the program
+    number, before = 0, signal.getsignal(signal.SIGALRM)
+
+    def count(*_: object) -> None:
+        nonlocal number
+        number += 1
+
+    signal.signal(signal.SIGALRM, count)
+    signal.setitimer(signal.ITIMER_REAL, 0.00005, 0.00005)
+    try:
+        deadline = time.monotonic() + 20
+        while number < 2000 and time.monotonic() < deadline:
+            table.put_many(keys, values)
+            table.delete_many(keys[1::2])
+            assert table.blocks.used == 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert number >= 100, "none came"
+    assert table.get_many(keys)[0].tolist() == [True, False] * 500
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_an_edit_waits_for_a_lock_that_is_held_for_a_while(table: ConnectionTable, remove: bool) -> None:
+    keys, values = keys_of(table, 50), values_of(table, 50)
+    table.put_many(keys if remove else keys[:1], values if remove else values[:1])
+    at = table.blocks
+    home = int(at.homes(keys)[0][20])
+    memory, start = at._memory(at.lines + home // layout.LINES, 1, mmap.PROT_WRITE)
+    lock = np.ndarray((1,), np.uint64, memory, start + home % layout.LINES * layout.line.itemsize)
+    lock[0] |= np.uint64(1)
+
+    def let_go() -> None:
+        lock[0] &= ~np.uint64(1)
+
+    timer = threading.Timer(0.02, let_go)
+    timer.start()
+    try:
+        if remove:
+            table.delete_many(keys)
+        else:
+            table.put_many(keys, values)
+    finally:
+        timer.join()
+    assert len(table.keys()) == (0 if remove else 50)
