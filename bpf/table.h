@@ -438,6 +438,7 @@ out:
 static __always_inline long F(enter)(const struct F(connection_key) *key, const struct F(connection) *value)
 {
 	struct table *head = lookup_index(MAPF(CONNECTION), 0);
+	u64 more_abroad = 0;
 	struct F(spot) spot;
 	long error = 0;
 
@@ -445,19 +446,19 @@ static __always_inline long F(enter)(const struct F(connection_key) *key, const 
 		return -E2BIG;
 	if (!lock(&spot.home->lock))
 		return -EBUSY;
-	if (F(is_there)(&spot, head, key)) {
-		spot.abroad = 0;
-	} else if (!F(take_room)(head, false)) {
-		spot.abroad = 0;
-		error = -E2BIG;
-	} else if (!F(claim)(&spot, head)) {
-		spot.abroad = 0;
-		F(give_room)(head, false);
-		error = -E2BIG;
+	if (!F(is_there)(&spot, head, key)) {
+		if (!F(take_room)(head, false)) {
+			error = -E2BIG;
+		} else if (!F(claim)(&spot, head)) {
+			F(give_room)(head, false);
+			error = -E2BIG;
+		} else {
+			more_abroad = spot.abroad;
+		}
 	}
 	if (!error)
 		F(write)(F(entry_at)(&spot, head), key, value);
-	unlock(&spot.home->lock, spot.abroad);
+	unlock(&spot.home->lock, more_abroad);
 	return error;
 }
 

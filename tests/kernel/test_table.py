@@ -154,8 +154,10 @@ def test_what_a_block_has_no_place_for_is_in_its_neighbour(table: ConnectionTabl
     assert len(table.blocks.read(home, 1)[0]) == PLACES
     assert len(table.blocks.read(home ^ 1, 1)[0]) == 5
     assert table.get_many(keys)[0].all()
-    lock = abroad(table, home)
-    assert (lock, abroad(table, home ^ 1)) == (5, 0)
+    table.put_many(keys, values_of(table, len(keys), 1000))  # over what is there, wherever
+    assert table.get_many(keys)[1]["c"]["packets"].tolist() == list(range(1000, 1000 + len(keys)))
+    assert table.blocks.used == len(table.keys()) == len(keys)
+    assert (abroad(table, home), abroad(table, home ^ 1)) == (5, 0)
     table.delete_many(keys[:PLACES])
     assert table.get_many(keys)[0].tolist() == [False] * PLACES + [True] * 5
     table.delete_many(keys)
