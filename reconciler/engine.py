@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from reconciler import answers, report, selection
 from reconciler.errors import ConfigError, RevproxyError
-from reconciler.runtime import savedplan
+from reconciler.runtime import savedplan, statedir
 from reconciler.runtime.attempts import Attempts
 from reconciler.runtime.commits import Commits
 from reconciler.runtime.configdir import ConfigDirectory
@@ -24,6 +24,7 @@ from reconciler.runtime.history import History
 from reconciler.runtime.housekeeping import Housekeeping
 from reconciler.runtime.knownrevision import KnownRevision
 from reconciler.runtime.lastgood import LastGood
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.standing import Standing
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from reconciler.runtime.live import Live
     from reconciler.runtime.view import View
     from reconciler.selection import Filters, Listing
+    from reconciler.state.objects import Observed
+
+
+_log = Logger("engine")
 
 
 class Engine:
@@ -76,7 +81,7 @@ class Engine:
         self.standing = Standing(views, commits, attempts, self.revisions, self._last_good, places)
         # What the daemon's loop takes step by step.
         self.observe, self.view = views.observe, views.take
-        self.take_up, self.recover = commits.take_up, commits.recover
+        self.recover = commits.recover
         self.commit, self.note = attempts.commit, attempts.note
         self.track = self.standing.track
 
@@ -172,6 +177,24 @@ class Engine:
             }
         except ConfigError:
             return False
+
+    def take_up(self) -> Observed:
+        """What the kernel holds, once all that another process has left half done is put right and recorded, and what
+        in the state directory is not as it was written is out of the way. Raises :class:`RevproxyError`."""
+        observed = self._commits.take_up()
+        self.tend(observed)
+        return observed
+
+    def tend(self, observed: Observed) -> None:
+        """Set aside what in the state directory is no longer as it was written, and write again what of it is known:
+        by whoever holds the instance lock. What can't be done is logged, and keeps nothing back."""
+        control = self.revisions.control
+        statedir.tend(self.places)
+        try:
+            self.revisions.file.write(control)
+            self.steering.mend(observed)
+        except RevproxyError as error:
+            _log.error("state_dir_not_written", path=str(self.places.state_dir), error=str(error))
 
     def keep_in_force(self) -> bool:
         """The files are not to be applied: put right what differs from what is applied, and go on checking its targets.

@@ -38,11 +38,13 @@ def from_json(kind: type[T], data: Json) -> T:
 
 def _decode(kind: Any, data: Json) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        _check(data, dict, kind.__name__)
         hints = typing.get_type_hints(kind)
         names = [each.name for each in dataclasses.fields(kind) if each.name in data]
         return kind(**{name: _decode(hints[name], data[name]) for name in names})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
+        _check(data, (list, tuple), "list")
         return tuple(_decode(arguments[0], each) for each in data)
     if origin is dict:
         return {key: _decode(arguments[1], each) for key, each in data.items()}
@@ -51,4 +53,14 @@ def _decode(kind: Any, data: Json) -> Any:
         return None if data is None else _decode(inner[0], data)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return kind(data)
+    if kind in _PLAIN:
+        _check(data, _PLAIN[kind], kind.__name__)
     return data
+
+
+_PLAIN: Mapping[type, tuple[type, ...]] = {str: (str,), bool: (bool,), int: (int,), float: (float, int)}
+
+
+def _check(data: Json, kinds: type | tuple[type, ...], name: str) -> None:
+    if not isinstance(data, kinds):
+        raise TypeError(f"{data!r:.40} is no {name}")

@@ -121,6 +121,7 @@ class Loop:
             thorough = bool(reasons & _THOROUGH) and not reasons & _OF_FILES
             view = self._thoroughly() if thorough else None
             view = view or self._engine.view(routes_as_known=not first and reasons <= _OF_FILES)
+            self._engine.tend(view.observed)
             waiting = self._engine.revisions.waiting(view)
             if waiting:
                 return self._wait(view, waiting, first)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from reconciler.answers import Condition, Sync, Unconfirmed
 from reconciler.errors import ConfigError, ForeignProgramError, MetricsError, OverdueError, RevproxyError, UnsignedError
-from reconciler.runtime import wholefile
+from reconciler.runtime import statefile, wholefile
 from reconciler.runtime.clock import now
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.statefile import BrokenError
 from reconciler.runtime.view import HeldError
 
 TRUE: Final = "True"
@@ -100,6 +101,11 @@ def _number(count: int, word: str) -> str:
 _JUDGES: Final = {"Synced": _synced, "Degraded": _degraded, "Progressing": _progressing}
 
 
+def decode(stored: Any) -> dict[str, tuple[str, str]]:
+    """By kind: the status, and since when. Raises what :func:`statefile.load` takes for a broken file."""
+    return {str(kind): (str(status), str(since)) for kind, (status, since) in stored.items()}
+
+
 class Conditions:
     """Remembers since when each condition has its status, also over restarts: in a file that only this writes."""
 
@@ -125,11 +131,8 @@ class Conditions:
     def _known(self) -> dict[str, tuple[str, str]]:
         if self._since is None:
             try:
-                stored = json.loads(self._path.read_bytes())
-                self._since = {str(kind): (str(status), str(since)) for kind, (status, since) in stored.items()}
-            except FileNotFoundError:
-                self._since = {}
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+                self._since = statefile.load(self._path, decode) or {}
+            except BrokenError as error:
                 _log.warning("conditions_not_read", path=str(self._path), error=str(error))
                 self._since = {}
         return self._since

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from reconciler import kernelclock
 from reconciler.answers import from_json, to_json
 from reconciler.errors import RevproxyError
-from reconciler.runtime import wholefile
+from reconciler.runtime import statefile, wholefile
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.statefile import BrokenError
 
+LONGEST_SEC: Final = 7 * 86400.0
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 _log = Logger("control")
@@ -52,7 +55,7 @@ class Unconfirmed:
         """Seconds that are left; 0 when the time is up. A machine that was started anew has none left."""
         if self.boot != boot_id():
             return 0.0
-        return max(0.0, self.deadline - boot_clock())
+        return min(self.within_sec, max(0.0, self.deadline - boot_clock()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +76,24 @@ class ControlFile:
         self._known: tuple[tuple[int, int, int], Control] | None = None
 
     def read(self) -> Control:
-        """What was said. Unreadable counts as nothing said, and is logged."""
+        """What was said. In place of what is not as it was written counts what this process has read before, or else
+        that nothing was said; and it is logged."""
         try:
             found = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return Control()
+        except OSError:  # what is wrong with it is said when it is read
+            version = (0, 0, 0)
+        else:
             version = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if self._known is None or self._known[0] != version:
-                self._known = (version, from_json(Control, json.loads(self._path.read_bytes())))
-        except FileNotFoundError:
-            return Control()
-        except (OSError, ValueError) as error:
-            _log.error("control_not_read", path=str(self._path), error=str(error))
-            return Control()
-        return self._known[1]
+        known = self._known[1] if self._known else Control()
+        if self._known is None or self._known[0] != version:
+            try:
+                known = statefile.load(self._path, decode) or Control()
+            except BrokenError as error:
+                _log.error("control_not_read", path=str(self._path), error=str(error))
+            self._known = (version, known)
+        return known
 
     def write(self, control: Control) -> None:
         """Remember it, also through a loss of power. Raises :class:`RevproxyError` if it can't be written."""
@@ -100,6 +109,15 @@ class ControlFile:
         control = how(self.read())
         self.write(control)
         return control
+
+
+def decode(data: Any) -> Control:
+    """What was written. Raises :class:`ValueError`."""
+    control = from_json(Control, data)
+    waiting = control.unconfirmed
+    if waiting is not None and not (0 <= waiting.within_sec <= LONGEST_SEC and isfinite(waiting.deadline)):
+        raise ValueError(f"a commit can't wait for {waiting.within_sec} s, until {waiting.deadline}")
+    return control
 
 
 def boot_id() -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.errors import RevproxyError
-from reconciler.runtime import wholefile
+from reconciler.runtime import statefile, wholefile
+from reconciler.runtime.statefile import BrokenError
 from reconciler.state.objects import Endpoint
 from reconciler.state.share import Drain, is_drained
 
@@ -40,25 +41,33 @@ class Drains:
         return self.state_dir / FILE
 
     def load(self) -> dict[Drain, str]:
-        """Each with the time it was asked for, ISO 8601. Raises :class:`RevproxyError` if the file is no longer what
-        was written."""
+        """Each with the time it was asked for, ISO 8601. Raises :class:`BrokenError` if the file is no longer what was
+        written."""
+        return statefile.load(self.path, decode) or {}
+
+    def known(self, drained: Iterable[Target]) -> dict[Drain, str]:
+        """The same; in place of a file that is not what was written any more, what the kernel has ``drained``."""
         try:
-            content = self.path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise RevproxyError(f"{self.path}: {error.strerror}") from error
+            return self.load()
+        except BrokenError:
+            return dict.fromkeys((Drain(endpoint, proxy) for proxy, endpoint in drained), _now())
+
+    def mend(self, drained: Iterable[Target]) -> None:
+        """If the file is not what was written any more, set it aside and write what the kernel has ``drained``."""
         try:
-            return dict(_decode(each) for each in json.loads(content))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RevproxyError(f"{self.path}: not as it was written ({error}); remove it to undrain all") from error
+            self.load()
+        except BrokenError as error:
+            kept = self.known(drained)
+            statefile.set_aside(self.path, error, replaced=bool(kept))
+            if kept:
+                self._save(kept)
 
     def add(self, drain: Drain) -> bool:
         """Keep one more. False if it is there already."""
         known = self.load()
         if drain in known:
             return False
-        self._save(known | {drain: datetime.now(UTC).isoformat(timespec="seconds")})
+        self._save(known | {drain: _now()})
         return True
 
     def take_back(self, wanted: Drain, live: Iterable[Target]) -> frozenset[Target]:
@@ -86,6 +95,17 @@ class Drains:
             wholefile.replace(self.path, json.dumps(rows, indent=1), durable=True)
         except OSError as error:
             raise RevproxyError(f"{self.path}: {error.strerror}: a drain has to outlive this process") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def decode(rows: Any) -> dict[Drain, str]:
+    """What was written. Raises what :func:`statefile.load` takes for a broken file."""
+    if not isinstance(rows, list):
+        raise TypeError("no list")
+    return dict(map(_decode, rows))
 
 
 def _decode(row: Any) -> tuple[Drain, str]:

@@ -19,12 +19,15 @@ from reconciler.answers import HistoryEntry, from_json, to_json
 from reconciler.config.model import SourceFile
 from reconciler.errors import RevproxyError
 from reconciler.places import Places
-from reconciler.runtime import wholefile
+from reconciler.runtime import clock, statefile, wholefile
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.statefile import BrokenError
 
 RECORDS: Final = 1000
 KEPT: Final = 100
 APPLIED: Final = "applied"
+_MOST_NUMBER: Final = 1 << 48
+"""No instance makes as many revisions; the kernel keeps 64 bits of a number."""
 
 _Identity = tuple[int, int, int, int]
 
@@ -48,11 +51,11 @@ class History:
         try:
             version = _version(self._places.history)
             if self._known is None or self._known[0] != version:
-                with self._places.history.open(encoding="utf-8", errors="replace") as lines:
-                    self._known = version, tuple(_parsed(lines))
+                content = statefile.read(self._places.history) or b""
+                self._known = version, tuple(_parsed(self._places.history, content))
         except FileNotFoundError:
             return ()
-        except OSError as error:
+        except (OSError, BrokenError) as error:
             _log.warning("state_dir_not_read", path=str(self._places.history), error=str(error))
             return ()
         return self._known[1]
@@ -131,7 +134,7 @@ class History:
         """Keep the files of an applied revision, and make it the last good one: ``last-good`` is exchanged once they
         are on disk, so that it always leads to a whole copy, also after a loss of power. Raises :class:`OSError`."""
         self._places.revisions.mkdir(parents=True, exist_ok=True, mode=0o755)
-        former = self._places.last_good.resolve() if self._places.last_good.exists() else None
+        former = self._places.last_good.resolve() if self._places.last_good.is_dir() else None
         copy, draft = self._directory(number), self._places.revisions / f".{number}.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
@@ -202,16 +205,21 @@ def _line(entry: HistoryEntry) -> str:
     return json.dumps(to_json(entry), ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _parsed(lines: Iterable[str]) -> Iterable[HistoryEntry]:
-    for number, line in enumerate(lines, 1):
+def _parsed(path: Path, content: bytes) -> Iterable[HistoryEntry]:
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
-            yield from_json(HistoryEntry, _upgraded(json.loads(line)))
-        except ValueError as error:
+            if line.strip():
+                yield statefile.decoded(path, line.decode(errors="replace"), _decoded)
+        except BrokenError as error:
             _log.warning("history_line_not_read", line=number, error=str(error))
 
 
-def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+def _decoded(record: Any) -> HistoryEntry:
     """The first version called the number ``revision``, and listed all files rather than those changed."""
     if "number" not in record and "revision" in record:
-        return {**record, "number": record["revision"]}
-    return record
+        record = {**record, "number": record["revision"]}
+    entry = from_json(HistoryEntry, record)
+    if not 0 <= entry.number <= _MOST_NUMBER:
+        raise ValueError(f"there is no revision {entry.number}")
+    clock.age_sec(entry.time)  # raises what it is not
+    return entry

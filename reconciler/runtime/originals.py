@@ -7,16 +7,24 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from reconciler.runtime import wholefile
+from reconciler.runtime import statefile, wholefile
 from reconciler.runtime.control import boot_id
 from reconciler.runtime.logger import Logger
+from reconciler.runtime.statefile import BrokenError
 from reconciler.state.objects import Observed
 
 _log = Logger("originals")
 
 Pair = tuple[str, str]
 """What stood there before, what we set."""
+
+
+def decode(stored: Any) -> tuple[str, dict[str, Pair]]:
+    """Of which start of the machine, and by name. Raises what :func:`statefile.load` takes for a broken file."""
+    pairs = {str(name): (str(before), str(after)) for name, (before, after) in stored["sysctls"].items()}
+    return str(stored["boot"]), pairs
 
 
 class Originals:
@@ -35,15 +43,11 @@ class Originals:
 
     def _stored(self) -> dict[str, Pair]:
         try:
-            stored = json.loads(self._path.read_bytes())
-            if stored["boot"] != boot_id():
-                return {}
-            return {str(name): (str(before), str(after)) for name, (before, after) in stored["sysctls"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            boot, sysctls = statefile.load(self._path, decode) or ("", {})
+        except BrokenError as error:
             _log.warning("originals_not_read", path=str(self._path), error=str(error))
             return {}
+        return sysctls if boot == boot_id() else {}
 
     def supplement(self, observed: Observed, read: Callable[[str], str | None]) -> Observed:
         """With what the kernel's map has lost of settings that still are as we set them, and in place of what it says

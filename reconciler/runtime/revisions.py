@@ -10,7 +10,7 @@ from reconciler import answers
 from reconciler.config.files import parse_sources
 from reconciler.errors import NothingToConfirmError, OverdueError, RevproxyError, UnfinishedError
 from reconciler.runtime import clock
-from reconciler.runtime.control import Control, ControlFile, Hold, Unconfirmed, boot_clock, boot_id
+from reconciler.runtime.control import LONGEST_SEC, Control, ControlFile, Hold, Unconfirmed, boot_clock, boot_id
 from reconciler.runtime.git import Commit
 from reconciler.runtime.history import APPLIED
 from reconciler.runtime.logger import Logger
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from reconciler.state.objects import Observed
 
 SHORTEST_SEC: Final = 1.0
-LONGEST_SEC: Final = 7 * 86400.0
 _JUST_NOW_SEC: Final = 60.0
 """``apply --confirm-within`` takes over what the daemon has applied from the same files within that time."""
 _CLOCK_SET_SEC: Final = 2.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from reconciler import answers, report
 from reconciler.config.model import SyncPolicy
 from reconciler.errors import ConfigError, KernelError, MetricsError, Problem, RevproxyError
-from reconciler.runtime import clock
+from reconciler.runtime import clock, statedir
 from reconciler.runtime.conditions import Conditions, Situation
 from reconciler.runtime.logger import Logger
 
@@ -38,7 +38,7 @@ class Standing:
         last_good: LastGood,
         places: Places,
     ) -> None:
-        self._last_good = last_good
+        self._last_good, self._places = last_good, places
         self._views, self._live = views, views.live
         self._commits, self._attempts, self._revisions = commits, attempts, revisions
         self._conditions = Conditions(places.state_dir / "conditions.json")
@@ -78,6 +78,7 @@ class Standing:
                 *(view.warnings if view else report.hidden_warnings(observed)),
                 *(self._last_good.warnings(observed) if error else ()),
                 *self._commits.ledger.warnings(),
+                *statedir.warnings(self._places),
                 *report.share_warnings(observed),
                 *report.table_warnings(use),
             ),

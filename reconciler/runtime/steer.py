@@ -43,6 +43,10 @@ def checks_of(config: Config) -> dict[Target, HealthCheck]:
     return {(proxy.name, endpoint): check for proxy in config.proxies for endpoint, check in proxy.checks}
 
 
+def _drained(observed: Observed) -> list[Target]:
+    return [key for key, each in observed.state.shares.items() if each.drained]
+
+
 def _health_of(quarters: int) -> Health:
     if quarters == QUARTERS:
         return Health.HEALTHY
@@ -66,7 +70,15 @@ class Steering:
     def facts(self, runtime: RuntimeFacts, config: Config, observed: Observed) -> RuntimeFacts:
         """``runtime`` with health and drains, as far as they concern this configuration."""
         checked = checks_of(config)
-        return replace(runtime, health=self._health(observed, checked), drains=frozenset(self._drains.load()))
+        return replace(runtime, health=self._health(observed, checked), drains=frozenset(self._drained(observed)))
+
+    def _drained(self, observed: Observed) -> dict[Drain, str]:
+        """What was asked for; of a file that does not say so any more the kernel knows what came of it."""
+        return self._drains.known(_drained(observed))
+
+    def mend(self, observed: Observed) -> None:
+        """Set a file aside that is no list of drains any more. Raises :class:`RevproxyError`."""
+        self._drains.mend(_drained(observed))
 
     def _health(self, observed: Observed, checked: Container[Target] | None) -> dict[Target, int]:
         """What the checker says; of targets it has not met, what the kernel says. Of one that is not checked nothing
@@ -104,7 +116,7 @@ class Steering:
         took. ``observed`` must not be unfinished. Raises :class:`RevproxyError`."""
         if not observed.exists:
             return 0
-        drains, health = frozenset(self._drains.load()), self._health(observed, self._checks)
+        drains, health = frozenset(self._drained(observed)), self._health(observed, self._checks)
         wanted = share.shares(share.endpoints(observed.state), health, drains)
         found = tuple(steering.operations(replace(observed.state, shares=wanted), observed))
         if found:
@@ -185,6 +197,7 @@ class Steering:
     def drain(self, wanted: Drain, observed: Observed) -> None:
         """No new connections to what ``wanted`` means, from now on and in a later process as well."""
         fresh = [each for each in self.meant(wanted) if not each.share.drained]
+        self.mend(observed)
         self._drains.add(wanted)
         self.steer(observed)
         for each in fresh:
@@ -192,6 +205,7 @@ class Steering:
 
     def undrain(self, wanted: Drain, observed: Observed) -> None:
         """New connections again. Also for a drained target that is in no proxy any more."""
+        self.mend(observed)
         drains = [drain for drain in self._drains.load() if overlap(drain, wanted)]
         if all(wanted.proxy not in (None, drain.proxy) for drain in drains):  # none that names what is meant
             self.meant(wanted)  # raises if there is no such target at all
@@ -211,7 +225,8 @@ class Steering:
     def draining(self, wanted: Drain, *, gone: bool = False) -> answers.Draining:
         """How far the targets are that ``wanted`` means. Nothing is left of one that the files no longer name, once its
         last connection has ended; ``gone``: that it may have is known."""
-        drains = self._drains.load()
+        live = self._live.targets()
+        drains = self._drains.known((each.proxy, each.endpoint) for each in live if each.share.drained)
         gone = gone or any(overlap(drain, wanted) for drain in drains)
         live = self._matching(wanted) if gone else self.meant(wanted)
         found = [
