@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from reconciler import answers, report, selection
 from reconciler.errors import ConfigError, RevproxyError
-from reconciler.runtime import savedplan, statedir
+from reconciler.runtime import leftbehind, savedplan, statedir
 from reconciler.runtime.attempts import Attempts
 from reconciler.runtime.commits import Commits
 from reconciler.runtime.configdir import ConfigDirectory
@@ -24,6 +24,7 @@ from reconciler.runtime.history import History
 from reconciler.runtime.housekeeping import Housekeeping
 from reconciler.runtime.knownrevision import KnownRevision
 from reconciler.runtime.lastgood import LastGood
+from reconciler.runtime.leftbehind import LeftBehind
 from reconciler.runtime.logger import Logger
 from reconciler.runtime.originals import Originals
 from reconciler.runtime.revisions import Revisions
@@ -71,6 +72,8 @@ class Engine:
         self.steering = Steering(places, live, self.events)
         self.archive = History(places)
         self._originals = Originals(places.state_dir / "sysctls.json")
+        self._left = LeftBehind(places.state_dir / leftbehind.FILE)
+        live.left = self._left.maps
         known = KnownRevision(live, self.archive)
         self._views = views = Views(self.files, live, self.steering, self._originals, known)
         self._commits = commits = Commits(views, places, self.archive, self.events)
@@ -219,6 +222,7 @@ class Engine:
     def down(self) -> answers.TakenDown:
         """Take everything of this instance out of the kernel."""
         originals = self._originals.read()
+        self._left.add(self.live.own_maps())
         removed = self.live.down(originals)
         self._originals.keep({}, originals)
         self.revisions.taken_down()

@@ -7,7 +7,7 @@ both take up where an interrupted call stopped. Each kernel-changing step is one
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -183,10 +183,15 @@ def stale(seen: ObservedAttachments, own: OwnPrograms) -> dict[int, str]:
     return found
 
 
-def unpinned(own: OwnPrograms, links: Mapping[int, Link] | None = None) -> frozenset[int]:
+def unpinned(
+    own: OwnPrograms,
+    links: Mapping[int, Link] | None = None,
+    left: Callable[[], frozenset[int]] = frozenset,
+) -> frozenset[int]:
     """Ids of XDP programs that are ours although no pin says so any more: they work with the maps of a filter that
-    bears the instance's name, on the same interface, or with those of the program that is pinned. (An interface was in
-    another namespace when it was exchanged.) ``links``: as just listed."""
+    bears the instance's name, on the same interface, or with those of the program that is pinned, or with some that
+    were ``left`` when everything was taken down. (An interface was in another namespace when it was exchanged.)
+    ``links``: as just listed."""
     found: set[int] = set()
     for ifindex, link in (list_links() if links is None else links).items():
         strange = set(link.xdp.values()) - own.ids
@@ -194,7 +199,7 @@ def unpinned(own: OwnPrograms, links: Mapping[int, Link] | None = None) -> froze
             filters = tc.query(ifindex, link.name)
             ours = [each.program.id for each in (filters.own(way, own) for way in Direction) if each and each.program]
             ours += [own.xdp.info.id] if own.xdp else []
-            maps = {number for each in ours for number in maps_of(each)}
+            maps = {number for each in ours for number in maps_of(each)} | left()
             found.update(number for number in strange if not maps.isdisjoint(maps_of(number)))
     return frozenset(found)
 

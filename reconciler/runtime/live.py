@@ -30,7 +30,7 @@ from reconciler.kernel import (
 from reconciler.kernel.context import Context
 from reconciler.kernel.finishing import carry_out
 from reconciler.kernel.gateway import Gateway
-from reconciler.kernel.identity import OwnPrograms
+from reconciler.kernel.identity import OwnPrograms, maps_of
 from reconciler.kernel.lastlook import RouteMemory
 from reconciler.kernel.maps import Maps
 from reconciler.kernel.observe import observe
@@ -88,6 +88,8 @@ class Live(LiveTables):
         self._manifest = b"", Manifest()
         self._seen: tuple[OwnPrograms, dict[int, links.Link]] | None = None
         """By an observation, for the facts that go with it."""
+        self.left: Callable[[], frozenset[int]] = frozenset
+        """Ids of maps that were ours until everything was taken down: a program that uses one is ours."""
         super().__init__(Maps(bpffs.locate(bpffs_dir) or bpffs_dir, self._gateway))
 
     def _take(self, maps: Maps) -> None:
@@ -177,7 +179,7 @@ class Live(LiveTables):
         """Our programs, those among them whose pins are gone."""
         own = self.programs.own(self.takeover.set_in_force)
         own = replace(own, former=own.former | (self.takeover.program_ids() - own.current))
-        return replace(own, former=own.former | links.unpinned(own, listed))
+        return replace(own, former=own.former | links.unpinned(own, listed, self.left))
 
     def facts(self, config: Config) -> HostFacts:
         """What the host is like, as far as this configuration asks. Right after :meth:`observe` our programs are what
@@ -190,7 +192,7 @@ class Live(LiveTables):
 
     def interfaces(self) -> list[tuple[Interface, links.InterfaceStatus]]:
         """Every interface: what it is, and what is attached to it."""
-        own = self.programs.own()
+        own = self._own()
         attached = links.observe_attachments(own).interfaces
         facts = host.host_facts((), (), own.ids).interfaces.values()
         return [(each, attached[each.ifindex]) for each in facts if each.ifindex in attached]
@@ -288,6 +290,11 @@ class Live(LiveTables):
         if provided != self.maps.root.parent:
             self.close()
             self._take(Maps(provided, self._gateway))
+
+    def own_maps(self) -> frozenset[int]:
+        """Ids of the maps that our XDP program works with; none where there is no such program."""
+        own = self.programs.own(self.takeover.set_in_force)
+        return maps_of(own.xdp.info.id) if own.xdp else frozenset()
 
     def down(self, originals: Mapping[str, tuple[str, str]] | None = None) -> tuple[str, ...]:
         """Detach, restore sysctls, unpin, whatever version of the programs put it there. Can be repeated; what was

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from reconciler.errors import Problem
 from reconciler.places import Places
-from reconciler.runtime import conditions, control, drains, originals, statefile
+from reconciler.runtime import conditions, control, drains, leftbehind, originals, statefile
 from reconciler.runtime.statefile import BrokenError
 
 _Files = Mapping[str, Callable[[Any], object]]
@@ -18,6 +18,7 @@ _JSON: Final[_Files] = {
     "control.json": control.decode,
     "conditions.json": conditions.decode,
     "sysctls.json": originals.decode,
+    leftbehind.FILE: leftbehind.decode,
 }
 
 
@@ -49,6 +50,7 @@ _LOST: Final = {
     "conditions.json": "the times in `status` are those since then",
     "drains.json": "what the kernel had drained still is; look whether there was more",
     "sysctls.json": "look whether `down` puts sysctls back as they were",
+    leftbehind.FILE: "look for our programs on interfaces that were in another namespace at `down`",
     "history.jsonl": "`history` begins anew",
     "last-good": "it is made anew by the next revision",
     "revisions": "`rollback` knows later revisions only",

@@ -79,6 +79,38 @@ def test_back_from_another_namespace_with_a_program_that_was_exchanged_meanwhile
     lab.proxy.ip("link delete other0")
 
 
+def test_back_from_another_namespace_where_it_was_when_all_was_taken_down(lab: Lab, instance: Instance) -> None:
+    """Our program is still on it, and neither in the way of the next one nor left by the next `down`."""
+
+    def program() -> int | None:
+        found = attached(lab)["other0"][0]
+        return found["prog"]["id"] if found else None
+
+    lab.proxy.ip("link add other0 type veth peer name far0", "link set other0 up", "link set far0 up")
+    text = config(lab).replace("proxies:", "settings: {xdp_mode: generic}\nproxies:")
+    there = lab.backends[0].namespace
+
+    def away_and_back() -> int | None:
+        instance.apply(text)
+        lab.proxy.ip(f"link set other0 netns {there.name}")
+        instance.ctl("down")
+        there.ip(f"link set other0 netns {lab.proxy.name}")
+        lab.proxy.ip("link set other0 up")
+        return program()
+
+    former = away_and_back()
+    assert former is not None
+    (told,) = [each for each in instance.json("interfaces") if each["name"] == "other0"]
+    assert told["conflicts"] == [], told
+    instance.apply(text)
+    assert program() not in (None, former)
+    instance.ctl("status")
+    assert away_and_back() is not None
+    instance.ctl("down")
+    assert program() is None
+    lab.proxy.ip("link delete other0")
+
+
 @pytest.mark.parametrize("interface", ["eth0", "eth1"])
 def test_down_and_up_again_connections_go_on(lab: Lab, instance: Instance, interface: str) -> None:
     instance.write(config(lab))

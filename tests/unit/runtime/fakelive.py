@@ -55,6 +55,9 @@ class FakeLive:
     def let_go(self) -> None:
         pass
 
+    def own_maps(self) -> frozenset[int]:
+        return frozenset((self.executed,)) if self.state.exists else frozenset()
+
     @property
     def limits(self) -> Limits:
         return map_limits()

@@ -20,7 +20,16 @@ from reconciler.state.objects import Endpoint, Share
 from reconciler.state.share import Drain
 from tests.unit.runtime.fakelive import TARGET, FakeLive, write
 
-FILES = ("control.json", "conditions.json", "drains.json", "sysctls.json", "history.jsonl", "last-good", "revisions")
+FILES = (
+    "control.json",
+    "conditions.json",
+    "drains.json",
+    "sysctls.json",
+    "left.json",
+    "history.jsonl",
+    "last-good",
+    "revisions",
+)
 
 
 def _content(text: bytes) -> Callable[[Path], object]:
