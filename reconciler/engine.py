@@ -31,6 +31,7 @@ from reconciler.runtime.revisions import Revisions
 from reconciler.runtime.standing import Standing
 from reconciler.runtime.steer import Steering
 from reconciler.runtime.views import Views
+from reconciler.state import touched
 from reconciler.state.desired import Causes
 
 if TYPE_CHECKING:
@@ -116,16 +117,28 @@ class Engine:
     def plan(self) -> answers.PlanAnswer:
         """What :meth:`apply` would do."""
         view = self._views.compared()
-        planned = self._planned(view)
+        planned = self._counted(view, self._planned(view))
         return report.plan(planned.plan, view.warnings) if planned else answers.PlanAnswer(warnings=view.warnings)
 
     def saved_plan(self) -> answers.SavedPlan:
         """What :meth:`apply` would do, to be given to it later."""
         view = self._views.compared()
-        return savedplan.save(view, self._planned(view), self.live.tag)
+        return savedplan.save(view, self._counted(view, self._planned(view)), self.live.tag)
 
     def _planned(self, view: View) -> Planned | None:
         return self._commits.plan(view) if view.changes else None
+
+    def _counted(self, view: View, planned: Planned | None) -> Planned | None:
+        """With the connections that only a look at each of them can tell are touched."""
+        if planned is None or view.delta is None:
+            return planned
+        names = touched.in_part(view.delta)
+        found = [each for each in planned.plan.touched if each.proxy not in names]
+        states = view.desired.state, view.observed.state
+        for name in names:
+            found += touched.one_by_one(name, self.live.seen(name), view.delta, *states)
+        ordered = sorted(found, key=lambda each: (each.proxy, each.target))
+        return replace(planned, plan=replace(planned.plan, touched=tuple(ordered)))
 
     # -- applying ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from reconciler import answers
 from reconciler.kernel import connections, connlines, counters
 from reconciler.kernel.arrays import Array
 from reconciler.kernel.busy import busy
-from reconciler.kernel.connections import Ended
+from reconciler.kernel.connections import Connection, Ended
 from reconciler.kernel.conntable import VERSIONS
 from reconciler.kernel.flushing import Flusher
 from reconciler.kernel.maps import Maps
@@ -101,6 +101,10 @@ class LiveTables:
         if not self._reopened():
             return iter(())
         return connlines.lines(connections.listing(self.maps, query, sort=sort, limit=limit))
+
+    def seen(self, proxy: str) -> list[Connection]:
+        """The live connections of a proxy."""
+        return connections.connections(self.maps, Query(proxy=proxy)) if self._reopened() else []
 
     def use(self) -> tuple[Mapping[int, int], answers.TableUse]:
         """Live connections by target id, and how full the tables are."""

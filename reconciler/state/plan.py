@@ -49,17 +49,7 @@ from reconciler.state.operations import (
     Switch,
 )
 from reconciler.state.routes import uses
-
-
-@dataclass(frozen=True, slots=True)
-class Touched:
-    """Live connections of a target that a plan takes something away from."""
-
-    proxy: str
-    target: str
-    connections: int
-
-    fate = "stay where they are until they end"
+from reconciler.state.touched import Touched, by_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +134,7 @@ def make_plan(
         finish=tuple(finish),
         base=said,
         revision=recorded,
-        touched=_touched(delta, desired.state, observed.state, runtime),
+        touched=by_target(delta, desired.state, observed.state, runtime),
     )
 
 
@@ -414,35 +404,3 @@ def _free_idle(state: KernelState, observed: Observed, runtime: RuntimeFacts, nu
         if there & ~needed:
             there |= wanted.get(port, 0)  # opened by the same plan
             yield ClosePort(port, there, there & needed)
-
-
-# -- connections ---------------------------------------------------------------------------------------------------
-
-
-def _touched(delta: Delta, new: KernelState, old: KernelState, runtime: RuntimeFacts) -> tuple[Touched, ...]:
-    """Live connections whose target would not be chosen again by what chose it, or whose proxy goes, or listens on
-    nothing any more that it has listened on. (Of one of several listeners nobody has counted them.)"""
-    gone = {name for name, (_, after) in delta.proxies.items() if after is None}
-    leaves = {before for before, after in delta.listeners.values() if before is not None and before != after}
-    if leaves:
-        gone |= leaves - {
-            name for key, name in old.listeners.items() if name in leaves and new.listeners.get(key) == name
-        }
-    leaving: set[tuple[str, str]] = set()
-    for name, pair in delta.proxies.items():
-        for before, after in zip(*((p.default4, p.default6) if p else (None, None) for p in pair), strict=True):
-            leaving.update((name, endpoint) for endpoint in _leaving(before, after))
-    for key, (was, will) in delta.routes.items():
-        leaving.update((key.proxy, endpoint) for endpoint in _leaving(was, will))
-    return tuple(
-        Touched(proxy, target, count)
-        for (proxy, target), count in sorted(runtime.connections.items())
-        if count and (proxy in gone or (proxy, target) in leaving)
-    )
-
-
-def _leaving(before: Destination | None, after: Destination | None) -> set[str]:
-    if before is None or before is after:
-        return set()
-    stay = {endpoint for endpoint, weight in after.members if weight} if after else set()
-    return {str(endpoint) for endpoint, _ in before.members if endpoint not in stay}

@@ -131,6 +131,10 @@ class FakeLive:
     def connections(self, *filters: object) -> tuple[object, ...]:
         return filters
 
+    def seen(self, proxy: str) -> list[object]:
+        del proxy
+        return []
+
     def use(self) -> tuple[dict[int, int], TableUse]:
         return dict.fromkeys(self.state.allocation.targets.values(), 5), TableUse(5, 100)
 

@@ -15,7 +15,7 @@ from reconciler.state.objects import (
     Revision,
     XdpMode,
 )
-from reconciler.state.plan import Touched
+from reconciler.state.touched import Touched
 from tests.unit.state.build import (
     WEB,
     applied,
