@@ -28,6 +28,7 @@ from reconciler.errors import RevproxyError
 from reconciler.places import READ_SOCKET
 from reconciler.runtime import savedplan
 from reconciler.runtime.events import Events
+from reconciler.runtime.logger import Logger
 from reconciler.runtime.webguard import Factory
 from reconciler.runtime.webserver import Site, WebServer
 from reconciler.selection import event_kinds
@@ -88,6 +89,12 @@ Submit = Callable[[Callable[[], Any]], "Future[Any]"]
 """Runs a function on the worker and gives its result later."""
 
 
+_Identity = tuple[int, int] | None
+"""Of a file; None: there is none."""
+
+_log = Logger("api")
+
+
 class Server:
     """Listens on ``path`` until :meth:`stop`. ``submit`` brings calls to the worker's thread. Members of ``read_group``
     may ask, and change nothing, on a socket of their own beside it."""
@@ -118,6 +125,7 @@ class Server:
         self._special = {**self._special, **Counting(commands, self._reader, self._call).handlers}
         self._read_path, self._read_group = path.with_name(READ_SOCKET), read_group
         sites: list[Site] = [(self._application, self._listen)]
+        self._made: dict[Path, _Identity] = {}  # in the order of the sites
         if read_group is not None:
             sites.append((self._reading, self._listen_for_readers))
         self._web = WebServer("api", sites, self._ending)
@@ -137,15 +145,32 @@ class Server:
         if self._read_group is not None:
             self._read_path.unlink(missing_ok=True)
 
+    def tend(self) -> None:
+        """Make sockets again that somebody has removed, or has put something else in place of. Raises
+        :class:`RevproxyError` if one can't be made."""
+        for site, (path, made) in enumerate(self._made.items()):
+            if _identity(path) == made:
+                continue
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+                self._web.listen_again(site)
+            except OSError as error:
+                raise RevproxyError(f"{error.filename or path}: {error.strerror or error}") from error
+            _log.warning("socket_made_again", path=str(path))
+
     def _ending(self) -> None:
         self._streams.end()
         self._reader.end()
 
     async def _listen(self, factory: Factory) -> asyncio.AbstractServer:
-        return await asyncio.get_running_loop().create_unix_server(factory, sock=listen(self._path))
+        return await self._listening(self._path, None, factory)
 
     async def _listen_for_readers(self, factory: Factory) -> asyncio.AbstractServer:
-        listener = listen(self._read_path, self._read_group)
+        return await self._listening(self._read_path, self._read_group, factory)
+
+    async def _listening(self, path: Path, group: int | None, factory: Factory) -> asyncio.AbstractServer:
+        listener = listen(path, group)
+        self._made[path] = _identity(path)
         return await asyncio.get_running_loop().create_unix_server(factory, sock=listener)
 
     # -- routes --------------------------------------------------------------------------------------------
@@ -279,6 +304,14 @@ def listen(path: Path, group: int | None = None) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _identity(path: Path) -> _Identity:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _give(path: Path, group: int) -> None:

@@ -18,6 +18,7 @@ from reconciler.daemon import memory
 from reconciler.daemon.commands import DaemonCommands
 from reconciler.errors import KernelError, RevproxyError
 from reconciler.places import Places, instance_lock
+from reconciler.runtime.logger import Logger
 
 if TYPE_CHECKING:
     from reconciler.api.server import Server
@@ -36,6 +37,8 @@ RECORD_SEC: Final = 1.0
 _LOCK_WAIT_SEC: Final = 10.0  # a command at work ends within that
 _PULSE_SEC: Final = 5.0  # a sixth of the unit's WatchdogSec
 _STUCK_SEC: Final = 180.0  # a compilation may take two minutes; systemd is not told of a life longer than this
+
+_log = Logger("daemon")
 
 
 class _EndingError(RevproxyError):
@@ -60,6 +63,7 @@ class Daemon:
         self._access_log_target = access_log
         self._access_log: AccessLog | None = None
         self._end = threading.Event()
+        self._no_socket = ""
 
     def run(self) -> None:
         """Take the lock, reconcile, serve. Raises :class:`RevproxyError` if it can't start or can't detach."""
@@ -79,6 +83,7 @@ class Daemon:
                 while not self._end.wait(_PULSE_SEC):
                     if self._worker.busy_sec < _STUCK_SEC:
                         self._notifier.alive()
+                    self._tend_sockets()
                 log.info("daemon_stopping")
                 self._notifier.stopping()
             # Everything that could give the worker a reason has ended, and the worker has.
@@ -125,7 +130,7 @@ class Daemon:
         self._follow_files(parts, engine)
         self._follow_network(parts, engine)
         self._check_health(parts, engine)
-        server = self._server(engine, loop)
+        self._api = server = self._server(engine, loop)
         self._worker.wake("start")
         self._worker.start()
         parts.callback(self._worker.stop)
@@ -153,6 +158,16 @@ class Daemon:
             ),
             Timer("resync", self._resync_sec, lambda: self._worker.wake("resync"), rest_sec=resync.rest_sec),
         )
+
+    def _tend_sockets(self) -> None:
+        """Told once, not every few seconds, if one can't be made again."""
+        try:
+            self._api.tend()
+            self._no_socket = ""
+        except RevproxyError as error:
+            if str(error) != self._no_socket:
+                self._no_socket = str(error)
+                _log.error("socket_not_made_again", error=str(error))
 
     def _server(self, engine: Engine, loop: Loop) -> Server:
         """Of the API, not started yet."""

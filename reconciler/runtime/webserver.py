@@ -35,6 +35,7 @@ class WebServer:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._started: Future[None] = Future()
+        self._servers: list[tuple[asyncio.AbstractServer, Guards]] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -47,6 +48,16 @@ class WebServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
+
+    def listen_again(self, site: int) -> None:
+        """Where the place of a site (its number) has gone; what is being answered is not disturbed. Raises
+        :class:`OSError` if it can't listen."""
+        asyncio.run_coroutine_threadsafe(self._listen_again(site), self._loop).result()
+
+    async def _listen_again(self, site: int) -> None:
+        former, factory = self._servers[site]
+        self._servers[site] = await self._sites[site][1](factory), factory
+        former.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -61,7 +72,6 @@ class WebServer:
 
     async def _serve(self) -> None:
         runners: list[web.AppRunner] = []
-        servers: list[asyncio.AbstractServer] = []
         try:
             for make, listen in self._sites:
                 application, made = make(), []  # type: tuple[web.Application, list[Guards]]
@@ -78,12 +88,12 @@ class WebServer:
                 await runner.setup()
                 assert runner.server is not None
                 made.append(Guards(runner.server))
-                servers.append(await listen(made[0]))
+                self._servers.append((await listen(made[0]), made[0]))
             self._started.set_result(None)
             await self._stop.wait()
         finally:
             self._ending()
-            for server in servers:
+            for server, _ in self._servers:
                 server.close()
             for runner in runners:
                 # Before aiohttp 3.9 cleaning up waits for answers on sites of its own alone, and here are none.

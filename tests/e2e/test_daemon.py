@@ -492,3 +492,13 @@ def test_on_the_command_line_alone(lab: Lab, instance: Instance) -> None:
     assert found["proxies"][0]["listen"] == [f"{lab.proxy4}:80/tcp"]
     assert all({"event", "level", "timestamp"} <= each.keys() for each in events(instance))
     assert list(instance.config_dir.iterdir()) == []
+
+
+def test_a_socket_that_somebody_has_removed_is_made_again(lab: Lab, instance: Instance) -> None:
+    instance.write(web(f"{lab.backends[0].ip4}:{HTTP_PORT}"))
+    daemon = instance.start_daemon()
+    socket = instance.run_dir / "revproxyd.sock"
+    socket.unlink()
+    wait_for(socket.exists, "the socket", timeout_sec=15)
+    instance.ctl("status")
+    assert "socket_made_again" in daemon.output()
