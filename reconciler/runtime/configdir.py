@@ -12,7 +12,7 @@ from reconciler.errors import ConfigError, Problem
 from reconciler.runtime import clock
 from reconciler.runtime.git import commit_of
 from reconciler.runtime.signed import Signatures
-from reconciler.runtime.snapshot import Fingerprints, Standing, index_lock, settle
+from reconciler.runtime.snapshot import Fingerprints, Standing, index_lock, settle, standing
 from reconciler.runtime.view import HeldError
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class ConfigDirectory:
                 raise ConfigError([Problem(str(self._path), 0, 0, "", "the files never stop changing")])
             found.append(self._read())
 
-        self.read_fingerprint = settle(self.fingerprints, sleep=self._sleep, read=read).hex()
+        def whole() -> bool:
+            return self._is_commit(found[-1], standing(self._path))
+
+        self.read_fingerprint = settle(self.fingerprints, sleep=self._sleep, read=read, whole=whole).hex()
         if self.fingerprints.outlasted:
             self._hold_mixed(found[-1], self.fingerprints.outlasted[0])
         if isinstance(found[-1], ConfigError):
@@ -63,15 +66,20 @@ class ConfigDirectory:
     def _hold_mixed(self, found: Config | ConfigError, locks: Standing) -> None:
         """Raise :class:`HeldError` for files that a git may have left half way, unless they are those of the commit
         that is checked out, all of them."""
-        if isinstance(found, Config) and [lock for lock, _ in locks] == [index_lock(self._path)]:
-            commit = commit_of(self._path, {os.path.basename(file.path): file.content for file in found.files})  # noqa: PTH119
-            if commit and not commit.dirty:
-                return
+        if self._is_commit(found, locks):
+            return
         problems = [
             Problem(str(lock), 0, 0, "", f"stands since {clock.of_ns(identity[3])}: {_MIXED.format(lock=lock)}")
             for lock, identity in locks
         ]
         raise HeldError([*problems, *(found.problems if isinstance(found, ConfigError) else ())])
+
+    def _is_commit(self, found: Config | ConfigError, locks: Standing) -> bool:
+        """The files are all of the commit that is checked out, and nobody else's lock stands than that of its tree."""
+        if not isinstance(found, Config) or not {lock for lock, _ in locks} <= {index_lock(self._path)}:
+            return False
+        commit = commit_of(self._path, {os.path.basename(file.path): file.content for file in found.files})  # noqa: PTH119
+        return commit is not None and not commit.dirty
 
     def _read(self) -> Config | ConfigError:
         """The files as they are now."""

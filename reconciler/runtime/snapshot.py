@@ -152,6 +152,7 @@ def settle(
     lock_patience_sec: float = LOCK_PATIENCE_SEC,
     sleep: Callable[[float], None] = time.sleep,
     read: Callable[[], None] | None = None,
+    whole: Callable[[], bool] = lambda: False,
     seen: bytes | None = None,
 ) -> bytes:
     """Wait until the files can be read as one, and give their fingerprint.
@@ -164,10 +165,12 @@ def settle(
     another answer, and as long as lock and files are the same it is not waited for again.
 
     ``sleep`` may raise to end the waiting. ``read`` is called before the second of the two: what it finds then is that
-    of the fingerprint, once this returns. ``seen``: the first one, taken just now.
+    of the fingerprint, once this returns. ``whole``: what it has found last is all of one commit, and so not a part of
+    a checkout, whatever git is at; then a lock is not waited for either. ``seen``: the first one, taken just now.
     """
     directory, beside = fingerprints.directory, fingerprints.beside
     seen, since = seen or fingerprints.take(), time.monotonic()
+    asked: bytes | None = None
     while True:
         locks = standing(directory)
         unchanged_sec = time.monotonic() - since
@@ -175,11 +178,14 @@ def settle(
             unchanged_sec = max(unchanged_sec, (time.time_ns() - fingerprints.newest_ns) / 1e9)
         untouched = seen == fingerprints.unlocked
         known = untouched or (locks, seen) in (fingerprints.outlasted, beside.outlasted if beside else None)
-        if unchanged_sec >= (quiet_sec if not locks else 0.0 if known else lock_patience_sec):
+        patience_sec = quiet_sec if not locks else 0.0 if known else lock_patience_sec
+        early = unchanged_sec < patience_sec and bool(locks) and unchanged_sec >= quiet_sec and asked != seen
+        if early or unchanged_sec >= patience_sec:
+            asked = seen
             if read:
                 read()
             again = fingerprints.take()
-            if again == seen and (locks or not standing(directory)):
+            if again == seen and (whole() if early else locks or not standing(directory)):
                 fingerprints.outlasted = (locks, seen) if locks and not untouched else None
                 fingerprints.unlocked = fingerprints.unlocked if locks else seen
                 return seen

@@ -121,6 +121,33 @@ def test_whole_commits_and_what_was_read_before_are_not_held(
         Engine(places, live=live).apply()  # type: ignore[arg-type]
 
 
+def test_a_lock_is_not_waited_for_where_the_files_are_all_of_a_commit(
+    tree: Path, places: Places, live: FakeLive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that has not seen them before. Half a minute it would be for each command without a daemon."""
+    monkeypatch.setattr(settle, "__kwdefaults__", {**settle.__kwdefaults__, "lock_patience_sec": 1e9})
+    (tree / ".git" / "index.lock").touch()
+    Engine(places, live=live).apply()  # type: ignore[arg-type]
+    assert live.state.revision.number == 1
+
+    class WaitedError(Exception):
+        pass
+
+    def sleep(_seconds: float) -> None:
+        slept.append(_seconds)
+        if len(slept) > 20:
+            raise WaitedError
+
+    for path, text in ((tree / "a.yaml", TEXT.format(port=8081)), (tree / "c.yaml", "")):  # half of the other; one more
+        slept: list[float] = []
+        before = path.read_text() if path.exists() else None
+        path.write_text(text)
+        with pytest.raises(WaitedError):
+            Engine(places, live=live, sleep=sleep).apply()  # type: ignore[arg-type]
+        path.unlink() if before is None else path.write_text(before)
+    assert live.state.revision.number == 1
+
+
 def test_the_lock_of_the_tree_that_a_file_leads_into_counts(tree: Path, tmp_path: Path) -> None:
     directory = tmp_path / "links"
     directory.mkdir()
